@@ -1,0 +1,1 @@
+"""Data preparation scripts of RecGPT; each is importable and has --help."""

@@ -1,0 +1,95 @@
+"""The tokenizer's decoder: a small transformer that rebuilds an item embedding from its four quantized slices."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.fsq import CODES_PER_ITEM
+
+HEADS = 8
+DROPOUT = 0.2
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; `linear_layers` are query, key and value, as the release names them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.linear_layers = nn.ModuleList(nn.Linear(width, width) for _ in range(3))
+        self.output_linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, K, width) -> (N, K, width)."""
+        query, key, value = (
+            linear(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)  # (N, heads, K, width / heads)
+            for linear in self.linear_layers
+        )
+        mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=DROPOUT if self.training else 0.0)
+        return self.output_linear(mixed.transpose(1, 2).flatten(2))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU and dropout between them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.w_1 = nn.Linear(width, 4 * width)
+        self.w_2 = nn.Linear(4 * width, width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, K, width) -> (N, K, width)."""
+        return self.w_2(self.dropout(F.gelu(self.w_1(x))))
+
+
+class Residual(nn.Module):
+    """Pre-norm residual connection around a sublayer; holds the norm under the release's name."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor, sublayer: nn.Module) -> Tensor:
+        """x + dropout(sublayer(norm(x))), shape kept."""
+        return x + self.dropout(sublayer(self.norm(x)))
+
+
+class TransformerLayer(nn.Module):
+    """Attention and feed-forward, both pre-norm, with dropout on the output."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.attention = Attention(width)
+        self.feed_forward = FeedForward(width)
+        self.input_sublayer = Residual(width)
+        self.output_sublayer = Residual(width)
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, K, width) -> (N, K, width)."""
+        x = self.input_sublayer(x, self.attention)
+        x = self.output_sublayer(x, self.feed_forward)
+        return self.dropout(x)
+
+
+class Decoder(nn.Module):
+    """(N, K, E/K) quantized slices -> (N, E) reconstruction, read off the last of the K positions."""
+
+    def __init__(self, embedding_width: int):
+        super().__init__()
+        width = embedding_width // CODES_PER_ITEM
+        self.position_emb = nn.Embedding(CODES_PER_ITEM, width)
+        self.dropout = nn.Dropout(0.1)
+        self.transformer_layers = nn.ModuleList(TransformerLayer(width) for _ in range(2))
+        self.linear_layer = nn.Sequential(
+            nn.Linear(width, embedding_width), nn.ReLU(), nn.Linear(embedding_width, embedding_width)
+        )
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """(N, K, E/K) float -> (N, E) float."""
+        positions = torch.arange(CODES_PER_ITEM, device=quantized.device)
+        x = self.dropout(quantized + self.position_emb(positions))
+        for layer in self.transformer_layers:
+            x = layer(x)
+        return self.linear_layer(x[:, -1])

@@ -1,0 +1,1 @@
+"""Shared parts of RecGPT; see README.md, "Locating the code"."""

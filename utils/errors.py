@@ -1,0 +1,8 @@
+"""The one exception for bad usage and bad input."""
+
+
+class InputError(Exception):
+    """Something the user can mend: the message names the place, what was found, what was expected and the remedy.
+
+    Scripts print the message without a traceback and exit with code 2 (see `utils.cli.run`).
+    """

@@ -1,0 +1,184 @@
+"""Reading files from others as data only, and writing files whole or not at all."""
+
+import contextlib
+import errno
+import gzip
+import json
+import os
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from utils.errors import InputError
+
+# What a pickle of plain containers and numpy arrays may ask for. Everything else is refused before it is looked up.
+ALLOWED_GLOBALS = {
+    ("collections", "OrderedDict"),
+    ("collections", "defaultdict"),
+    ("builtins", "dict"),
+    ("builtins", "list"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "int"),
+    ("builtins", "bytearray"),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("_codecs", "encode"),
+    *(
+        (f"numpy.{core}.{module}", name)
+        for core in ("core", "_core")
+        for module, name in (
+            ("multiarray", "_reconstruct"),
+            ("multiarray", "scalar"),
+            ("numeric", "_frombuffer"),
+        )
+    ),
+}
+
+
+class PlainUnpickler(pickle.Unpickler):
+    """Unpickles plain containers, numbers, strings and numpy arrays; refuses every other class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Look up a name the pickle asks for, if it is on the list."""
+        if (module, name) not in ALLOWED_GLOBALS:
+            raise ForbiddenGlobalError(f"{module}.{name}")
+        return super().find_class(module, name)
+
+
+class ForbiddenGlobalError(Exception):
+    """A pickle asked for something that is not plain data."""
+
+
+def require_file(path: str | Path, remedy: str) -> Path:
+    """The path if it is a file; otherwise InputError with the remedy (which script makes or fetches it)."""
+    path = Path(path)
+    if not path.is_file():
+        found = "is a directory" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {found}; a file was expected here. {remedy}")
+    return path
+
+
+def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str) -> Any:
+    """Load a pickle of plain containers and numpy arrays (release layout), executing nothing from it.
+
+    Raises:
+        InputError: missing, truncated or corrupt file, a forbidden class, or not an object of type `expected`.
+    """
+    path = require_file(path, remedy)
+    try:
+        with path.open("rb") as file:
+            loaded = PlainUnpickler(file).load()
+    except ForbiddenGlobalError as error:
+        raise InputError(
+            f"{path} asks for {error}, which is neither a plain container nor numpy: refused, nothing was executed. "
+            "Use a file from a source you trust, saved as plain dicts, lists and arrays."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise InputError(
+            f"{path} is not a whole pickle file ({type(error).__name__}: {error}); it is truncated or corrupt. {remedy}"
+        ) from error
+    if not isinstance(loaded, expected):
+        names = expected.__name__ if isinstance(expected, type) else " or ".join(kind.__name__ for kind in expected)
+        raise InputError(f"{path} holds a {type(loaded).__name__}, expected a {names}. {remedy}")
+    return loaded
+
+
+def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
+    """Memory-map a two-dimensional floating-point `.npy`, e.g. item embeddings (N, E); no copy is made.
+
+    Raises:
+        InputError: missing or damaged file, or not a two-dimensional array of floats.
+    """
+    path = require_file(path, remedy)
+    try:
+        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{path} is not a whole .npy array ({error}); it is truncated or corrupt. {remedy}") from error
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
+        found = f"shape {matrix.shape}, {matrix.dtype}" if isinstance(matrix, np.ndarray) else "an archive"
+        raise InputError(f"{path} holds {found}, expected a floating-point matrix (items, width). {remedy}")
+    return matrix
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a JSON object written beside another file; a damaged one is an InputError that names it."""
+    try:
+        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not readable JSON ({error}). Delete it, or restore it from a backup.") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path} holds a JSON {type(loaded).__name__}, expected an object. Delete or restore it.")
+    return loaded
+
+
+def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number from 1, object) of a JSON-lines file, gzip-compressed when it ends in `.gz`.
+
+    Raises:
+        InputError: missing or damaged file, or a line that is not a JSON object; names the line.
+    """
+    path = require_file(path, remedy)
+    opener = gzip.open if path.suffix == ".gz" else open
+    number = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if not line.strip():
+                    continue
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise InputError(
+                        f"{path}, line {number}: found a JSON {type(record).__name__}, expected an object."
+                    )
+                yield number, record
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}, after line {number}: cannot be read ({error}). {remedy}") from error
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
+    """Open a file that appears under its name only when it is whole: written beside, synced, then renamed.
+
+    On any failure, a full disk included, what was written is removed and an older file of that name is kept.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException as error:
+        partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise InputError(f"{path}: no space left on the device. Free some space and run again.") from error
+        raise
+
+
+def save_pickle(path: str | Path, value: Any) -> None:
+    """Write a pickle atomically."""
+    with atomic_write(path) as file:
+        pickle.dump(value, file, protocol=4)
+
+
+def save_matrix(path: str | Path, matrix: np.ndarray) -> None:
+    """Write a `.npy` atomically."""
+    with atomic_write(path) as file:
+        np.save(file, matrix, allow_pickle=False)
+
+
+def save_json(path: str | Path, value: dict[str, Any]) -> None:
+    """Write an indented JSON object atomically."""
+    with atomic_write(path, "w") as file:
+        json.dump(value, file, indent=1, ensure_ascii=False)
+        file.write("\n")
