@@ -27,7 +27,7 @@ class FSQ(nn.Module):
         half = (levels - 1) * (1 - 1e-3) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
         # Derived from LEVELS, so not part of a checkpoint.
-        self.register_buffer("half", half, persistent=False)
+        self.register_buffer("half_range", half, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("shift", torch.tan(offset / half), persistent=False)
         self.register_buffer("half_width", levels // 2, persistent=False)
@@ -36,7 +36,7 @@ class FSQ(nn.Module):
 
     def bound(self, z: Tensor) -> Tensor:
         """Squash (..., 5) real numbers into the range of each level, before rounding."""
-        return torch.tanh(z + self.shift) * self.half - self.offset
+        return torch.tanh(z + self.shift) * self.half_range - self.offset
 
     def quantize(self, z: Tensor) -> Tensor:
         """Round (..., 5) real numbers to normalised codes in [-1, 1]; the gradient passes straight through."""

@@ -1,0 +1,278 @@
+"""Train the item tokenizer: an autoencoder whose bottleneck is four FSQ codes.
+
+    python ae_trainer.py --embeddings data/mine/item_text_embeddings.npy --output vae_ckpt
+    python ae_trainer.py --embeddings a.npy b.npy --epoch 100 --resume
+
+Writes OUTPUT/vae_len4_fsq88865_ep0.pt, _ep10.pt, … and the last epoch, in the release's form, each with the codebook
+and collision report as JSON beside it. The default start is from the data, because a plain initialisation maps
+unit-norm embeddings, whose entries are near 0.05, to one code: --init plain is the published start.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from decoder import HEADS, Decoder
+from encoder import Encoder
+from utils.checkpoint import fill_module, load_state, save_state
+from utils.cli import parser, positive_int, run
+from utils.data import epoch_batches
+from utils.errors import InputError
+from utils.files import atomic_write, load_matrix
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
+from utils.util import add_device_flags, pick_device, set_seed
+
+NAME = "vae_len4_fsq88865"
+DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
+CHECKPOINT_EVERY = 10  # epochs
+START_SAMPLE = 50_000  # items that the starting directions are computed from
+REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
+
+
+class AutoEncoder(nn.Module):
+    """Embedding -> four slices -> four codes -> embedding; the trained quantizer is the tokenizer."""
+
+    def __init__(self, embedding_width: int):
+        super().__init__()
+        self.encoder = Encoder()
+        self.quantizer = FSQ(embedding_width // CODES_PER_ITEM)
+        self.decoder = Decoder(embedding_width)
+        self.embedding_width = embedding_width
+
+    def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, E) float -> reconstruction (N, E) float and codes (N, K) int64."""
+        quantized, codes = self.quantizer(self.encoder(embeddings))
+        return self.decoder(quantized), codes
+
+    @torch.inference_mode()
+    def tokenize(self, embeddings: np.ndarray, source: str = "the embeddings", batch_size: int = 8192) -> np.ndarray:
+        """Codes (N, K) int16 of item embeddings (N, E), read batch by batch.
+
+        Raises:
+            InputError: another width than the tokenizer's, or an embedding that is not finite.
+        """
+        if embeddings.shape[1] != self.embedding_width:
+            raise InputError(
+                f"{source}: embeddings are {embeddings.shape[1]} wide, the tokenizer expects {self.embedding_width}. "
+                "Use the encoder it was trained with, or train a tokenizer on these (ae_trainer.py)."
+            )
+        device = self.quantizer.project_in.weight.device
+        codes = np.empty((len(embeddings), CODES_PER_ITEM), dtype=np.int16)
+        for start in range(0, len(embeddings), batch_size):
+            batch = np.asarray(embeddings[start : start + batch_size], dtype=np.float32)
+            check_finite(batch, start, source)
+            _, found = self.quantizer(self.encoder(torch.from_numpy(batch).to(device)))
+            codes[start : start + len(batch)] = found.cpu().numpy()
+        return codes
+
+    @torch.no_grad()
+    def start_from(self, embeddings: np.ndarray) -> None:
+        """Point `project_in` along five principal directions of the slices (n, E), each scaled to unit variance.
+
+        The four slices share one quantizer but have different means. Directions that differ between those means are
+        left out, so that every slice is spread over the levels around their middle.
+        """
+        slices = self.encoder(torch.from_numpy(embeddings).double())  # (n, K, E/K)
+        slice_means = slices.mean(0)  # (K, E/K)
+        mean = slice_means.mean(0)
+        between = torch.linalg.svd(slice_means - mean, full_matrices=False).Vh[: CODES_PER_ITEM - 1]  # (K - 1, E/K)
+        centred = (slices - slice_means).flatten(0, 1)  # (n * K, E/K)
+        centred = centred - centred @ between.T @ between
+        variance, directions = torch.linalg.eigh(torch.cov(centred.T))  # ascending
+        scale = variance[-len(LEVELS) :].clamp(min=1e-12).rsqrt()
+        weight = (directions[:, -len(LEVELS) :] * scale).T.flip(0)  # (5, E/K), the widest direction first
+        self.quantizer.project_in.weight.copy_(weight)
+        self.quantizer.project_in.bias.copy_(-(weight @ mean))
+
+    def fingerprint(self) -> str:
+        """Sixteen hexadecimal digits that change with any code: a hash of `project_in`."""
+        digest = hashlib.sha256()
+        for parameter in self.quantizer.project_in.parameters():
+            digest.update(parameter.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+
+def check_finite(batch: np.ndarray, first_row: int, source: str) -> None:
+    """InputError naming the first row of (n, E) float that holds NaN or infinity."""
+    finite = np.isfinite(batch).all(axis=1)
+    if not finite.all():
+        raise InputError(
+            f"{source}, row {first_row + int(np.argmin(finite))}: the embedding holds NaN or infinity. "
+            "Encode this item's text again (data_processing/TextEncoder_batch.py)."
+        )
+
+
+def check_width(width: int, source: str | Path) -> None:
+    """InputError unless four slices of `width` divide by the decoder's eight heads."""
+    if width % (CODES_PER_ITEM * HEADS):
+        raise InputError(
+            f"{source}: embeddings are {width} wide, expected a multiple of {CODES_PER_ITEM * HEADS} "
+            f"({CODES_PER_ITEM} slices, {HEADS} heads). Choose a sentence encoder of such a width."
+        )
+
+
+def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
+    """The tokenizer of a checkpoint, in evaluation mode; the encoder weights that the release carries are dropped.
+
+    Raises:
+        InputError: missing or damaged file, or not a tokenizer.
+    """
+    state = {name: value for name, value in load_state(path).items() if not name.startswith("encoder.")}
+    if "quantizer.project_in.weight" not in state:
+        raise InputError(f"{path} holds no tokenizer (quantizer.project_in is missing). Give a file of ae_trainer.py.")
+    width = state["quantizer.project_in.weight"].shape[1] * CODES_PER_ITEM
+    check_width(width, path)
+    tokenizer = AutoEncoder(width)
+    fill_module(tokenizer, state, path)
+    return tokenizer.to(device).eval()
+
+
+def codebook_report(codes: np.ndarray, embeddings: np.ndarray | None = None) -> dict[str, Any]:
+    """How well codes (N, K) tell items apart; with embeddings (N, E), how well they tell distinct ones apart.
+
+    Returns:
+        codes_used of 15,360; perplexity of the code distribution; collisions: items that share all four codes with
+        another; distinct_share: share of distinct embeddings whose four codes no other distinct embedding has.
+    """
+    counts = np.bincount(codes.ravel(), minlength=CODEBOOK_SIZE)
+    share = counts[counts > 0] / max(1, counts.sum())
+    _, sharing = np.unique(codes, axis=0, return_counts=True)
+    report = {
+        "items": len(codes),
+        "codes_used": int((counts > 0).sum()),
+        "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 1),
+        "collisions": int(sharing[sharing > 1].sum()),
+    }
+    if embeddings is not None and len(embeddings):
+        rows = np.ascontiguousarray(embeddings).view(np.dtype((np.void, embeddings.shape[1] * embeddings.itemsize)))
+        _, first = np.unique(rows.ravel(), return_index=True)
+        _, sharing = np.unique(codes[first], axis=0, return_counts=True)
+        report["distinct_share"] = round(float((sharing == 1).sum() / len(first)), 4)
+    return report
+
+
+def describe(report: dict[str, Any]) -> str:
+    """One line for a codebook report."""
+    line = "{items} items: {codes_used} of 15360 codes in use, perplexity {perplexity}, {collisions} in collisions"
+    distinct = ", {distinct_share:.2%} of distinct embeddings have codes of their own"
+    return (line + (distinct if "distinct_share" in report else "")).format(**report)
+
+
+def load_training_rows(paths: list[str]) -> np.ndarray:
+    """All rows with text of some embedding files: (n, E) float32.
+
+    Raises:
+        InputError: widths differ or do not fit, NaN, or no rows.
+    """
+    matrices = [load_matrix(path, REMEDY) for path in paths]
+    for path, matrix in zip(paths, matrices, strict=True):
+        check_width(matrix.shape[1], path)
+        if matrix.shape[1] != matrices[0].shape[1]:
+            raise InputError(
+                f"{path} is {matrix.shape[1]} wide, {paths[0]} is {matrices[0].shape[1]}: one encoder for all, please."
+            )
+        check_finite(matrix, 0, path)
+    rows = np.concatenate([np.asarray(matrix, dtype=np.float32) for matrix in matrices])
+    rows = rows[rows.any(axis=1)]
+    if len(rows) < 2:
+        raise InputError(f"{', '.join(paths)}: {len(rows)} rows with text, expected at least two. {REMEDY}")
+    return rows
+
+
+def train_epoch(
+    model: AutoEncoder, optimizer: torch.optim.Optimizer, rows: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> float:
+    """One pass over the rows (n, E); returns the mean L1 between embeddings and reconstructions."""
+    device = model.quantizer.project_in.weight.device
+    total = 0.0
+    model.train()
+    for batch in epoch_batches(len(rows), batch_size, seed, epoch):
+        embeddings = torch.from_numpy(rows[batch]).to(device)
+        reconstruction, _ = model(embeddings)
+        loss = F.l1_loss(reconstruction, embeddings)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(batch)
+    model.eval()
+    return total / len(rows)
+
+
+def save_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, epoch: int) -> None:
+    """Write what --resume needs: weights, optimizer, finished epochs and the random state of dropout."""
+    with atomic_write(path) as file:
+        torch.save(
+            {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "epoch": epoch,
+                "random": torch.get_rng_state(),
+            },
+            file,
+        )
+
+
+def resume_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer) -> int:
+    """Restore what `save_training` wrote; returns the epoch to go on with."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        torch.set_rng_state(saved["random"])
+        return saved["epoch"] + 1
+    except FileNotFoundError:
+        raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--resume: {path} does not fit or is damaged ({reason}). Start without --resume.") from error
+
+
+def main() -> None:
+    """Parse, start or resume, train, report."""
+    flags = parser(__doc__)
+    flags.add_argument("--embeddings", nargs="+", required=True, metavar="FILE", help=".npy matrices (items, width)")
+    flags.add_argument("--output", default="./vae_ckpt", help="folder for the checkpoints")
+    flags.add_argument("--epoch", type=positive_int, default=100, help="epochs in all")
+    flags.add_argument("--batch_size", type=positive_int, default=256, help="items per step")
+    flags.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate")
+    flags.add_argument("--init", choices=("data", "plain"), default="data", help="start of project_in")
+    flags.add_argument("--seed", type=int, default=0, help="order of the items and initial weights")
+    flags.add_argument("--resume", action="store_true", help="go on from OUTPUT's last finished epoch")
+    add_device_flags(flags)
+    args = flags.parse_args()
+
+    set_seed(args.seed)
+    device = pick_device(args)
+    rows = load_training_rows(args.embeddings)
+    model = AutoEncoder(rows.shape[1])
+    if args.init == "data":
+        sample = np.random.default_rng(args.seed).permutation(len(rows))[:START_SAMPLE]
+        model.start_from(rows[np.sort(sample)])
+    model.to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
+    state_path = Path(args.output) / f"{NAME}.resume"
+    first = resume_training(state_path, model, optimizer) if args.resume else 0
+
+    progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, desc="tokenizer", unit="epoch")
+    for epoch in progress:
+        loss = train_epoch(model, optimizer, rows, args.batch_size, args.seed, epoch)
+        progress.set_postfix(l1=f"{loss:.5f}")
+        if epoch % CHECKPOINT_EVERY == 0 or epoch == args.epoch - 1:
+            report = codebook_report(model.tokenize(rows), rows)
+            about = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
+            path = Path(args.output) / f"{NAME}_ep{epoch}.pt"
+            save_state(path, model, {**about, "embedding_width": model.embedding_width, "data": args.embeddings})
+            save_training(state_path, model, optimizer, epoch)
+            progress.write(f"{path}: {describe(report)}")
+    if first >= args.epoch:
+        print(f"nothing to do: {args.epoch} epochs are finished")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,114 @@
+"""Choose among checkpoints by their loss on held-out domains (data/eval).
+
+    python eval.py --tf_layer 3 --test_batch_size 96 --ckpt_path ./ckpt/recgpt_layer_3_weight.pt
+    python eval.py --ckpt_path ckpt
+    python eval.py --ckpt_path "ckpt/layer_3_epoch_0_model_*.pt"
+
+The loss is the mean over target tokens, in nats; the published figure, the mean of the batches' means, stands beside
+it. Ends with one line per checkpoint, best first, and the name of the best.
+"""
+
+import argparse
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import RecGPT, load_model
+from utils.checkpoint import find_checkpoints
+from utils.cli import parser, positive_int, run
+from utils.data import packed_batch
+from utils.errors import InputError
+from utils.release import Interactions, load_eval
+from utils.report import append_results, print_table
+from utils.util import add_device_flags, pick_device, set_seed
+
+
+class EvalLoss(NamedTuple):
+    """Losses of one checkpoint in nats."""
+
+    loss: float  # mean over all target tokens
+    published: float  # mean of the batches' means
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--data_path", default="./data/eval", help="folder with eval.pkl and its companions")
+    flags.add_argument(
+        "--ckpt_path", nargs="+", default=["./ckpt"], metavar="PATH", help="checkpoints, folders or quoted patterns"
+    )
+    flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")
+    flags.add_argument("--test_batch_size", type=positive_int, default=32, help="histories per batch")
+    flags.add_argument(
+        "--protocol",
+        choices=("corrected", "released"),
+        default="corrected",
+        help="rank by the loss per target token, or by the published mean of batch means",
+    )
+    flags.add_argument("--seed", type=int, default=0, help="evaluation draws nothing at random")
+    flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
+    flags.add_argument("--results", metavar="FILE", help="append one JSON object per checkpoint")
+    add_device_flags(flags)
+    return flags.parse_args()
+
+
+def main() -> None:
+    """Load, evaluate each checkpoint, rank."""
+    args = parse()
+    set_seed(args.seed)
+    checkpoints = find_checkpoints(args.ckpt_path)
+    data = load_eval(args.data_path, args.drop_short)
+    device = pick_device(args)
+
+    losses: dict[Path, EvalLoss] = {}
+    for path in checkpoints:
+        model, about = load_model(path, device, args.tf_layer)
+        check_fit(path, model, about.get("tokenizer"), data, args.data_path)
+        losses[path] = evaluate(model, data, args.test_batch_size, path.name)
+
+    by = "published" if args.protocol == "released" else "loss"
+    ranked = sorted(losses, key=lambda path: getattr(losses[path], by))
+    append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
+    print(f"\n{len(data.sequences)} histories of {args.data_path}; loss in nats, best first")
+    print_table(
+        ["rank", "loss", "mean of batch means (published)", "checkpoint"],
+        ([str(place), *losses[path], str(path)] for place, path in enumerate(ranked, start=1)),
+    )
+    print(f"best: {ranked[0]}")
+
+
+def check_fit(path: Path, model: RecGPT, tokenizer: str | None, data: Interactions, folder: str) -> None:
+    """InputError unless the checkpoint and the data come from the same encoder and tokenizer."""
+    width = data.catalog.embeddings.shape[1]
+    if width != model.config.embedding_width:
+        raise InputError(
+            f"{data.catalog.source} is {width} wide, {path} was trained on embeddings "
+            f"{model.config.embedding_width} wide. Encode both with one sentence encoder."
+        )
+    if tokenizer and data.tokenizer and tokenizer != data.tokenizer:
+        raise InputError(
+            f"{path} was trained on codes of tokenizer {tokenizer}, {folder} holds codes of {data.tokenizer}. "
+            "Make the eval set with the tokenizer of the checkpoint (make_eval.py --vae_ckpt)."
+        )
+
+
+@torch.inference_mode()
+def evaluate(model: RecGPT, data: Interactions, batch_size: int, name: str) -> EvalLoss:
+    """Next-item loss over all histories (the last 256 items of each), in file order."""
+    device = next(model.parameters()).device
+    sequences = data.sequences.last(model.config.window)
+    total, targets, means = 0.0, 0, []
+    for start in tqdm(range(0, len(sequences), batch_size), desc=name, unit="batch", mininterval=1.0):
+        rows = np.arange(start, min(start + batch_size, len(sequences)))
+        output = model(packed_batch(sequences.select(rows), data.catalog).to(device))
+        total += output.total.item()
+        targets += output.targets.item()
+        means.append(output.mean.item())
+    return EvalLoss(total / targets, sum(means) / len(means))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,188 @@
+"""Pre-train RecGPT on the histories of data/pre_train.
+
+    accelerate launch pre_train.py --batch_size 40 --epoch 5 --tf_layer 3
+    python pre_train.py --data_path data/mine --width 256 --max_steps 2000
+
+Saves at every tenth of the first epoch, every 5,000 steps, at the end of each epoch and at --max_steps, in --ckpt_dir.
+"""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+from ae_trainer import check_width
+from model import RecGPT, RecGPTConfig
+from utils.checkpoint import save_state
+from utils.cli import parser, positive_int, run
+from utils.data import SeqBatch, epoch_batches, packed_batch
+from utils.errors import InputError
+from utils.release import Interactions, load_pre_train
+from utils.TimeLogger import TimeLogger
+from utils.util import set_seed
+
+CHECKPOINT_STEPS = 5000
+TENTHS = 10
+
+
+def parse() -> argparse.Namespace:
+    """The command line; the defaults are the published ones."""
+    flags = parser(__doc__)
+    flags.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
+    flags.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
+    flags.add_argument("--log", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
+    flags.add_argument("--lr", type=float, default=1e-4, help="AdamW's learning rate, constant")
+    flags.add_argument("--weight_decay", type=float, default=0.01, help="AdamW's weight decay, on every parameter")
+    flags.add_argument("--batch_size", type=positive_int, default=12, help="histories per step and process")
+    flags.add_argument("--epoch", type=positive_int, default=5, help="passes over the histories")
+    flags.add_argument("--max_steps", type=positive_int, help="stop, and save, after this many steps")
+    flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
+    flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
+    flags.add_argument("--heads", type=positive_int, help="attention heads; by default one per 64 of width")
+    flags.add_argument("--seed", type=int, default=0, help="order of the histories, initial weights, dropout")
+    flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
+    flags.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
+    return flags.parse_args()
+
+
+def main() -> None:
+    """Load, build, train, save."""
+    args = parse()
+    config = check_sizes(args)
+    data = load_pre_train(args.data_path, args.drop_short)
+    config = RecGPTConfig(**config, embedding_width=data.catalog.embeddings.shape[1])
+    check_width(config.embedding_width, data.catalog.source)
+    accelerator = Accelerator(cpu=args.device == "cpu")
+    if accelerator.device.type == "cpu":
+        accelerator.print("no GPU in use: training on the CPU")
+
+    set_seed(args.seed)
+    model = RecGPT(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    set_seed(args.seed + accelerator.process_index)  # each process its own dropout
+
+    histories_per_step = args.batch_size * accelerator.num_processes
+    steps_per_epoch = -(-len(data.sequences) // histories_per_step)
+    steps = min(args.max_steps or steps_per_epoch * args.epoch, steps_per_epoch * args.epoch)
+    accelerator.print(
+        f"{len(data.sequences)} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {steps} steps of {histories_per_step}; "
+        f"guessing from code frequencies has a loss of {guessing_loss(data):.3f} nats"
+    )
+
+    logger = TimeLogger(steps, path=Path(args.log), quiet=not accelerator.is_main_process)
+    step, loss = 0, None
+    model.train()
+    for epoch in range(args.epoch):
+        for batch in training_batches(data, config, args, accelerator, epoch):
+            loss = train_step(model, optimizer, batch.to(accelerator.device), accelerator)
+            step += 1
+            logger.update(loss, batch)
+            last = step == steps
+            for name in checkpoint_names(args.tf_layer, epoch, step, steps_per_epoch, last and bool(args.max_steps)):
+                save(Path(args.ckpt_dir) / name, model, accelerator, about(args, config, data, step, loss))
+            if last:
+                break
+        if step == steps:
+            break
+    logger.close()
+    accelerator.print(f"finished {step} steps, last loss {loss.item():.4f} nats; checkpoints in {args.ckpt_dir}")
+
+
+def train_step(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: SeqBatch, accelerator: Accelerator
+) -> torch.Tensor:
+    """One step on the mean loss over the target tokens of all processes' batches; returns it, () float in nats."""
+    output = model(batch)
+    targets = accelerator.reduce(output.targets, reduction="sum")
+    # Gradients are averaged over processes: weigh each one's sum so that the average is that of one large batch.
+    accelerator.backward(output.total * accelerator.num_processes / targets)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return accelerator.reduce(output.total.detach(), reduction="sum") / targets
+
+
+def training_batches(
+    data: Interactions, config: RecGPTConfig, args: argparse.Namespace, accelerator: Accelerator, epoch: int
+) -> Iterator[SeqBatch]:
+    """This process's share of every step's histories, the last `window` items of each, packed, on the CPU."""
+    processes = accelerator.num_processes
+    for rows in epoch_batches(len(data.sequences), args.batch_size * processes, args.seed, epoch):
+        share = rows[accelerator.process_index :: processes]
+        if not len(share):  # a last step of fewer histories than processes
+            share = rows[:1]
+        yield packed_batch(data.sequences.select(share).last(config.window), data.catalog)
+
+
+def checkpoint_names(layers: int, epoch: int, step: int, steps_per_epoch: int, stopping: bool) -> Iterator[str]:
+    """Names under which the weights are saved after `step` (from 1); none after most steps."""
+    in_epoch = step - epoch * steps_per_epoch
+    if epoch == 0:
+        for tenth in range(1, TENTHS + 1):
+            if in_epoch == -(-tenth * steps_per_epoch // TENTHS):
+                yield f"layer_{layers}_epoch_0_model_{tenth:02d}.pt"
+    if step % CHECKPOINT_STEPS == 0 or stopping:
+        yield f"layer_{layers}_epoch_{epoch}_step_{step}.pt"
+    if in_epoch == steps_per_epoch:
+        yield f"layer_{layers}_epoch_{epoch}.pt"
+
+
+def save(path: Path, model: torch.nn.Module, accelerator: Accelerator, about: dict[str, Any]) -> None:
+    """Write a checkpoint, from one process."""
+    if accelerator.is_main_process:
+        save_state(path, accelerator.unwrap_model(model), about)
+    accelerator.wait_for_everyone()
+
+
+def about(
+    args: argparse.Namespace, config: RecGPTConfig, data: Interactions, step: int, loss: torch.Tensor
+) -> dict[str, Any]:
+    """What the JSON beside a checkpoint tells."""
+    known = {"tokenizer": data.tokenizer} if data.tokenizer else {}
+    return {
+        "config": {**vars(config), "heads": config.gpt2().n_head},
+        "step": step,
+        "loss": loss.item(),
+        "training": {name: vars(args)[name] for name in ("lr", "weight_decay", "batch_size", "seed", "data_path")},
+        "versions": {"torch": torch.__version__},
+        **known,
+    }
+
+
+def guessing_loss(data: Interactions) -> float:
+    """Loss in nats of guessing each of the four codes by how often it occurs at its place among the interactions."""
+    counts = np.bincount(data.sequences.items, minlength=len(data.catalog))  # (N,)
+    entropies = []
+    for codes in data.catalog.codes.T:  # the four places
+        frequency = np.bincount(codes, weights=counts)
+        frequency = frequency[frequency > 0] / frequency.sum()
+        entropies.append(-(frequency * np.log(frequency)).sum())
+    return float(np.mean(entropies))
+
+
+def check_sizes(args: argparse.Namespace) -> dict[str, int]:
+    """Layers, width and heads.
+
+    Raises:
+        InputError: the width does not divide by the heads, or a rate is not positive.
+    """
+    problems = []
+    heads = args.heads or max(1, args.width // 64)
+    if args.width % heads:
+        problems.append(f"--width {args.width} does not divide by {heads} heads: change --width or --heads.")
+    if not args.lr > 0:
+        problems.append(f"--lr {args.lr} is not above 0.")
+    if args.weight_decay < 0:
+        problems.append(f"--weight_decay {args.weight_decay} is below 0.")
+    if problems:
+        raise InputError(" ".join(problems))
+    return {"layers": args.tf_layer, "width": args.width, "heads": heads}
+
+
+if __name__ == "__main__":
+    run(main)

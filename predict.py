@@ -1,0 +1,232 @@
+"""Zero-shot and cold-start ranking metrics on a data set, beside baselines that need no training.
+
+    python predict.py --tf_layer 3 --test_batch_size 48 --dataset steam --ckpt_path ./ckpt/recgpt_layer_3_weight.pt
+    python predict.py --dataset steam --ckpt_path ./ckpt/recgpt_layer_3_weight.pt --cold True
+    python predict.py --dataset path/to/directory --ckpt_path ckpt/layer_3_epoch_4.pt --output lists.jsonl
+
+--protocol corrected (default): exact search, and no prediction depends on who shares the batch.
+--protocol released: the published evaluation, to reproduce published numbers.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
+from model import RecGPT, load_model
+from utils.baselines import most_popular, nearest_text, repeat_recent
+from utils.cli import parser, positive_int, run, yes_or_no
+from utils.data import Catalog, Sequences, left_padded_batch, padded_batch
+from utils.errors import InputError
+from utils.files import atomic_write
+from utils.metrics import TopKAccumulator, target_ranks
+from utils.release import TestSet, dataset_folder, load_test
+from utils.report import append_results, print_table
+from utils.search import TopK, beam_search, exact_search
+from utils.Trie import Trie
+from utils.util import add_device_flags, pick_device, set_seed
+
+DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--dataset", default="yelp", help="data/test/NAME, or the path of a data set directory")
+    flags.add_argument("--ckpt_path", default=DEFAULT_MODEL, help="model weights, or zip parts of them")
+    flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
+    flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")
+    flags.add_argument("--test_batch_size", type=positive_int, default=96, help="users per batch")
+    flags.add_argument("--cold", type=yes_or_no, nargs="?", const=True, default=False, help="cold_test.pkl")
+    flags.add_argument("--protocol", choices=("corrected", "released"), default="corrected", help="see above")
+    flags.add_argument("--search", choices=("exact", "beam"), help="exact for corrected, beam for released")
+    flags.add_argument("--topk", type=positive_int, nargs="+", default=[1, 3, 5], help="k of Hit@k and NDCG@k")
+    flags.add_argument("--seed", type=int, default=0, help="prediction draws nothing at random")
+    flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
+    flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
+    flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items and scores")
+    add_device_flags(flags)
+    args = flags.parse_args()
+    args.search = args.search or {"corrected": "exact", "released": "beam"}[args.protocol]
+    args.topk = sorted(set(args.topk))
+    return args
+
+
+def main() -> None:
+    """Load, rank, compare, report."""
+    args = parse()
+    set_seed(args.seed)
+    folder = dataset_folder(args.dataset)
+    test = load_test(folder, args.cold, args.drop_short)
+    device = pick_device(args)
+    tokenizer = load_tokenizer(args.vae_ckpt, device)
+    model, about = load_model(args.ckpt_path, device, args.tf_layer)
+    check_fit(args, model, about, tokenizer.fingerprint(), test)
+
+    codes = tokenizer.tokenize(test.embeddings, str(test.embeddings_path))
+    candidates = find_candidates(codes, test.embeddings, args.protocol)
+    catalog = Catalog(codes, test.embeddings, source=str(test.embeddings_path))
+    search = make_search(args.search, codes, candidates, max(args.topk), device)
+    histories, targets = test.sequences.split_targets()
+
+    started = time.perf_counter()
+    ranked = recommend(model, histories.last(model.config.window - 1), catalog, search, args)
+    seconds = time.perf_counter() - started
+    print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
+    if args.output:
+        write_lists(args.output, test.sequences.users, ranked)
+
+    lists = {"RecGPT": ranked.items.numpy(), **baseline_lists(histories, test, candidates, max(args.topk))}
+    results = measure(lists, targets, user_groups(histories, targets, test), args.topk)
+    report(results, args.topk)
+    setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
+    append_results(args.results, ({**setting, "ckpt_path": args.ckpt_path, **result} for result in results))
+    ours = results[0]
+    print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
+
+
+def check_fit(args: argparse.Namespace, model: RecGPT, about: dict[str, Any], tokenizer: str, test: TestSet) -> None:
+    """InputError unless data, tokenizer and checkpoint belong together; all that is wrong is told at once."""
+    problems = []
+    if test.embeddings.shape[1] != model.config.embedding_width:
+        problems.append(
+            f"{test.embeddings_path} is {test.embeddings.shape[1]} wide, {args.ckpt_path} was trained on embeddings "
+            f"{model.config.embedding_width} wide: encode the texts with the encoder of the checkpoint."
+        )
+    if about.get("tokenizer", tokenizer) != tokenizer:
+        problems.append(
+            f"{args.ckpt_path} was trained on codes of tokenizer {about['tokenizer']}, {args.vae_ckpt} is {tokenizer}: "
+            "name the tokenizer of the checkpoint with --vae_ckpt."
+        )
+    if problems:
+        raise InputError(" ".join(problems))
+
+
+def find_candidates(codes: np.ndarray, embeddings: np.ndarray, protocol: str) -> np.ndarray:
+    """Ids (M,) int64, ascending, of the items that may be recommended, from codes (N, K) and embeddings (N, E).
+
+    `corrected`: every item with text. `released`: of items that share four codes the one with the highest id, rows
+    without text included.
+
+    Raises:
+        InputError: no item has text.
+    """
+    if protocol == "released":
+        _, last = np.unique(codes[::-1], axis=0, return_index=True)
+        return np.sort(len(codes) - 1 - last)
+    candidates = np.flatnonzero(np.any(embeddings, axis=1))
+    if len(candidates) < len(codes):
+        print(f"{len(codes) - len(candidates)} of {len(codes)} items have no text (zero embedding): not recommended")
+    if not len(candidates):
+        raise InputError("no item of the catalog has text (all embeddings are zero). Encode the texts again.")
+    return candidates
+
+
+def make_search(
+    name: str, codes: np.ndarray, candidates: np.ndarray, k: int, device: torch.device
+) -> Callable[[torch.Tensor], TopK]:
+    """A function from logits (B, K, V) to the k best candidates of every user."""
+    if name == "beam":
+        trie = Trie(codes[candidates], candidates).to(device)
+        return lambda logits: beam_search(logits, trie, k)
+    items = torch.from_numpy(candidates).to(device)
+    item_codes = torch.from_numpy(codes[candidates].astype(np.int64)).to(device)
+    return lambda logits: exact_search(logits, item_codes, items, k)
+
+
+def batches(histories: Sequences, args: argparse.Namespace) -> Iterator[np.ndarray]:
+    """Rows of each batch: by length where results do not depend on it, in file order for the published numbers."""
+    order = np.arange(len(histories))
+    if args.protocol == "corrected":
+        order = np.argsort(-histories.lengths, kind="stable")  # longest first: memory runs out at once or never
+    for start in range(0, len(order), args.test_batch_size):
+        yield order[start : start + args.test_batch_size]
+
+
+@torch.inference_mode()
+def recommend(
+    model: RecGPT,
+    histories: Sequences,
+    catalog: Catalog,
+    search: Callable[[torch.Tensor], TopK],
+    args: argparse.Namespace,
+) -> TopK:
+    """The k best items of every user, (U, k) each on the CPU, in the order of `histories`."""
+    device = next(model.parameters()).device
+    layout = left_padded_batch if args.protocol == "released" else padded_batch
+    found, order = [], []
+    with tqdm(total=len(histories), unit="user", desc="predict", mininterval=1.0) as progress:
+        for rows in batches(histories, args):
+            batch = layout(histories.select(rows), catalog).to(device)
+            top = search(model.next_item_logits(batch))
+            found.append(TopK(top.items.cpu(), top.scores.cpu()))
+            order.append(rows)
+            progress.update(len(rows))
+    place = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return TopK(*(torch.cat(column)[place] for column in zip(*found, strict=True)))
+
+
+def baseline_lists(histories: Sequences, test: TestSet, candidates: np.ndarray, k: int) -> dict[str, np.ndarray]:
+    """Lists (U, k) of the recommenders that need no training; popularity needs the domain's interactions."""
+    last_items = histories.items[histories.offsets[1:] - 1]
+    lists = {"repeat recent": repeat_recent(histories, k)}
+    if test.popularity is not None:
+        lists["popularity (train.pkl)"] = most_popular(test.popularity, len(histories), k)
+    lists["nearest text"] = nearest_text(last_items, test.embeddings, candidates, k)
+    return lists
+
+
+def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:
+    """Masks (U,) of the groups that results are split in."""
+    user = np.repeat(np.arange(len(histories)), histories.lengths)
+    repeated = np.zeros(len(histories), dtype=bool)
+    repeated[user[histories.items == targets[user]]] = True
+    groups = {"all users": np.ones_like(repeated), "target in history": repeated, "target is new": ~repeated}
+    if test.times is not None:
+        ends = test.times.offsets[1:]
+        groups["target strictly later"] = test.times.items[ends - 1] > test.times.items[ends - 2]
+    return groups
+
+
+def measure(
+    lists: dict[str, np.ndarray], targets: np.ndarray, groups: dict[str, np.ndarray], topk: list[int]
+) -> list[dict[str, Any]]:
+    """One result per method and group of users, the model on all users first."""
+    wanted = torch.from_numpy(targets)
+    ranks = {method: target_ranks(torch.tensor(items), wanted) for method, items in lists.items()}
+    results = []
+    for group, members in groups.items():
+        for method, found in ranks.items():
+            accumulator = TopKAccumulator(topk)
+            accumulator.accumulate(found[torch.from_numpy(members)])
+            results.append({"method": method, "group": group, "users": int(members.sum()), **accumulator.reduce()})
+    return results
+
+
+def report(results: list[dict[str, Any]], topk: list[int]) -> None:
+    """Print one table per group of users."""
+    names = [f"{metric}@{k}" for metric in ("hit", "ndcg") for k in topk] + ["mrr"]
+    for group in dict.fromkeys(result["group"] for result in results):
+        rows = [result for result in results if result["group"] == group]
+        print(f"\n{group}: {rows[0]['users']}")
+        if rows[0]["users"]:
+            print_table(["method", *names], ([row["method"], *(row[name] for name in names)] for row in rows))
+    print()
+
+
+def write_lists(path: str, users: np.ndarray, ranked: TopK) -> None:
+    """One JSON object per user, in the order of the file: user, items, scores."""
+    with atomic_write(path, "w") as file:
+        for user, items, scores in zip(users.tolist(), ranked.items.tolist(), ranked.scores.tolist(), strict=True):
+            count = sum(item >= 0 for item in items)
+            file.write(json.dumps({"user": user, "items": items[:count], "scores": scores[:count]}) + "\n")
+
+
+if __name__ == "__main__":
+    run(main)

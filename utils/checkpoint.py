@@ -1,0 +1,140 @@
+"""Weights on disk: the release's `.pt` form, whole or in zip parts, always read as data only."""
+
+import io
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from utils.errors import InputError
+from utils.files import atomic_write, read_json, save_json
+
+PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
+# Buffers that older transformers versions wrote beside the weights; they hold masks, which are computed here.
+IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")
+
+
+def load_state(path: str | Path) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU; zip parts beside `path` are joined on the fly.
+
+    Raises:
+        InputError: no such file, a damaged one, one that holds more than tensors, or weights that are not finite.
+    """
+    path = Path(path)
+    parts = find_parts(path)
+    if not parts and not path.is_file():
+        raise InputError(
+            f"{path} does not exist, nor do parts {path.name}{PART}aa, …. Pre-train (bash run.sh), "
+            "fetch the release (python data_processing/data_download.py --release weights) or name another file."
+        )
+    try:
+        with _joined(parts) if parts else path.open("rb") as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:  # torch raises many types for damaged or refused files
+        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"{path} is not a whole checkpoint of plain tensors ({reason}); truncated, corrupt, or made to run code: "
+            "refused. Fetch or write it again."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} holds no plain mapping from names to tensors. Give weights (a state dict), not more.")
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise InputError(f"{path}: {name} holds NaN or infinity. Use an earlier checkpoint.")
+    return {name.removeprefix("module."): value for name, value in state.items() if not name.endswith(IGNORED_ENDINGS)}
+
+
+def find_parts(path: Path) -> list[Path]:
+    """Zip parts of a checkpoint in order, for `NAME.pt` or for one of the parts; empty when it is a whole file."""
+    if path.is_file() and PART not in path.name:
+        return []
+    stem = path.name.split(PART)[0]
+    return sorted(path.parent.glob(f"{stem}{PART}*"))
+
+
+def _joined(parts: list[Path]) -> IO[bytes]:
+    """The one file inside a zip archive that is given in parts."""
+    with tempfile.TemporaryFile() as archive:
+        for part in parts:
+            archive.write(part.read_bytes())
+        with zipfile.ZipFile(archive) as unzipped:
+            weights = [name for name in unzipped.namelist() if name.endswith(".pt") and "__MACOSX" not in name]
+            if len(weights) != 1:
+                raise ValueError(f"the archive holds {len(weights)} .pt files, expected one")
+            return io.BytesIO(unzipped.read(weights[0]))
+
+
+def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
+    """Load a complete state dict; otherwise InputError with the first names that are missing, odd or misshapen."""
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in state]
+    problems += [f"unknown {name}" for name in state if name not in own]
+    problems += [
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
+        for name in own
+        if name in state and own[name].shape != state[name].shape
+    ]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise InputError(f"{source} does not fit this model: {'; '.join(problems[:3])}{more}.")
+    module.load_state_dict(state)
+
+
+def about_path(path: str | Path) -> Path:
+    """Where the JSON beside a checkpoint lies."""
+    path = Path(path)
+    return path.with_name(path.name.split(PART)[0]).with_suffix(".json")
+
+
+def read_about(path: str | Path) -> dict[str, Any]:
+    """The JSON beside a checkpoint; empty where there is none (the release has none)."""
+    beside = about_path(path)
+    return read_json(beside) if beside.is_file() else {}
+
+
+def save_state(path: str | Path, module: nn.Module, about: dict[str, Any]) -> None:
+    """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically."""
+    state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
+    try:
+        with atomic_write(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # how torch reports a write that failed
+        raise InputError(f"{path} could not be written ({error}). Is the disk full?") from error
+    save_json(about_path(path), about)
+
+
+def find_checkpoints(patterns: list[str]) -> list[Path]:
+    """Checkpoints for files, folders and patterns as typed, zip parts counted once, in natural name order.
+
+    Raises:
+        InputError: something typed matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = _checkpoints_in(path, "*")
+        elif any(sign in pattern for sign in "*?["):
+            matches = _checkpoints_in(path.parent, path.name)
+        else:
+            matches = [path.with_name(path.name.split(PART)[0])]
+        if not matches:
+            raise InputError(f"--ckpt_path {pattern} matches no checkpoint (*.pt). Pre-train first, or name another.")
+        found.update(dict.fromkeys(matches))
+    return list(found)
+
+
+def _checkpoints_in(folder: Path, pattern: str) -> list[Path]:
+    whole = {path.with_name(path.name.split(PART)[0]) for path in folder.glob(pattern) if path.is_file()}
+    return sorted((path for path in whole if path.suffix == ".pt"), key=_natural)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which step_5000 comes before step_10000."""
+    pieces = "".join(c if c.isdigit() else f" {c} " for c in path.name).split()
+    return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]

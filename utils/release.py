@@ -1,0 +1,224 @@
+"""The release layout on disk (data/pre_train, data/eval, data/test/NAME) -> sequences and catalogs, checked."""
+
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.data import Catalog, Sequences, cumulate
+from utils.errors import InputError
+from utils.files import load_matrix, load_pickle, read_json
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+
+MAKE_PRE_TRAIN = (
+    "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your data)."
+)
+MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) or make it (make_eval.py)."
+MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (make_dataset.py)."
+
+
+class Interactions(NamedTuple):
+    """Sequences with the catalog they refer to."""
+
+    sequences: Sequences
+    catalog: Catalog
+    tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
+
+
+class TestSet(NamedTuple):
+    """A data set directory as predict.py reads it; codes come from the tokenizer at hand."""
+
+    sequences: Sequences
+    embeddings: np.ndarray  # (N, E) memory-mapped
+    embeddings_path: Path
+    popularity: np.ndarray | None  # (N,) int64 counts in train.pkl, where there is one
+    times: Sequences | None  # seconds aligned with the sequences, where test_times.pkl exists
+
+
+def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: int = 2) -> Sequences:
+    """A pickle of dict user -> list of item ids.
+
+    Raises:
+        InputError: not such a dict, ids that are no whole numbers, or histories shorter than `shortest` items
+            (a history and a target); with `drop_short` those are left out.
+    """
+    users = load_pickle(path, dict, remedy)
+    try:
+        lengths = np.fromiter((len(items) for items in users.values()), np.int64, len(users))
+    except TypeError:
+        user, items = next((user, items) for user, items in users.items() if not hasattr(items, "__len__"))
+        raise InputError(f"{path}, user {user!r}: found {type(items).__name__}, expected a list of item ids.") from None
+    flat = list(chain.from_iterable(users.values()))
+    items = np.asarray(flat) if flat else np.empty(0, dtype=np.int64)
+    if items.dtype.kind not in "iu" or items.ndim != 1:
+        user, odd = next(
+            (user, item)
+            for user, listed in users.items()
+            for item in listed
+            if not isinstance(item, (int, np.integer)) or isinstance(item, bool)
+        )
+        raise InputError(f"{path}, user {user!r}: item id {odd!r} is not a whole number. {remedy}")
+    keys = np.empty(len(users), dtype=object)
+    keys[:] = list(users)
+    sequences = Sequences(keys, items.astype(np.int64), cumulate(lengths))
+
+    short = np.flatnonzero(lengths < shortest)
+    if len(short) and not drop_short:
+        raise InputError(
+            f"{path}, user {keys[short[0]]!r}: {lengths[short[0]]} item(s), expected {shortest} or more (a history and "
+            f"a target); {len(short)} user(s) like this. Remove them, or pass --drop_short."
+        )
+    if len(short):
+        sequences = sequences.select(np.flatnonzero(lengths >= shortest))
+    if not len(sequences):
+        raise InputError(f"{path} holds no user with {shortest} or more items. {remedy}")
+    return sequences
+
+
+def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
+    """InputError naming the first user whose list has an item id outside [0, count)."""
+    wrong = np.flatnonzero((sequences.items < 0) | (sequences.items >= count))
+    if len(wrong):
+        user = sequences.users[np.searchsorted(sequences.offsets, wrong[0], side="right") - 1]
+        raise InputError(
+            f"{path}, user {user!r}: item id {sequences.items[wrong[0]]} has no row in {owner} "
+            f"(expected 0 to {count - 1}); {len(wrong)} such ids. Make both files from the same items."
+        )
+
+
+def codes_array(listed: list[Any], path: Path) -> np.ndarray:
+    """List of N lists of four codes -> (N, K) int16.
+
+    Raises:
+        InputError: a row that is not four whole numbers in [0, 15360).
+    """
+    try:
+        codes = np.asarray(listed)
+        whole = codes.ndim == 2 and codes.shape[1] == CODES_PER_ITEM and codes.dtype.kind in "iu"
+    except ValueError:
+        whole = False
+    if not whole:
+        row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), 0)
+        found = repr(listed[row])[:60] if len(listed) else "no rows"
+        raise InputError(
+            f"{path}, row {row}: found {found}, expected {CODES_PER_ITEM} codes. Make it again (make_token_list.py)."
+        )
+    outside = ((codes < 0) | (codes >= CODEBOOK_SIZE)).any(axis=1)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise InputError(
+            f"{path}, row {row}: codes {codes[row].tolist()}, expected 0 to {CODEBOOK_SIZE - 1}. "
+            "Make the codes again (make_token_list.py)."
+        )
+    return codes.astype(np.int16)
+
+
+def _is_code_row(codes: Any) -> bool:
+    return (
+        isinstance(codes, (list, tuple, np.ndarray))
+        and len(codes) == CODES_PER_ITEM
+        and all(isinstance(code, (int, np.integer)) for code in codes)
+    )
+
+
+def codes_fingerprint(path: Path) -> str | None:
+    """The tokenizer's fingerprint that make_token_list.py notes beside its codes; None for release files."""
+    beside = path.with_suffix(".json")
+    return read_json(beside).get("tokenizer") if beside.is_file() else None
+
+
+def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:
+    """data/pre_train: train.pkl, token_id_list.pkl, all_item_text_embeddings.npy.
+
+    Raises:
+        InputError: see the parts; or codes and embeddings that differ in number.
+    """
+    folder = Path(folder)
+    sequences = load_sequences(folder / "train.pkl", MAKE_PRE_TRAIN, drop_short)
+    codes_path, matrix_path = folder / "token_id_list.pkl", folder / "all_item_text_embeddings.npy"
+    codes = codes_array(load_pickle(codes_path, list, MAKE_PRE_TRAIN), codes_path)
+    embeddings = load_matrix(matrix_path, MAKE_PRE_TRAIN)
+    if len(codes) != len(embeddings):
+        raise InputError(
+            f"{codes_path} has {len(codes)} items, {matrix_path} {len(embeddings)} rows; they must be the same items. "
+            "Make the codes again from this matrix (make_token_list.py)."
+        )
+    check_ids(sequences, len(codes), folder / "train.pkl", str(codes_path))
+    return Interactions(sequences, Catalog(codes, embeddings, source=str(matrix_path)), codes_fingerprint(codes_path))
+
+
+def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
+    """data/eval, where items have codes by id (list or dict) and rows by eval_id_map.pkl.
+
+    Ids are replaced by places in the sorted list of those that occur, so that they may have gaps.
+
+    Raises:
+        InputError: see the parts; or an item id without codes or without a row.
+    """
+    folder = Path(folder)
+    sequences = load_sequences(folder / "eval.pkl", MAKE_EVAL, drop_short)
+    codes_path, map_path = folder / "token_id_list_eval.pkl", folder / "eval_id_map.pkl"
+    matrix_path = folder / "all_item_text_embeddings_eval.npy"
+    by_id = load_pickle(codes_path, (list, dict), MAKE_EVAL)
+    id_map = load_pickle(map_path, dict, MAKE_EVAL)
+    embeddings = load_matrix(matrix_path, MAKE_EVAL)
+
+    ids, places = np.unique(sequences.items, return_inverse=True)
+    known = by_id if isinstance(by_id, dict) else range(len(by_id))
+    for item in ids.tolist():
+        if item not in known:
+            raise InputError(f"{codes_path}: item {item} of eval.pkl has no codes there. {MAKE_EVAL}")
+        if not 0 <= id_map.get(item, -1) < len(embeddings):
+            raise InputError(
+                f"{map_path}: item {item} of eval.pkl maps to row {id_map.get(item)}, expected 0 to "
+                f"{len(embeddings) - 1} of {matrix_path}. {MAKE_EVAL}"
+            )
+    codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
+    rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
+    sequences = sequences._replace(items=places)
+    return Interactions(sequences, Catalog(codes, embeddings, rows, str(matrix_path)), codes_fingerprint(codes_path))
+
+
+def dataset_folder(name: str) -> Path:
+    """data/test/NAME, or an existing directory given as a path.
+
+    Raises:
+        InputError: neither exists; names the data sets that do.
+    """
+    named = Path("data/test") / name
+    if named.is_dir():
+        return named
+    if Path(name).is_dir():
+        return Path(name)
+    there = sorted(path.name for path in Path("data/test").glob("*") if path.is_dir())
+    raise InputError(
+        f"--dataset {name}: neither {named} nor a directory of that name exists "
+        f"({'there are ' + ', '.join(there) if there else 'data/test is empty'}). {MAKE_TEST}"
+    )
+
+
+def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
+    """A data set directory: test.pkl or cold_test.pkl, item_text_embeddings.npy, and train.pkl where there is one.
+
+    Raises:
+        InputError: see the parts; an item id without a row; an empty catalog.
+    """
+    path = folder / ("cold_test.pkl" if cold else "test.pkl")
+    sequences = load_sequences(path, MAKE_TEST, drop_short)
+    embeddings_path = folder / "item_text_embeddings.npy"
+    embeddings = load_matrix(embeddings_path, MAKE_TEST)
+    check_ids(sequences, len(embeddings), path, str(embeddings_path))
+
+    popularity, train_path = None, folder / "train.pkl"
+    if train_path.is_file() and load_pickle(train_path, dict, MAKE_TEST):
+        train = load_sequences(train_path, MAKE_TEST, shortest=0)
+        check_ids(train, len(embeddings), train_path, str(embeddings_path))
+        popularity = np.bincount(train.items, minlength=len(embeddings))
+    times_path = folder / "test_times.pkl"
+    times = None
+    if times_path.is_file() and not cold:
+        times = load_sequences(times_path, MAKE_TEST, drop_short)
+        if not np.array_equal(times.offsets, sequences.offsets):
+            raise InputError(f"{times_path} does not match {path} in lengths. Make both again (make_dataset.py).")
+    return TestSet(sequences, embeddings, embeddings_path, popularity, times)
