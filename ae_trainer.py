@@ -65,7 +65,7 @@ class AutoEncoder(nn.Module):
         device = self.quantizer.project_in.weight.device
         codes = np.empty((len(embeddings), CODES_PER_ITEM), dtype=np.int16)
         for start in range(0, len(embeddings), batch_size):
-            batch = np.asarray(embeddings[start : start + batch_size], dtype=np.float32)
+            batch = np.array(embeddings[start : start + batch_size], dtype=np.float32)
             check_finite(batch, start, source)
             _, found = self.quantizer(self.encoder(torch.from_numpy(batch).to(device)))
             codes[start : start + len(batch)] = found.cpu().numpy()

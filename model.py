@@ -16,6 +16,7 @@ from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
+LOGITS_AT_ONCE = 8192  # target tokens: 480 MiB of logits in float32
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ class RecGPT(nn.Module):
         has_next = (batch.history[:, :-1] == batch.history[:, 1:]) & (batch.history[:, 1:] >= 0)  # (R, L-1)
         sources = hidden[:, :-1][has_next].flatten(0, 1)  # (target tokens, D)
         targets = batch.codes[:, 1:][has_next].flatten()  # (target tokens,)
-        # Chunked: the (target tokens, V) logits are never held at once.
-        options = nn.LinearCrossEntropyOptions()
+        # Beyond the limit in chunks, so that the (target tokens, V) logits are not held at once; slower below it.
+        options = nn.LinearCrossEntropyOptions() if len(targets) > LOGITS_AT_ONCE else None
         total = F.linear_cross_entropy(sources, self.pred_head.weight, targets, reduction="sum", options=options)
         return LossOutput(total, torch.tensor(targets.numel(), device=total.device))
 

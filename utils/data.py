@@ -1,6 +1,7 @@
 """Sequences, catalogs and batches: from histories of item ids to the tensors the model reads."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from utils.fsq import CODES_PER_ITEM, PADDING
 WINDOW = 256  # items: 1,024 tokens, the rows of the position embedding
 
 
-class Sequences(NamedTuple):
+@dataclass(frozen=True)
+class Sequences:
     """Many histories as one flat array: user i's items are `items[offsets[i]:offsets[i + 1]]`."""
 
     users: np.ndarray  # (U,) int64 or object: the keys of the file, in its order
@@ -56,7 +58,8 @@ def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], lengths)
 
 
-class Catalog(NamedTuple):
+@dataclass(frozen=True)
+class Catalog:
     """All N items: codes for the token embedding, continuous embeddings for the auxiliary one."""
 
     codes: np.ndarray  # (N, K) int16 in [0, 15360)

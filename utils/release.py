@@ -176,7 +176,7 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
             )
     codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
-    sequences = sequences._replace(items=places)
+    sequences = Sequences(sequences.users, places, sequences.offsets)
     return Interactions(sequences, Catalog(codes, embeddings, rows, str(matrix_path)), codes_fingerprint(codes_path))
 
 

@@ -1,0 +1,234 @@
+"""Make a data set directory of your own items and histories, ready for predict.py --dataset DIR and for training.
+
+    python data_processing/make_dataset.py --input my_data --output data/test/mine
+    python data_processing/make_dataset.py --input my_data --output data/test/mine --test_share 1
+    python data_processing/make_dataset.py --input my_data --output data/mine --embeddings my_data/embeddings.npy
+
+Reads from INPUT, each gzip-compressed where its name ends in .gz:
+
+    items.jsonl       {"id": 0, "text": {"title": "Blue pen", "brand": "Bic"}}     ids 0, 1, 2, … without a gap
+    sequences.jsonl   {"user": "anna", "items": [0, 17, 4]}                        item ids in time order
+    times.jsonl       [1324944000, 1325376000, 1325894400]                         optional, line by line with sequences
+
+Writes to OUTPUT train.pkl, test.pkl (whole histories; of a test user the last item is the target), cold_train.pkl,
+cold_test.pkl (of each user a piece of 2 to 4 items), item_text_dict.pkl, item_text_embeddings.npy and .json and, with
+times, test_times.pkl. --test_share 1 makes everyone a test user: a zero-shot test.
+"""
+
+import gzip
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from ae_trainer import check_finite
+from data_processing.data_process_1 import add_split_flags, split_users
+from data_processing.TextEncoder_batch import (
+    DEFAULT_BATCH,
+    DEFAULT_ENCODER,
+    embed_items,
+    load_encoder,
+    save_embeddings,
+    written_texts,
+)
+from utils.cli import parser, positive_int, run
+from utils.errors import InputError
+from utils.files import load_matrix, read_json, read_jsonl, save_pickle
+from utils.util import add_device_flags, pick_device
+
+SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
+REMEDY = "See --help for the three files that make_dataset.py reads."
+
+
+class Histories(NamedTuple):
+    """What the users did: of each user the items and, where known, their times."""
+
+    items: dict[Any, list[int]]
+    times: dict[Any, list[float]] | None
+
+
+def main() -> None:
+    """Parse, read and check, split, embed, write."""
+    flags = parser(__doc__)
+    flags.add_argument("--input", required=True, metavar="DIR", help="directory with items.jsonl and sequences.jsonl")
+    flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
+    source = flags.add_mutually_exclusive_group()
+    source.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
+    source.add_argument("--embeddings", metavar="FILE", help=".npy (items, width) to use instead of an encoder")
+    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument("--min_interactions", type=positive_int, default=2, help="leave out users with fewer items")
+    add_split_flags(flags)
+    add_device_flags(flags)
+    args = flags.parse_args()
+
+    directory, output = Path(args.input), Path(args.output)
+    texts = read_items(find(directory, "items.jsonl"))
+    histories = read_histories(directory, len(texts))
+    kept = {user: items for user, items in histories.items.items() if len(items) >= args.min_interactions}
+    if not kept:
+        raise InputError(
+            f"{directory}: no user has {args.min_interactions} or more items. Lower --min_interactions, or give users "
+            "with longer histories."
+        )
+    train, test = split_users(kept, args.test_share, args.seed)
+    if args.embeddings:
+        embeddings, encoder_name = given_embeddings(Path(args.embeddings), len(texts))
+    else:
+        written = written_texts(texts, directory)
+        device, encoder_name = pick_device(args), args.encoder
+        embeddings = embed_items(written, len(texts), load_encoder(encoder_name, device), args.batch_size, device)
+
+    save_pickle(output / "train.pkl", train)
+    save_pickle(output / "test.pkl", test)
+    save_pickle(output / "cold_train.pkl", cold_pieces(train, np.random.default_rng((args.seed, 1))))
+    save_pickle(output / "cold_test.pkl", cold_pieces(test, np.random.default_rng((args.seed, 2))))
+    save_pickle(output / "item_text_dict.pkl", texts)
+    save_embeddings(output, embeddings, encoder_name)
+    (output / "test_times.pkl").unlink(missing_ok=True)  # of an earlier run
+    if histories.times is not None:
+        save_pickle(output / "test_times.pkl", {user: histories.times[user] for user in test})
+    print(
+        f"{output}: {len(train)} train users, {len(test)} test users, {len(histories.items) - len(kept)} left out "
+        f"(fewer than {args.min_interactions} items); {sum(map(len, kept.values()))} interactions, {len(texts)} items"
+    )
+
+
+def find(directory: Path, name: str) -> Path:
+    """The file of that name, or with .gz; where neither is there, the first, for the error message to name."""
+    packed = directory / f"{name}.gz"
+    return packed if packed.is_file() and not (directory / name).is_file() else directory / name
+
+
+def read_items(path: Path) -> dict[int, dict[str, Any]]:
+    """Item id -> text fields, ascending.
+
+    Raises:
+        InputError: an id that is no integer, given twice or missing, or a text that is no object; names the line.
+    """
+    texts: dict[int, dict[str, Any]] = {}
+    for line, record in read_jsonl(path, REMEDY):
+        item, text = record.get("id"), record.get("text")
+        if type(item) is not int or item < 0:
+            raise InputError(f"{path}, line {line}: id is {item!r}, expected an integer of 0 or more.")
+        if item in texts:
+            raise InputError(f"{path}, line {line}: id {item} was given before. Give every item one line.")
+        if not isinstance(text, dict):
+            raise InputError(
+                f'{path}, line {line}: text is {str(text)[:60]!r}, expected an object such as {{"title": "…"}}.'
+            )
+        texts[item] = text
+    missing = next((item for item in range(len(texts)) if item not in texts), None)
+    if missing is not None or not texts:
+        raise InputError(
+            f"{path}: {len(texts)} items, but none with id {missing or 0}; ids must be 0, 1, 2, … without a gap. "
+            "Number the items again, in sequences.jsonl too."
+        )
+    return {item: texts[item] for item in range(len(texts))}
+
+
+def read_histories(directory: Path, count: int) -> Histories:
+    """The histories of sequences.jsonl, and times.jsonl where there is one.
+
+    Raises:
+        InputError: a user without name or given twice, an empty history, an item id that is none of the `count`
+            items, or times that do not fit; names the line.
+    """
+    path, times_path = find(directory, "sequences.jsonl"), find(directory, "times.jsonl")
+    items: dict[Any, list[int]] = {}
+    lines: list[int] = []
+    for line, record in read_jsonl(path, REMEDY):
+        user, history = record.get("user"), record.get("items")
+        if type(user) not in (int, str):
+            raise InputError(f"{path}, line {line}: user is {user!r}, expected a name or a number.")
+        if user in items:
+            raise InputError(f"{path}, line {line}: user {user!r} was given before. Give every user one line.")
+        check_history(history, count, f"{path}, line {line}")
+        items[user] = history
+        lines.append(line)
+    if not times_path.is_file():
+        return Histories(items, None)
+
+    times = list(read_times(times_path))
+    if len(times) != len(items):
+        raise InputError(f"{times_path} has {len(times)} lines, {path} has {len(items)} users. {REMEDY}")
+    for (line, user_times), sequence_line, history in zip(times, lines, items.values(), strict=True):
+        if len(user_times) != len(history):
+            raise InputError(
+                f"{times_path}, line {line}: {len(user_times)} times, but {len(history)} items in {path.name}, "
+                f"line {sequence_line}. Give every item its time."
+            )
+    return Histories(items, dict(zip(items, (user_times for _, user_times in times), strict=True)))
+
+
+def check_history(history: Any, count: int, place: str) -> None:
+    """InputError naming the place unless `history` is a list of one or more item ids below `count`."""
+    if not isinstance(history, list) or not history:
+        raise InputError(f"{place}: items is {str(history)[:60]}, expected one or more item ids. Remove the line.")
+    for item in history:
+        if type(item) is not int or not 0 <= item < count:
+            raise InputError(
+                f"{place}: item {item!r} is not in items.jsonl, which has ids 0 to {count - 1}. "
+                "Add the item there, or take it out here."
+            )
+
+
+def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
+    """Yield (line number from 1, Unix seconds of one history).
+
+    Raises:
+        InputError: a damaged file, or a line that is not a JSON list of numbers; names the line.
+    """
+    opener = gzip.open if path.suffix == ".gz" else open
+    line = 0
+    try:
+        with opener(path, "rt", encoding="utf-8") as rows:
+            for line, row in enumerate(rows, start=1):
+                if not row.strip():
+                    continue
+                times = json.loads(row)
+                if not isinstance(times, list) or any(type(time) not in (int, float) for time in times):
+                    raise InputError(f"{path}, line {line}: found {row.strip()[:60]}, expected a list of numbers.")
+                yield line, times
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {line}: not valid JSON ({error.msg}). Mend the line.") from error
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}, after line {line}: cannot be read ({error}). {REMEDY}") from error
+
+
+def given_embeddings(path: Path, count: int) -> tuple[np.ndarray, str | None]:
+    """The matrix (count, E) of a file as it is, and its encoder where a JSON beside it names one.
+
+    Raises:
+        InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
+    """
+    matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
+    if len(matrix) != count:
+        raise InputError(f"--embeddings {path} has {len(matrix)} rows, expected {count}: one per item, in id order.")
+    check_finite(matrix, 0, f"--embeddings {path}")
+    about = path.with_suffix(".json")
+    return matrix, read_json(about).get("encoder") if about.is_file() else None
+
+
+def cold_pieces(histories: dict[Any, list[int]], random: np.random.Generator) -> dict[Any, list[int]]:
+    """Of each history a contiguous piece of 2 to 4 items, length and place drawn as in the release.
+
+    A history of fewer than two items has no such piece and is left out.
+    """
+    pieces = {}
+    for user, items in histories.items():
+        if len(items) < SHORTEST_PIECE:
+            continue
+        length = int(random.integers(SHORTEST_PIECE, min(LONGEST_PIECE, len(items)) + 1))
+        start = int(random.integers(max(0, len(items) - LONGEST_PIECE) + 1))
+        pieces[user] = items[start : start + length]
+    return pieces
+
+
+if __name__ == "__main__":
+    run(main)

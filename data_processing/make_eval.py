@@ -1,0 +1,94 @@
+"""Put data sets that take no part in pre-training into the form eval.py reads, to choose among checkpoints.
+
+    python data_processing/make_eval.py --datasets data/office data/food --output data/eval
+    python data_processing/make_eval.py --datasets data/food --users 5000 --seed 0 --output data/eval
+
+Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random) and
+writes to OUTPUT eval.pkl (dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's
+fingerprint in token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings) and
+all_item_text_embeddings_eval.npy (N, E).
+"""
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
+from data_processing.data_process_2 import REMEDY, id_maps, load_histories, merge_histories, named_directories
+from data_processing.make_token_list import save_token_list, tokenize_rows
+from data_processing.pre_train_data_process import common_encoder, load_embeddings, merge_embeddings
+from utils.cli import parser, positive_int, run
+from utils.errors import InputError
+from utils.files import save_pickle
+from utils.util import add_device_flags, pick_device
+
+
+def main() -> None:
+    """Parse, check and tokenize everything, then write."""
+    flags = parser(__doc__)
+    flags.add_argument("--datasets", nargs="+", required=True, metavar="DIR", help="data set directories")
+    flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
+    flags.add_argument("--output", default="./data/eval", metavar="DIR", help="directory to write to")
+    flags.add_argument("--users", type=positive_int, help="at most so many users of each data set, drawn at random")
+    flags.add_argument("--seed", type=int, default=0, help="of the draw")
+    add_device_flags(flags)
+    args = flags.parse_args()
+
+    directories = named_directories(args.datasets)
+    matrices = load_embeddings(list(directories.values()))
+    common_encoder(list(directories.values()))
+    maps = list(id_maps(dict(zip(directories, map(len, matrices.values()), strict=True))).values())
+    histories = [
+        draw_users(all_histories(directory, len(matrix)), args.users, args.seed)
+        for directory, matrix in zip(directories.values(), matrices.values(), strict=True)
+    ]
+    tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
+    codes = np.concatenate([tokenize_rows(tokenizer, matrix, path) for path, matrix in matrices.items()])
+
+    output = Path(args.output)
+    merge_embeddings(matrices, maps, output / "all_item_text_embeddings_eval.npy", "float32")
+    merged = merge_histories(histories, maps)
+    save_pickle(output / "eval.pkl", merged)
+    save_pickle(output / "eval_id_map.pkl", {item: item for item in range(len(codes))})
+    save_token_list(output / "token_id_list_eval.pkl", codes, tokenizer)
+    print(
+        f"{output}: {len(merged)} users, {sum(map(len, merged.values()))} interactions, "
+        f"{describe(codebook_report(codes))}"
+    )
+
+
+def all_histories(directory: Path, count: int) -> dict[int, list[int]]:
+    """The histories of a data set's train.pkl and test.pkl, of which there must be one, numbered from 0.
+
+    Raises:
+        InputError: neither file, a damaged one, or an item id without one of the `count` embeddings.
+    """
+    paths = [path for path in (directory / "train.pkl", directory / "test.pkl") if path.is_file()]
+    if not paths:
+        raise InputError(f"{directory} has neither train.pkl nor test.pkl. {REMEDY}")
+    found: list[list[int]] = []
+    for path in paths:
+        for user, items in load_histories(path).items():
+            if max(items) >= count:
+                raise InputError(
+                    f"{path}, user {user!r}: item {max(items)} has no row in item_text_embeddings.npy, "
+                    f"which has {count}. Run data_processing/TextEncoder_batch.py again."
+                )
+            found.append(items)
+    return dict(enumerate(found))
+
+
+def draw_users(histories: dict[int, list[int]], users: int | None, seed: int) -> dict[int, list[int]]:
+    """At most `users` histories at random, in their order; all of them where `users` is None."""
+    if users is None or users >= len(histories):
+        return histories
+    drawn = np.random.default_rng(seed).choice(len(histories), users, replace=False)
+    return {user: histories[user] for user in sorted(drawn.tolist())}
+
+
+if __name__ == "__main__":
+    run(main)

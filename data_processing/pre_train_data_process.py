@@ -1,0 +1,151 @@
+"""Put the embeddings of several data sets into one matrix, in the order of their merged item ids.
+
+    python data_processing/pre_train_data_process.py --datasets data/books data/toys data/baby --output data/pre_train
+
+Reads item_text_embeddings.npy of each data set and OUTPUT/item_id_maps.pkl (from data_process_2.py, with the same
+--datasets); writes OUTPUT/all_item_text_embeddings.npy (N, E) and all_item_text_embeddings.json (encoder, rows, width).
+The matrix is written through a memory map: it may be larger than memory.
+"""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+from tqdm import tqdm
+
+from ae_trainer import check_finite
+from data_processing.data_process_2 import named_directories
+from utils.cli import parser, run
+from utils.errors import InputError
+from utils.files import atomic_write, load_matrix, load_pickle, read_json, save_json
+
+CHUNK = 16_384  # rows copied at once
+REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
+MAPS_REMEDY = "Run data_processing/data_process_2.py with the same --datasets and --output first."
+
+
+def main() -> None:
+    """Parse, check that all fits, merge."""
+    flags = parser(__doc__)
+    flags.add_argument("--datasets", nargs="+", required=True, metavar="DIR", help="data set directories")
+    flags.add_argument("--output", default="./data/pre_train", metavar="DIR", help="where item_id_maps.pkl lies")
+    flags.add_argument("--dtype", choices=("float32", "float16", "float64"), default="float32", help="of the matrix")
+    args = flags.parse_args()
+
+    output = Path(args.output)
+    directories = named_directories(args.datasets)
+    maps = load_id_maps(output / "item_id_maps.pkl", list(directories))
+    matrices = load_embeddings(list(directories.values()))
+    encoder = common_encoder(list(directories.values()))
+    merged = output / "all_item_text_embeddings.npy"
+    merge_embeddings(matrices, [maps[name] for name in directories], merged, args.dtype)
+    rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
+    save_json(merged.with_suffix(".json"), {"encoder": encoder, "rows": rows, "width": width})
+    print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
+
+
+def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Data set name -> its merged ids (n,) int64, checked to be for `names` and, together, every id once.
+
+    Raises:
+        InputError: missing or damaged file, maps of other data sets, or ids with gaps.
+    """
+    maps = load_pickle(path, dict, MAPS_REMEDY)
+    if set(maps) != set(names):
+        raise InputError(f"{path} is for {sorted(maps)}, --datasets names {sorted(names)}. {MAPS_REMEDY}")
+    merged = np.sort(np.concatenate(list(maps.values())))
+    if not np.array_equal(merged, np.arange(len(merged))):
+        raise InputError(f"{path}: the merged ids are not 0 to {len(merged) - 1}, each once. {MAPS_REMEDY}")
+    return maps
+
+
+def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
+    """File -> memory-mapped embeddings (n, E) of each data set, all of one width.
+
+    Raises:
+        InputError: missing or damaged file, or two widths.
+    """
+    paths = [directory / "item_text_embeddings.npy" for directory in directories]
+    matrices = {path: load_matrix(path, REMEDY) for path in paths}
+    first = paths[0]
+    for path, matrix in matrices.items():
+        if matrix.shape[1] != matrices[first].shape[1]:
+            raise InputError(
+                f"{path}: embeddings are {matrix.shape[1]} wide, {first} has {matrices[first].shape[1]}. "
+                "Encode all data sets with one encoder (data_processing/TextEncoder_batch.py)."
+            )
+    return matrices
+
+
+def common_encoder(directories: list[Path]) -> str | None:
+    """The encoder that made all embeddings, where that is known; only the last part of its name or path counts.
+
+    Raises:
+        InputError: two encoders, whose embeddings cannot be compared even where the width is the same.
+    """
+    known: dict[str, Path] = {}
+    for directory in directories:
+        path = directory / "item_text_embeddings.json"
+        encoder = read_json(path).get("encoder") if path.is_file() else None
+        if encoder:
+            known.setdefault(Path(encoder).name, path)
+    if len(known) > 1:
+        (one, one_path), (other, other_path) = list(known.items())[:2]
+        raise InputError(
+            f"{one_path} names the encoder {one}, {other_path} names {other}. Encode all data sets with one encoder "
+            "(data_processing/TextEncoder_batch.py); if it is the same under two names, mend one of the two files."
+        )
+    return next(iter(known), None)
+
+
+def merge_embeddings(matrices: dict[Path, np.ndarray], maps: list[np.ndarray], output: Path, dtype: str) -> None:
+    """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E).
+
+    Raises:
+        InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.
+    """
+    for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
+        if len(matrix) != len(id_map):
+            raise InputError(
+                f"{path} has {len(matrix)} rows, the data set has {len(id_map)} items. "
+                "Run data_process_2.py and TextEncoder_batch.py again, so that both see the same items."
+            )
+    shape = (sum(map(len, maps)), next(iter(matrices.values())).shape[1])
+    with new_matrix(output, shape, dtype) as merged, tqdm(total=shape[0], desc="embeddings", unit=" items") as progress:
+        for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
+            for start in range(0, len(matrix), CHUNK):
+                chunk = matrix[start : start + CHUNK]
+                check_finite(chunk, start, str(path))
+                merged[id_map[start : start + CHUNK]] = chunk
+                progress.update(len(chunk))
+
+
+@contextlib.contextmanager
+def new_matrix(path: Path, shape: tuple[int, int], dtype: str) -> Iterator[np.ndarray]:
+    """A memory-mapped `.npy` to fill; it appears under its name when the block ends without an error.
+
+    Raises:
+        InputError: no space for it. The space is taken first: a map on a full disk would end the process by a signal.
+    """
+    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    with atomic_write(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.flush()
+        size = np.dtype(dtype).itemsize * shape[0] * shape[1]
+        if hasattr(os, "posix_fallocate") and size:
+            os.posix_fallocate(file.fileno(), file.tell(), size)
+        else:
+            file.truncate(file.tell() + size)
+        matrix = np.lib.format.open_memmap(file.name, mode="r+")
+        yield matrix
+        matrix.flush()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Pre-train on data/pre_train where it exists; otherwise on the embedded sample, and go on to its prediction table.
+# Further arguments go to pre_train.py, for example: bash run.sh --max_steps 200
+set -euo pipefail
+cd "$(dirname "$0")"
+
+pre_train() {
+    local processes
+    processes="$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')"
+    # Said out loud because accelerate's own default is one thread per process.
+    accelerate launch --num_processes "$processes" --num_cpu_threads_per_process "$(( ($(nproc) + processes - 1) / processes ))" \
+        --num_machines 1 --mixed_precision no --dynamo_backend no pre_train.py "$@"
+}
+
+sample() {
+    local raw=data/sample built=data/sample/built domain
+    local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt"
+    rm -rf "$built"
+
+    echo "== data sets of the sample"
+    for domain in toys kitchen beauty outdoor crafts pets; do
+        python data_processing/make_dataset.py --input "$raw/$domain" --embeddings "$raw/$domain/embeddings.npy" \
+            --output "$built/$domain" --test_share "$([ "$domain" = pets ] && echo 0.5 || echo 0.1)"
+    done
+    local domains=("$built"/{toys,kitchen,beauty,outdoor})
+
+    echo "== tokenizer"
+    python ae_trainer.py --embeddings "${domains[@]/%//item_text_embeddings.npy}" --output "$built/vae_ckpt" \
+        --epoch 31 --lr 1e-3
+
+    echo "== data for pre-training and for choosing a checkpoint"
+    python data_processing/data_process_2.py --datasets "${domains[@]}" --output "$built/pre_train"
+    python data_processing/pre_train_data_process.py --datasets "${domains[@]}" --output "$built/pre_train"
+    python data_processing/make_token_list.py --embeddings "$built/pre_train/all_item_text_embeddings.npy" \
+        --vae_ckpt "$tokenizer" --output "$built/pre_train/token_id_list.pkl"
+    python data_processing/make_eval.py --datasets "$built/crafts" --vae_ckpt "$tokenizer" --output "$built/eval"
+
+    echo "== pre-training"
+    pre_train --data_path "$built/pre_train" --ckpt_dir "$built/ckpt" --log logs/sample.jsonl \
+        --batch_size 40 --epoch 3 --tf_layer 3 --width 128 --lr 2e-3 "$@"
+
+    echo "== choosing a checkpoint on crafts"
+    python eval.py --data_path "$built/eval" --ckpt_path "$built/ckpt" | tee "$built/eval.txt"
+    local best
+    best="$(sed -n 's/^best: //p' "$built/eval.txt")"
+
+    echo "== zero-shot and cold-start prediction on pets"
+    python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best" --cold True
+    python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best"
+}
+
+main() {
+    source utils/venv.sh requirements.txt
+    if [ -d data/pre_train ]; then
+        pre_train --batch_size 40 --epoch 5 --tf_layer 3 "$@"
+    else
+        echo "data/pre_train is not there: using the embedded sample (data/sample)"
+        sample "$@"
+    fi
+}
+
+mkdir -p logs
+log="logs/run_$(date +%Y%m%d_%H%M%S).log"
+set +e # the pipeline's own status is read below
+(set -e; main "$@") 2>&1 | tee "$log"
+status=${PIPESTATUS[0]}
+[ "$status" -eq 0 ] || echo "run.sh failed with exit code $status; see $log" >&2
+exit "$status"

@@ -1,0 +1,544 @@
+"""The data scripts, on small worlds: formats, order, determinism, and what they say of bad input."""
+
+import gzip
+import io
+import json
+import os
+import pickle
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+
+from ae_trainer import AutoEncoder
+from data_processing import (
+    TextEncoder_batch,
+    data_download,
+    data_process_1,
+    data_process_2,
+    make_dataset,
+    make_eval,
+    make_token_list,
+    pre_train_data_process,
+)
+from utils.errors import InputError
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = {
+    "data_download": data_download,
+    "data_process_1": data_process_1,
+    "data_process_2": data_process_2,
+    "TextEncoder_batch": TextEncoder_batch,
+    "make_token_list": make_token_list,
+    "pre_train_data_process": pre_train_data_process,
+    "make_dataset": make_dataset,
+    "make_eval": make_eval,
+}
+WIDTH = 32
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run a script's main() with the given command line."""
+
+    def run_main(name: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        SCRIPTS[name].main()
+
+    return run_main
+
+
+def write_lines(path: Path, records: list) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(record) + "\n" for record in records)
+    path.write_bytes(gzip.compress(text.encode()) if path.suffix == ".gz" else text.encode())
+
+
+def load(path: Path):
+    return pickle.loads(path.read_bytes())  # noqa: S301 - written by the test
+
+
+def save(path: Path, value: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(value))
+
+
+class HashEncoder:
+    """Stands for a SentenceTransformer: the same text has the same unit vector."""
+
+    def encode(self, texts, **_):
+        rows = [np.random.default_rng(list(text.encode())).normal(size=WIDTH) for text in texts]
+        return np.stack([row / np.linalg.norm(row) for row in rows])
+
+
+@pytest.fixture
+def encoder(monkeypatch):
+    for module in (TextEncoder_batch, make_dataset):
+        monkeypatch.setattr(module, "load_encoder", lambda name, device: HashEncoder())
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("vae") / "tokenizer.pt"
+    torch.save(AutoEncoder(WIDTH).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_when_run_as_a_file(name):
+    command = [sys.executable, f"data_processing/{name}.py", "--help"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert f"python data_processing/{name}.py" in done.stdout
+
+
+# data_process_1
+
+
+def write_reviews(folder: Path, ending: str = "") -> None:
+    """Users a (5 reviews, times not in order, a tie), b (4: too few), c (5, times of unequal length)."""
+    events = [("a", "q", 30), ("b", "z", 1), ("a", "p", 10), ("c", "p", 1000), ("a", "r", 30), ("a", "q", 40)]
+    events += [("c", "s", 999), ("a", "t", 5), ("c", "t", 1001.5), ("c", "u", "1002"), ("c", "v", 1003)]
+    events += [("b", "z", 2), ("b", "y", 3), ("b", "x", 4)]
+    keys = ("user_id", "parent_asin", "timestamp")
+    write_lines(folder / f"reviews.jsonl{ending}", [dict(zip(keys, event, strict=True)) for event in events])
+    metadata = [
+        {"parent_asin": "p", "title": "old", "price": 3},
+        {"parent_asin": "q", "details": {"Brand": "Bic"}, "title": "pen", "main_category": "Office", "categories": []},
+        {"parent_asin": "z", "title": "not needed"},
+        {"parent_asin": "t", "price": 1},
+        {"parent_asin": "p", "description": ["two"], "title": "new"},
+    ]
+    write_lines(folder / f"meta.jsonl{ending}", metadata)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_reviews_become_histories(call, tmp_path, ending):
+    write_reviews(tmp_path, ending)
+    reviews, meta = tmp_path / f"reviews.jsonl{ending}", tmp_path / f"meta.jsonl{ending}"
+    call("data_process_1", "--reviews", reviews, "--meta", meta, "--output", tmp_path / "out", "--test_share", 0)
+    # a: t p q r q in time order, the tie in file order; c: 999 before 1000, as numbers
+    assert load(tmp_path / "out/train.pkl") == {0: [0, 1, 2, 3, 2], 1: [4, 1, 0, 5, 6]}
+    assert load(tmp_path / "out/test.pkl") == {}
+    texts = load(tmp_path / "out/item_text_dict.pkl")
+    assert texts == {
+        1: {"title": "new", "description": ["two"]},
+        2: {"main_category": "Office", "title": "pen", "categories": [], "details": '{"Brand": "Bic"}'},
+    }
+    assert list(texts[2]) == ["main_category", "title", "categories", "details"]
+
+
+def test_split_is_seeded_and_has_the_share():
+    histories = {user: [user] for user in range(50)}
+    train, test = data_process_1.split_users(histories, 0.1, 7)
+    assert len(test) == 5
+    assert {**train, **test} == histories
+    assert list(test) == sorted(test)
+    assert data_process_1.split_users(histories, 0.1, 7)[1] == test
+    assert data_process_1.split_users(histories, 0.1, 8)[1] != test
+    assert data_process_1.split_users(histories, 1.0, 0) == ({}, histories)
+
+
+@pytest.mark.parametrize(
+    ("review", "message"),
+    [
+        ({"user_id": "a", "timestamp": 1}, "line 2: no parent_asin"),
+        ({"parent_asin": "p", "timestamp": 1}, "line 2: no user_id"),
+        ({"user_id": "a", "parent_asin": "p", "timestamp": "May"}, "line 2: timestamp 'May' is not a number"),
+        ({"user_id": "a", "parent_asin": "p"}, "line 2: timestamp None is not a number"),
+    ],
+)
+def test_bad_review_is_named(tmp_path, review, message):
+    write_lines(tmp_path / "r.jsonl", [{"user_id": "a", "parent_asin": "p", "timestamp": 1}, review])
+    with pytest.raises(InputError, match=message):
+        data_process_1.read_reviews(tmp_path / "r.jsonl")
+
+
+def test_no_user_left_and_bad_metadata(call, tmp_path):
+    write_reviews(tmp_path)
+    arguments = ("--reviews", tmp_path / "reviews.jsonl", "--meta", tmp_path / "meta.jsonl", "--output", tmp_path / "o")
+    with pytest.raises(InputError, match="Lower --min_interactions"):
+        call("data_process_1", *arguments, "--min_interactions", 9)
+    write_lines(tmp_path / "meta.jsonl", [{"title": "x"}])
+    with pytest.raises(InputError, match="line 1: no parent_asin"):
+        call("data_process_1", *arguments)
+    assert not (tmp_path / "o").exists()
+
+
+# make_dataset
+
+
+def write_own_data(folder: Path, users: int = 40, items: int = 12, with_times: bool = True) -> list[list[int]]:
+    random = np.random.default_rng(3)
+    histories = [random.integers(items, size=random.integers(2, 9)).tolist() for _ in range(users)]
+    histories[5] = [4]
+    write_lines(folder / "items.jsonl.gz", [{"id": i, "text": {"title": f"item {i}"}} for i in reversed(range(items))])
+    write_lines(folder / "sequences.jsonl", [{"user": f"u{u}", "items": h} for u, h in enumerate(histories)])
+    if with_times:
+        write_lines(folder / "times.jsonl.gz", [list(range(100, 100 + len(history))) for history in histories])
+    return histories
+
+
+def test_make_dataset(call, tmp_path, encoder):
+    histories = write_own_data(tmp_path / "in")
+    call("make_dataset", "--input", tmp_path / "in", "--output", tmp_path / "out", "--test_share", 0.25, "--seed", 2)
+    made = {path.stem: load(path) for path in (tmp_path / "out").glob("*.pkl")}
+    assert len(made["test"]) == 10
+    assert {**made["train"], **made["test"]} == {f"u{u}": h for u, h in enumerate(histories) if u != 5}
+    for whole, cold in (("train", "cold_train"), ("test", "cold_test")):
+        assert list(made[whole]) == list(made[cold])
+        for user, piece in made[cold].items():
+            assert 2 <= len(piece) <= 4
+            assert any(made[whole][user][i : i + len(piece)] == piece for i in range(len(made[whole][user])))
+    assert {user: len(times) for user, times in made["test_times"].items()} == {
+        user: len(items) for user, items in made["test"].items()
+    }
+    assert list(made["item_text_dict"]) == list(range(12))
+    embeddings = np.load(tmp_path / "out/item_text_embeddings.npy")
+    assert embeddings.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+    about = json.loads((tmp_path / "out/item_text_embeddings.json").read_text())
+    assert about == {"encoder": TextEncoder_batch.DEFAULT_ENCODER, "rows": 12, "width": WIDTH}
+
+
+def test_make_dataset_is_seeded_and_copies_embeddings(call, tmp_path):
+    write_own_data(tmp_path / "in")
+    given = np.random.default_rng(0).normal(size=(12, 8)).astype(np.float16)
+    np.save(tmp_path / "given.npy", given)
+    for seed, output in ((0, "a"), (0, "b"), (1, "c")):
+        arguments = ("--input", tmp_path / "in", "--output", tmp_path / output, "--seed", seed)
+        call("make_dataset", *arguments, "--embeddings", tmp_path / "given.npy")
+    files = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert all((tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes() for name in files)
+    assert load(tmp_path / "a/test.pkl") != load(tmp_path / "c/test.pkl")
+    np.testing.assert_array_equal(np.load(tmp_path / "a/item_text_embeddings.npy"), given)
+
+
+def test_make_dataset_zero_shot_without_times(call, tmp_path, encoder):
+    write_own_data(tmp_path / "in", with_times=False)
+    save(tmp_path / "out/test_times.pkl", {"left over": [1]})
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--test_share", "1.0")
+    call("make_dataset", *arguments, "--min_interactions", 1)
+    assert load(tmp_path / "out/train.pkl") == load(tmp_path / "out/cold_train.pkl") == {}
+    assert len(load(tmp_path / "out/test.pkl")) == 40
+    assert "u5" not in load(tmp_path / "out/cold_test.pkl")  # one item: no piece with a target
+    assert not (tmp_path / "out/test_times.pkl").exists()
+
+
+ITEM = {"id": 0, "text": {"title": "a"}}
+USER = {"user": 1, "items": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    ("name", "records", "message"),
+    [
+        ("items", [ITEM, {"id": 2, "text": {}}], "none with id 1; ids must be 0, 1, 2"),
+        ("items", [], "none with id 0"),
+        ("items", [ITEM, ITEM], "items.jsonl, line 2: id 0 was given before"),
+        ("items", [{"id": "0", "text": {}}], "line 1: id is '0', expected an integer"),
+        ("items", [{"id": 0, "text": "pen"}], "line 1: text is 'pen', expected an object"),
+        ("items", [{"id": 0}], "line 1: text is 'None'"),
+        ("sequences", [USER, {"user": 2, "items": []}], r"sequences.jsonl, line 2: items is \[\]"),
+        ("sequences", [{"user": 1, "items": [0, 2]}], "line 1: item 2 is not in items.jsonl, which has ids 0 to 1"),
+        ("sequences", [{"user": 1, "items": [0, -1]}], "line 1: item -1 is not"),
+        ("sequences", [{"user": 1, "items": [0, "1"]}], "line 1: item '1' is not"),
+        ("sequences", [USER, USER], "line 2: user 1 was given before"),
+        ("sequences", [{"items": [0, 1]}], "line 1: user is None"),
+        ("sequences", [{"user": 1, "items": [0]}], "no user has 2 or more items"),
+        ("times", [[1, 2], [3]], "times.jsonl has 2 lines, .*sequences.jsonl has 1 users"),
+        ("times", [[1]], "times.jsonl, line 1: 1 times, but 2 items in sequences.jsonl, line 1"),
+        ("times", [["1", 2]], "line 1: found .* expected a list of numbers"),
+    ],
+)
+def test_bad_own_data_is_named(call, tmp_path, encoder, name, records, message):
+    write_lines(tmp_path / "items.jsonl", [ITEM, {"id": 1, "text": {"title": "b"}}])
+    write_lines(tmp_path / "sequences.jsonl", [USER])
+    write_lines(tmp_path / f"{name}.jsonl", records)
+    with pytest.raises(InputError, match=message):
+        call("make_dataset", "--input", tmp_path, "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_files_of_own_data_are_named(call, tmp_path, encoder):
+    arguments = ("--input", tmp_path, "--output", tmp_path / "out")
+    with pytest.raises(InputError, match="items.jsonl does not exist"):
+        call("make_dataset", *arguments)
+    write_lines(tmp_path / "items.jsonl", [ITEM])
+    write_lines(tmp_path / "sequences.jsonl", [{"user": 1, "items": [0, 0]}])
+    (tmp_path / "times.jsonl").write_text("[1, 2\n")
+    with pytest.raises(InputError, match="times.jsonl, line 1: not valid JSON"):
+        call("make_dataset", *arguments)
+    (tmp_path / "times.jsonl").unlink()
+    np.save(tmp_path / "two.npy", np.ones((2, 8), dtype=np.float32))
+    with pytest.raises(InputError, match="two.npy has 2 rows, expected 1"):
+        call("make_dataset", *arguments, "--embeddings", tmp_path / "two.npy")
+    np.save(tmp_path / "nan.npy", np.full((1, 8), np.nan, dtype=np.float32))
+    with pytest.raises(InputError, match="nan.npy, row 0"):
+        call("make_dataset", *arguments, "--embeddings", tmp_path / "nan.npy")
+    write_lines(tmp_path / "items.jsonl", [{"id": 0, "text": {}}])
+    with pytest.raises(InputError, match="no item has any text"):
+        call("make_dataset", *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+# TextEncoder_batch
+
+
+def test_item_text_is_the_releases():
+    fields = {"title": "A {b}", "categories": ["x"], "details": '{"Brand": "B"}'}
+    assert TextEncoder_batch.item_text(fields) == "'title': 'A b', 'categories': ['x'], 'details': '\"Brand\": \"B\"'"
+
+
+def test_text_encoder_covers_every_item(call, tmp_path, encoder):
+    save(tmp_path / "d/item_text_dict.pkl", {2: {"title": "x"}, 1: {}})
+    save(tmp_path / "d/train.pkl", {0: [0, 4]})
+    call("TextEncoder_batch", "--input", tmp_path / "d", "--encoder", "some-model")
+    embeddings = np.load(tmp_path / "d/item_text_embeddings.npy")
+    assert embeddings.shape == (5, WIDTH)
+    assert np.linalg.norm(embeddings, axis=1).round(5).tolist() == [0, 0, 1, 0, 0]
+    assert json.loads((tmp_path / "d/item_text_embeddings.json").read_text())["encoder"] == "some-model"
+
+
+def test_encoder_that_cannot_be_loaded(monkeypatch, tmp_path):
+    with pytest.raises(InputError, match="is not a directory"):
+        TextEncoder_batch.load_encoder(str(tmp_path / "none"), "cpu")
+
+    def unreachable(*_, **__):
+        raise OSError("We couldn't connect\nand more")
+
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    monkeypatch.setattr(sentence_transformers, "SentenceTransformer", unreachable)
+    with pytest.raises(InputError, match="connect.*name a local directory"):
+        TextEncoder_batch.encode_texts(["a"], "some/model", 4, "cpu")
+
+
+def test_bad_item_texts_are_named(call, tmp_path, encoder):
+    with pytest.raises(InputError, match="item_text_dict.pkl does not exist.*data_process_1"):
+        call("TextEncoder_batch", "--input", tmp_path)
+    save(tmp_path / "item_text_dict.pkl", {0: "pen"})
+    with pytest.raises(InputError, match="item 0: found 'pen', expected item id -> dict"):
+        call("TextEncoder_batch", "--input", tmp_path)
+
+
+# data_process_2, pre_train_data_process, make_token_list, make_eval
+
+
+def write_data_set(folder: Path, train: dict, test: dict, embeddings: np.ndarray) -> None:
+    save(folder / "train.pkl", train)
+    save(folder / "test.pkl", test)
+    save(folder / "item_text_dict.pkl", {item: {"title": str(item)} for item in range(len(embeddings) - 1)})
+    np.save(folder / "item_text_embeddings.npy", embeddings)
+
+
+@pytest.fixture
+def two_data_sets(tmp_path):
+    random = np.random.default_rng(1)
+    a, b = random.normal(size=(2, 5, WIDTH))
+    write_data_set(tmp_path / "a", {"x": [0, 1], "y": [2, 2]}, {"z": [3, 4]}, a[:5])
+    write_data_set(tmp_path / "b", {0: [1, 0]}, {1: [0, 2]}, b[:3].astype(np.float32))
+    return [tmp_path / "a", tmp_path / "b"], np.concatenate((a, b[:3]))
+
+
+def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsys):
+    directories, embeddings = two_data_sets
+    output = tmp_path / "pre_train"
+    call("data_process_2", "--datasets", *directories, "--output", output)
+    assert load(output / "train.pkl") == {0: [0, 1], 1: [2, 2], 2: [6, 5]}
+    maps = load(output / "item_id_maps.pkl")
+    assert {name: ids.tolist() for name, ids in maps.items()} == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}
+    assert maps["a"].dtype == np.int64
+
+    # In another order than before: the maps decide.
+    call("pre_train_data_process", "--datasets", *directories[::-1], "--output", output, "--dtype", "float16")
+    merged = output / "all_item_text_embeddings.npy"
+    np.testing.assert_array_equal(np.load(merged), embeddings.astype(np.float16))
+    assert json.loads(merged.with_suffix(".json").read_text()) == {"encoder": None, "rows": 8, "width": WIDTH}
+
+    codes_file = output / "token_id_list.pkl"
+    call("make_token_list", "--embeddings", merged, "--vae_ckpt", tokenizer_file, "--output", codes_file)
+    codes = load(codes_file)
+    assert isinstance(codes, list)
+    assert np.shape(codes) == (8, 4)
+    assert all(type(code) is int and 0 <= code < 15360 for item in codes for code in item)
+    about = json.loads((output / "token_id_list.json").read_text())
+    assert (about["items"], about["embedding_width"], len(about["tokenizer"])) == (8, WIDTH, 16)
+    assert "of 15360 codes in use, perplexity" in capsys.readouterr().out
+    assert not list(output.glob(".*"))
+
+
+def test_make_eval(call, tmp_path, two_data_sets, tokenizer_file):
+    directories, embeddings = two_data_sets
+    arguments = ("--datasets", *directories, "--vae_ckpt", tokenizer_file)
+    call("make_eval", *arguments, "--output", tmp_path / "eval")
+    assert load(tmp_path / "eval/eval.pkl") == {0: [0, 1], 1: [2, 2], 2: [3, 4], 3: [6, 5], 4: [5, 7]}
+    assert load(tmp_path / "eval/eval_id_map.pkl") == {item: item for item in range(8)}
+    matrix = np.load(tmp_path / "eval/all_item_text_embeddings_eval.npy")
+    np.testing.assert_array_equal(matrix, embeddings.astype(np.float32))
+    assert np.shape(load(tmp_path / "eval/token_id_list_eval.pkl")) == (8, 4)
+    assert json.loads((tmp_path / "eval/token_id_list_eval.json").read_text())["items"] == 8
+
+    drawn = [make_eval.draw_users({user: [user] for user in range(90)}, 20, seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert [len(users) for users in drawn] == [20, 20, 20]
+    call("make_eval", *arguments, "--output", tmp_path / "few", "--users", 2)
+    assert len(load(tmp_path / "few/eval.pkl")) == 4
+
+
+def test_bad_data_sets_are_named(call, tmp_path, two_data_sets, tokenizer_file):
+    (a, b), _ = two_data_sets
+    merge = ("data_process_2", "--output", tmp_path / "o", "--datasets", a)
+    with pytest.raises(InputError, match="none is not a directory"):
+        call(*merge, tmp_path / "none")
+    with pytest.raises(InputError, match="both called 'a'"):
+        call(*merge, a)
+    with pytest.raises(InputError, match=r"item_id_maps.pkl does not exist.*data_process_2"):
+        call("pre_train_data_process", *merge[1:], b)
+    call(*merge)
+    with pytest.raises(InputError, match=r"is for \['a'\], --datasets names \['a', 'b'\]"):
+        call("pre_train_data_process", *merge[1:], b)
+    for history in ([], [0.5], [-1], "0", [[0]]):
+        save(b / "train.pkl", {9: history})
+        with pytest.raises(InputError, match="b/train.pkl, user 9: found .* expected a list of one or more item ids"):
+            call(*merge, b)
+    save(b / "train.pkl", {9: [0, 3]})
+    with pytest.raises(InputError, match="user 9: item 3 has no row in item_text_embeddings.npy, which has 3"):
+        call("make_eval", "--datasets", b, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "o")
+    call(*merge, b)
+    with pytest.raises(InputError, match="b/item_text_embeddings.npy has 3 rows, the data set has 4 items"):
+        call("pre_train_data_process", *merge[1:], b)
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl"}
+
+
+def test_bad_embeddings_are_named(call, tmp_path, two_data_sets, tokenizer_file):
+    (a, b), _ = two_data_sets
+    call("data_process_2", "--datasets", a, b, "--output", tmp_path / "o")
+    merge = ("pre_train_data_process", "--datasets", a, b, "--output", tmp_path / "o")
+    for folder, name in ((a, "hub/one"), (b, "./models/other")):
+        (folder / "item_text_embeddings.json").write_text(json.dumps({"encoder": name}))
+    with pytest.raises(InputError, match="names the encoder one, .* names other"):
+        call(*merge)
+    (b / "item_text_embeddings.json").unlink()
+    embeddings = np.load(b / "item_text_embeddings.npy")
+    np.save(b / "item_text_embeddings.npy", embeddings[:, :-1])
+    with pytest.raises(InputError, match="31 wide, .* has 32"):
+        call(*merge)
+    embeddings[1, 2] = np.nan
+    np.save(b / "item_text_embeddings.npy", embeddings)
+    with pytest.raises(InputError, match="b/item_text_embeddings.npy, row 1"):
+        call(*merge)
+    tokens = ("make_token_list", "--vae_ckpt", tokenizer_file, "--output", tmp_path / "o/codes.pkl", "--embeddings")
+    with pytest.raises(InputError, match="b/item_text_embeddings.npy, row 1"):
+        call(*tokens, b / "item_text_embeddings.npy")
+    np.save(b / "wide.npy", np.zeros((2, 64), dtype=np.float32))
+    with pytest.raises(InputError, match="64 wide, the tokenizer expects 32"):
+        call(*tokens, b / "wide.npy")
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl"}
+
+
+def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
+    monkeypatch.setattr(make_token_list, "CHUNK", 4)
+    embeddings = np.zeros((10, WIDTH), dtype=np.float32)
+    embeddings[9] = np.inf
+    with pytest.raises(InputError, match="rows.npy, row 9"):
+        make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy")
+
+
+# data_download
+
+
+def test_download_asks_the_hub_for_the_release(call, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **where: asked.append(where) or "file")
+
+    def snapshot(**where):
+        asked.append(where)
+        (tmp_path / "data" / where["allow_patterns"][0].split("/")[0]).mkdir(parents=True, exist_ok=True)
+        return "folder"
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    call("data_download", "--release", "all", "--ckpt_dir", tmp_path / "ckpt", "--data_dir", tmp_path / "data")
+    call("data_download", "--amazon", "Baby_Products", "--output", tmp_path / "raw")
+    assert asked[0]["repo_id"] == "hkuds/RecGPT_model"
+    assert asked[0]["filename"] == "recgpt_layer_3_weight.pt"
+    assert [where["allow_patterns"] for where in asked[1:4]] == [["pre_train/*"], ["eval/*"], ["test/*"]]
+    assert {where["repo_id"] for where in asked[1:4]} == {"hkuds/RecGPT_dataset"}
+    assert [where["filename"] for where in asked[4:]] == [
+        "raw/review_categories/Baby_Products.jsonl",
+        "raw/meta_categories/meta_Baby_Products.jsonl",
+    ]
+    assert {where["repo_type"] for where in asked[1:]} == {"dataset"}
+
+
+def test_hub_out_of_reach(call, tmp_path, monkeypatch):
+    def offline(**_):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("Name or service not known\nmore")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    with pytest.raises(InputError, match=r"recgpt_layer_3_weight.pt cannot be fetched \(Name.* HF_ENDPOINT"):
+        call("data_download", "--release", "weights", "--ckpt_dir", tmp_path)
+    with pytest.raises(InputError, match="Nothing to fetch"):
+        call("data_download")
+
+
+def write_rar_parts(folder: Path, numbers: list[int]) -> None:
+    for number in numbers:
+        (folder / f"all_item_text_embeddings.tar.gz.part.part{number:02d}.rar").write_bytes(b"part%d" % number)
+
+
+def test_unpack_joins_the_parts(tmp_path, monkeypatch):
+    write_rar_parts(tmp_path, [2, 1, 10, *range(3, 10)])
+    joined = []
+
+    def unpack_rar(parts, scratch):
+        joined.extend(path.read_text() for path in parts)
+        with tarfile.open(scratch / "all_item_text_embeddings.tar.gz.part", "w:gz") as archive:
+            member = tarfile.TarInfo("inner/all_item_text_embeddings.npy")
+            member.size = 3
+            archive.addfile(member, io.BytesIO(b"npy"))
+
+    monkeypatch.setattr(data_download, "unpack_rar", unpack_rar)
+    data_download.unpack_parts(tmp_path)
+    assert joined == [f"part{number}" for number in range(1, 11)]
+    assert (tmp_path / "all_item_text_embeddings.npy").read_bytes() == b"npy"
+    assert not list(tmp_path.glob(".unpack*"))
+    data_download.unpack_parts(tmp_path)  # already there
+    assert len(joined) == 10
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut"])
+def test_damaged_archive_is_noticed(tmp_path, damage):
+    packed = io.BytesIO()
+    content = np.random.default_rng(0).bytes(50_000)
+    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
+        member = tarfile.TarInfo("all_item_text_embeddings.npy")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
+    whole = packed.getvalue()
+    damaged = whole[:20_000] + bytes([whole[20_000] ^ 1]) + whole[20_001:] if damage == "flip" else whole[:20_000]
+    (tmp_path / "all_item_text_embeddings.tar.gz.part").write_bytes(damaged)
+    with pytest.raises(InputError, match="not a whole archive"):
+        data_download.unpack_tar(tmp_path)
+
+
+def test_parts_that_cannot_be_unpacked(tmp_path, monkeypatch):
+    data_download.unpack_parts(tmp_path)  # nothing to do
+    write_rar_parts(tmp_path, [1, 4])
+    with pytest.raises(InputError, match="rar parts 2, 3 of 4 are missing"):
+        data_download.unpack_parts(tmp_path)
+    write_rar_parts(tmp_path, [2, 3])
+    monkeypatch.setattr(data_download.shutil, "which", lambda name: None)
+    with pytest.raises(InputError, match="needs unrar or bsdtar, neither is installed"):
+        data_download.unpack_parts(tmp_path)
+    program = tmp_path / "bsdtar"
+    program.write_text("#!/bin/sh\ncat >/dev/null\necho 'not a rar archive' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(data_download.shutil, "which", lambda name: str(program) if name == "bsdtar" else None)
+    with pytest.raises(InputError, match=r"unpacking failed \(not a rar archive\)"):
+        data_download.unpack_parts(tmp_path)
+    assert not list(tmp_path.glob(".unpack*"))
