@@ -72,11 +72,12 @@ class AutoEncoder(nn.Module):
         return codes
 
     @torch.no_grad()
-    def start_from(self, embeddings: np.ndarray) -> None:
-        """Point `project_in` along five principal directions of the slices (n, E), each scaled to unit variance.
+    def start_from(self, embeddings: np.ndarray, deviation: float = 1.0) -> None:
+        """Point `project_in` along five principal directions of the slices of (n, E), each scaled to one deviation.
 
         The four slices share one quantizer but have different means. Directions that differ between those means are
-        left out, so that every slice is spread over the levels around their middle.
+        left out, so that every slice is spread over the levels around their middle. A deviation below 1 uses fewer
+        codes: each is then seen more often in training, and more items share all four.
         """
         slices = self.encoder(torch.from_numpy(embeddings).double())  # (n, K, E/K)
         slice_means = slices.mean(0)  # (K, E/K)
@@ -85,7 +86,7 @@ class AutoEncoder(nn.Module):
         centred = (slices - slice_means).flatten(0, 1)  # (n * K, E/K)
         centred = centred - centred @ between.T @ between
         variance, directions = torch.linalg.eigh(torch.cov(centred.T))  # ascending
-        scale = variance[-len(LEVELS) :].clamp(min=1e-12).rsqrt()
+        scale = deviation * variance[-len(LEVELS) :].clamp(min=1e-12).rsqrt()
         weight = (directions[:, -len(LEVELS) :] * scale).T.flip(0)  # (5, E/K), the widest direction first
         self.quantizer.project_in.weight.copy_(weight)
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
@@ -242,6 +243,7 @@ def main() -> None:
     flags.add_argument("--batch_size", type=positive_int, default=256, help="items per step")
     flags.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate")
     flags.add_argument("--init", choices=("data", "plain"), default="data", help="start of project_in")
+    flags.add_argument("--init_deviation", type=float, default=1.0, help="spread of the data start; less: fewer codes")
     flags.add_argument("--seed", type=int, default=0, help="order of the items and initial weights")
     flags.add_argument("--resume", action="store_true", help="go on from OUTPUT's last finished epoch")
     add_device_flags(flags)
@@ -253,7 +255,7 @@ def main() -> None:
     model = AutoEncoder(rows.shape[1])
     if args.init == "data":
         sample = np.random.default_rng(args.seed).permutation(len(rows))[:START_SAMPLE]
-        model.start_from(rows[np.sort(sample)])
+        model.start_from(rows[np.sort(sample)], args.init_deviation)
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
     state_path = Path(args.output) / f"{NAME}.resume"

@@ -26,18 +26,19 @@ sample() {
 
     echo "== tokenizer"
     python ae_trainer.py --embeddings "${domains[@]/%//item_text_embeddings.npy}" --output "$built/vae_ckpt" \
-        --epoch 31 --lr 1e-3
+        --epoch 31 --lr 1e-3 --init_deviation 0.3
 
     echo "== data for pre-training and for choosing a checkpoint"
     python data_processing/data_process_2.py --datasets "${domains[@]}" --output "$built/pre_train"
     python data_processing/pre_train_data_process.py --datasets "${domains[@]}" --output "$built/pre_train"
     python data_processing/make_token_list.py --embeddings "$built/pre_train/all_item_text_embeddings.npy" \
         --vae_ckpt "$tokenizer" --output "$built/pre_train/token_id_list.pkl"
-    python data_processing/make_eval.py --datasets "$built/crafts" --vae_ckpt "$tokenizer" --output "$built/eval"
+    python data_processing/make_eval.py --datasets "$built/crafts" --users 400 --vae_ckpt "$tokenizer" \
+        --output "$built/eval"
 
     echo "== pre-training"
     pre_train --data_path "$built/pre_train" --ckpt_dir "$built/ckpt" --log logs/sample.jsonl \
-        --batch_size 40 --epoch 3 --tf_layer 3 --width 128 --lr 2e-3 "$@"
+        --batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3 "$@"
 
     echo "== choosing a checkpoint on crafts"
     python eval.py --data_path "$built/eval" --ckpt_path "$built/ckpt" | tee "$built/eval.txt"

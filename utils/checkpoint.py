@@ -33,9 +33,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     try:
         with _joined(parts) if parts else path.open("rb") as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
-    except Exception as error:  # torch raises many types for damaged or refused files
+    except PermissionError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}. Change its permissions.") from error
+    except Exception as error:  # torch and zipfile raise many types for damaged or refused files
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{path} is not a whole checkpoint of plain tensors ({reason}); truncated, corrupt, or made to run code: "

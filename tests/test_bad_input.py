@@ -1,0 +1,190 @@
+"""What the commands say of each kind of bad input: exit code 2, the place, no traceback, nothing left behind."""
+
+import json
+import pickle
+import shutil
+from collections import OrderedDict, defaultdict
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import dump
+from utils.errors import InputError
+from utils.files import atomic_write, load_matrix, load_pickle, save_pickle
+
+PREDICT = "python predict.py --ckpt_path ckpt/recgpt_layer_3_weight.pt --dataset "
+
+
+class Attack:
+    """Pickles to a call."""
+
+    def __reduce__(self):
+        return exec, ("open('attacked', 'w')",)
+
+
+@pytest.fixture
+def broken(house, request):
+    """A copy of data/test/steam to damage."""
+    folder = house / "data/test/broken"
+    shutil.copytree(house / "data/test/steam", folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+def refuse(house, command: str, *said: str) -> None:
+    done = house.type(command, expect=2)
+    assert "Traceback" not in done.stderr
+    message = done.stderr.strip().splitlines()[-1]
+    for words in said:
+        assert words in message, message
+
+
+def test_missing_data(house):
+    refuse(house, PREDICT + "nowhere", "data/test/nowhere", "steam", "data_download.py")
+    refuse(house, "python eval.py --data_path nowhere", "nowhere/eval.pkl", "make_eval.py")
+    refuse(house, "python pre_train.py --data_path nowhere", "nowhere/train.pkl", "data_download.py")
+    refuse(house, "python predict.py --dataset steam --ckpt_path ckpt/none.pt", "ckpt/none.pt", "data_download.py")
+
+
+def test_truncated_files(house, broken):
+    for name, tool in (("test.pkl", "pickle"), ("item_text_embeddings.npy", ".npy")):
+        whole = (broken / name).read_bytes()
+        (broken / name).write_bytes(whole[: len(whole) // 2])
+        refuse(house, PREDICT + "broken", name, tool, "truncated")
+        (broken / name).write_bytes(whole)
+    whole = (house / "vae_ckpt/vae_len4_fsq88865_ep90.pt").read_bytes()
+    (house / "vae_ckpt/half.pt").write_bytes(whole[: len(whole) // 2])
+    refuse(house, PREDICT + "steam --vae_ckpt vae_ckpt/half.pt", "vae_ckpt/half.pt", "truncated")
+
+
+def test_code_in_files_is_refused_and_not_run(house, broken):
+    dump(broken / "test.pkl", {0: [1, 2], 1: Attack()})
+    refuse(house, PREDICT + "broken", "test.pkl", "refused", "exec")
+    torch.save({"a": Attack()}, house / "vae_ckpt/attack.pt")
+    refuse(house, PREDICT + "steam --vae_ckpt vae_ckpt/attack.pt", "vae_ckpt/attack.pt", "refused")
+    np.save(broken / "item_text_embeddings.npy", np.array([[Attack()]], dtype=object), allow_pickle=True)
+    dump(broken / "test.pkl", {0: [1, 2]})
+    refuse(house, PREDICT + "broken", "item_text_embeddings.npy")
+    assert not (house / "attacked").exists()
+
+
+@pytest.mark.parametrize(
+    ("lists", "said"),
+    [
+        ({"anna": [3, 400, 5]}, ("'anna'", "400", "0 to 399")),
+        ({"anna": [3, -1, 5]}, ("'anna'", "-1")),
+        ({"anna": [3, 4], "bert": [7]}, ("'bert'", "1 item", "--drop_short")),
+        ({"anna": [3, 4], "bert": []}, ("'bert'", "0 item")),
+        ({"anna": [3, 4], "bert": 5}, ("'bert'", "int", "list")),
+        ({"anna": [3, "4"]}, ("'anna'", "'4'")),
+        ({"anna": [3, 4.0]}, ("'anna'", "4.0")),
+        ({}, ("no user",)),
+        ([[3, 4]], ("list", "dict")),
+    ],
+)
+def test_bad_histories(house, broken, lists, said):
+    dump(broken / "test.pkl", lists)
+    refuse(house, PREDICT + "broken", "test.pkl", *said)
+
+
+def test_short_histories_can_be_dropped(house, broken):
+    dump(broken / "test.pkl", {"anna": [3, 4, 5], "bert": [7]})
+    done = house.type(PREDICT + "broken --drop_short --output short.jsonl")
+    assert [json.loads(line)["user"] for line in (house / "short.jsonl").read_text().splitlines()] == ["anna"]
+    assert "all users: 1" in done.stdout
+
+
+def test_bad_embeddings(house, broken, reference):
+    damaged = reference.embeddings.copy()
+    damaged[17, 3] = np.nan
+    np.save(broken / "item_text_embeddings.npy", damaged)
+    refuse(house, PREDICT + "broken", "item_text_embeddings.npy", "row 17", "NaN")
+    np.save(broken / "item_text_embeddings.npy", reference.embeddings[:, :700])
+    refuse(house, PREDICT + "broken", "700", "768")
+    np.save(broken / "wide.npy", reference.embeddings[:, :100])
+    refuse(house, f"python ae_trainer.py --embeddings {broken / 'wide.npy'}", "100 wide", "multiple of 32")
+    np.save(broken / "item_text_embeddings.npy", np.zeros_like(reference.embeddings))
+    refuse(house, PREDICT + "broken", "no item of the catalog has text")
+
+
+def test_items_without_text_are_left_out_and_counted(house, broken, reference):
+    embeddings = reference.embeddings.copy()
+    embeddings[:50] = 0
+    np.save(broken / "item_text_embeddings.npy", embeddings)
+    done = house.type(PREDICT + "broken --topk 400 --output without.jsonl")
+    assert "50 of 400 items have no text" in done.stdout
+    lists = [json.loads(line)["items"] for line in (house / "without.jsonl").read_text().splitlines()]
+    assert all(sorted(items) == list(range(50, 400)) for items in lists)  # k larger than the catalog: all of it, once
+    done = house.type(PREDICT + "broken --protocol released --search exact --topk 400 --output without.jsonl")
+    assert "have no text" not in done.stdout
+    lists = [json.loads(line)["items"] for line in (house / "without.jsonl").read_text().splitlines()]
+    assert all(49 in items and 0 not in items for items in lists)  # of fifty equal rows the one with the highest id
+
+
+def test_sizes_that_contradict_each_other(house):
+    refuse(house, "python predict.py --dataset steam --tf_layer 2", "--tf_layer 2", "3 layers")
+    refuse(house, "python pre_train.py --width 100 --heads 3 --lr -1", "--width 100", "3 heads", "--lr -1")
+    dump(house / "data/eval/short.pkl", [[1, 2, 3, 4]])
+    state = torch.load(house / "vae_ckpt/vae_len4_fsq88865_ep90.pt", weights_only=True)
+    torch.save(state, house / "ckpt/tokenizer.pt")
+    refuse(house, "python predict.py --dataset steam --ckpt_path ckpt/tokenizer.pt", "does not hold", "RecGPT")
+    (house / "ckpt/tokenizer.pt").unlink()
+
+
+def test_another_tokenizer_than_the_checkpoint_knows(house):
+    about = house / "ckpt/recgpt_layer_3_weight.json"
+    about.write_text(json.dumps({"tokenizer": "0123456789abcdef"}))
+    refuse(house, PREDICT + "steam", "0123456789abcdef", "--vae_ckpt")
+    about.unlink()
+
+
+def test_bad_codes(house):
+    folder = house / "data/wrong"
+    shutil.copytree(house / "data/pre_train", folder)
+    codes = pickle.loads((folder / "token_id_list.pkl").read_bytes())  # noqa: S301 - written by the tests
+    dump(folder / "token_id_list.pkl", [*codes[:9], [1, 2, 15360, 4], *codes[10:]])
+    refuse(house, "python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "15360")
+    dump(folder / "token_id_list.pkl", [*codes[:9], [1, 2, 4], *codes[10:]])
+    refuse(house, "python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "4 codes")
+    dump(folder / "token_id_list.pkl", codes[:-1])
+    refuse(house, "python pre_train.py --data_path data/wrong", "399 items", "400 rows")
+    shutil.rmtree(folder)
+
+
+def test_usage(house):
+    assert "neither True nor False" in house.type("python predict.py --cold maybe", expect=2).stderr
+    assert "--topk" in house.type("python predict.py --topk 0", expect=2).stderr
+    refuse(house, "python predict.py --dataset steam --device cuda:7", "--device cuda:7")
+    assert "Traceback" in house.type("python predict.py --dataset nowhere --debug", expect=2).stderr
+
+
+def test_plain_containers_and_numpy_load(tmp_path):
+    value = {
+        1: [1, 2.5, "three", None, (4, {5}), b"6"],
+        "ordered": OrderedDict(a=1),
+        "default": defaultdict(list, b=[2]),
+        "array": np.arange(6, dtype=np.int16).reshape(2, 3),
+        "scalar": np.float32(1.5),
+    }
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "x.pkl").write_bytes(pickle.dumps(value, protocol))
+        loaded = load_pickle(tmp_path / "x.pkl", dict, "")
+        assert loaded[1] == value[1] and loaded["default"] == {"b": [2]} and loaded["scalar"] == 1.5
+        np.testing.assert_array_equal(loaded["array"], value["array"])
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path):
+    save_pickle(tmp_path / "x.pkl", {1: 2})
+    with pytest.raises(RuntimeError), atomic_write(tmp_path / "x.pkl") as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert load_pickle(tmp_path / "x.pkl", dict, "") == {1: 2}
+    assert [path.name for path in tmp_path.iterdir()] == ["x.pkl"]
+
+
+def test_a_matrix_must_be_a_matrix_of_floats(tmp_path):
+    for array in (np.zeros(3), np.zeros((2, 2), dtype=int)):
+        np.save(tmp_path / "m.npy", array)
+        with pytest.raises(InputError, match="floating-point matrix"):
+            load_matrix(tmp_path / "m.npy", "")

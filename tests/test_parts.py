@@ -1,0 +1,91 @@
+"""Metrics, baselines, sequences, the order of an epoch, and when checkpoints are written."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pre_train import checkpoint_names
+from utils.baselines import most_popular, nearest_text, repeat_recent
+from utils.data import Sequences, cumulate, epoch_batches
+from utils.metrics import TopKAccumulator, target_ranks
+
+
+def sequences_of(histories):
+    lengths = np.array([len(history) for history in histories], dtype=np.int64)
+    return Sequences(np.arange(len(histories)), np.concatenate(histories).astype(np.int64), cumulate(lengths))
+
+
+histories = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=12), min_size=1, max_size=8)
+
+
+@given(histories, st.integers(1, 14))
+@settings(deadline=None)
+def test_sequences_and_repeat_recent_are_like_lists(lists, k):
+    sequences = sequences_of(lists)
+    rows = np.arange(len(lists))[::-1]
+    for made, expected in (
+        (sequences.select(rows), lists[::-1]),
+        (sequences.last(k), [items[-k:] for items in lists]),
+        (sequences.split_targets()[0], [items[:-1] for items in lists]),
+    ):
+        assert np.split(made.items, made.offsets[1:-1])[0].tolist() == expected[0]
+        assert [part.tolist() for part in np.split(made.items, made.offsets[1:-1])] == expected
+    assert sequences.split_targets()[1].tolist() == [items[-1] for items in lists]
+    recent = [list(dict.fromkeys(reversed(items)))[:k] for items in lists]
+    assert repeat_recent(sequences, k).tolist() == [items + [-1] * (k - len(items)) for items in recent]
+
+
+def test_metrics_by_hand():
+    ranked = torch.tensor([[4, 2, 9], [1, 2, 3], [7, 8, -1], [5, 6, 7]])
+    ranks = target_ranks(ranked, torch.tensor([2, 1, 3, 7]))
+    assert ranks.tolist() == [2, 1, 0, 3]
+    accumulator = TopKAccumulator([3, 1])
+    accumulator.accumulate(ranks[:3])
+    accumulator.accumulate(ranks[3:])
+    found = accumulator.reduce()
+    assert found["hit@1"] == found["ndcg@1"] == 1 / 4
+    assert found["hit@3"] == 3 / 4
+    assert found["ndcg@3"] == pytest.approx((1 / math.log2(3) + 1 + 1 / math.log2(4)) / 4)
+    assert found["mrr"] == pytest.approx((1 / 2 + 1 + 1 / 3) / 4)
+    accumulator.reset()
+    assert math.isnan(accumulator.reduce()["hit@1"])
+
+
+def test_nearest_text_leaves_the_item_itself_out():
+    embeddings = np.array([[1, 0], [0.9, 0.1], [0, 1], [0, 0], [1, 0]], dtype=np.float32)
+    lists = nearest_text(np.array([0, 2, 0]), embeddings, np.array([0, 1, 2, 4]), 4)
+    assert lists.tolist() == [[4, 1, 2, -1], [1, 0, 4, -1], [4, 1, 2, -1]]
+
+
+def test_most_popular_breaks_ties_by_id():
+    assert most_popular(np.array([1, 5, 5, 0]), 2, 3).tolist() == [[1, 2, 0]] * 2
+
+
+def test_an_epoch_is_a_permutation_that_its_number_decides():
+    def order(seed, epoch):
+        return np.concatenate(list(epoch_batches(25, 4, seed, epoch))).tolist()
+
+    assert sorted(order(0, 0)) == list(range(25))
+    assert order(0, 1) == order(0, 1)
+    assert len({tuple(order(seed, epoch)) for seed in (0, 1) for epoch in (0, 1)}) == 4
+    assert [len(batch) for batch in epoch_batches(25, 4, 0, 0)] == [4] * 6 + [1]
+
+
+def test_checkpoints_at_the_published_moments():
+    per_epoch, saved = 5012, {}
+    for step in range(1, 2 * per_epoch + 1):
+        epoch = (step - 1) // per_epoch
+        saved |= {name: step for name in checkpoint_names(3, epoch, step, per_epoch, stopping=False)}
+    tenths = {f"layer_3_epoch_0_model_{tenth:02d}.pt": math.ceil(tenth * per_epoch / 10) for tenth in range(1, 11)}
+    others = {
+        "layer_3_epoch_0_step_5000.pt": 5000,
+        "layer_3_epoch_1_step_10000.pt": 10000,
+        "layer_3_epoch_0.pt": per_epoch,
+        "layer_3_epoch_1.pt": 2 * per_epoch,
+    }
+    assert saved == tenths | others
+    assert list(checkpoint_names(3, 0, 7, per_epoch, stopping=True)) == ["layer_3_epoch_0_step_7.pt"]
