@@ -1,6 +1,7 @@
 """The commands of the README as a user types them, on a small directory in the release's layout."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -146,3 +147,24 @@ def test_from_raw_text_to_recommendations(house):
     assert all(sorted(found["items"]) == list(range(len(titles))) for found in lists)
     done = house.type(f"python predict.py --dataset shop --ckpt_path {model}", expect=2)  # the other tokenizer
     assert "768" in done.stderr and "384" in done.stderr
+
+
+def test_predict_and_eval_do_not_need_accelerate(house):
+    house.type("python -c \"import sys; sys.modules['accelerate'] = None; import predict, eval\"")
+
+
+FLAGS = {
+    "pre_train.py": "data_path ckpt_dir log lr weight_decay batch_size epoch max_steps tf_layer width heads seed "
+    "drop_short device",
+    "eval.py": "data_path ckpt_path tf_layer test_batch_size protocol seed drop_short results device gpu",
+    "predict.py": "dataset ckpt_path vae_ckpt tf_layer test_batch_size cold protocol search topk seed drop_short "
+    "results output device gpu",
+    "ae_trainer.py": "embeddings output epoch batch_size lr init init_deviation seed resume device gpu",
+}
+
+
+@pytest.mark.parametrize("script", FLAGS)
+def test_the_flags_are_these(house, script):
+    """Others call these scripts: a flag that goes or changes its name breaks their commands."""
+    usage = house.type(f"python {script} --help").stdout.split("usage:")[1].split("\n\n")[0]
+    assert set(re.findall(r"--\w+", usage)) == {f"--{name}" for name in ["debug", *FLAGS[script].split()]}
