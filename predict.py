@@ -141,12 +141,22 @@ def make_search(
 
 
 def batches(histories: Sequences, args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """Rows of each batch: by length where results do not depend on it, in file order for the published numbers."""
-    order = np.arange(len(histories))
-    if args.protocol == "corrected":
-        order = np.argsort(-histories.lengths, kind="stable")  # longest first: memory runs out at once or never
-    for start in range(0, len(order), args.test_batch_size):
-        yield order[start : start + args.test_batch_size]
+    """Rows of each batch: in file order for the published numbers, by length where results do not depend on it.
+
+    Longest first, so that memory runs out at once or never; no history shares a batch with one over twice as long.
+    """
+    lengths = histories.lengths
+    if args.protocol == "released":
+        order, ends = np.arange(len(lengths)), np.full(len(lengths), len(lengths))
+    else:
+        order = np.argsort(-lengths, kind="stable")
+        lengths = lengths[order]
+        ends = np.searchsorted(-lengths, -(lengths // 2), side="right")  # where those of half the length end
+    start = 0
+    while start < len(order):
+        end = min(start + args.test_batch_size, ends[start])
+        yield order[start:end]
+        start = end
 
 
 @torch.inference_mode()

@@ -1,8 +1,10 @@
 """A small directory in the release's layout, with the stand-in weights of the reference figures."""
 
+import importlib
 import json
 import os
 import pickle
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from tests.golden import recipe
+from utils.cli import run
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
@@ -62,6 +65,21 @@ class House:
         done = subprocess.run(command, shell=True, cwd=self.folder, env=env, capture_output=True, text=True)
         assert done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
         return done
+
+    def refuse(self, monkeypatch, capsys, command: str, *said: str) -> None:
+        """Run `python SCRIPT FLAGS` in this process: it must exit with 2 and one message that says all of `said`."""
+        interpreter, script, *arguments = shlex.split(command)
+        assert interpreter == "python"
+        monkeypatch.chdir(self.folder)
+        monkeypatch.setattr(sys, "argv", [script, *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            run(importlib.import_module(script.removesuffix(".py").replace("/", ".")).main)
+        message = capsys.readouterr().err.strip()
+        assert stopped.value.code == 2
+        assert "Traceback" not in message and len(message.splitlines()[-1]) > 20
+        for words in said:
+            assert words in message.splitlines()[-1], message
 
 
 def dump(path: Path, value: object) -> None:

@@ -1,5 +1,6 @@
 """What the commands say of each kind of bad input: exit code 2, the place, no traceback, nothing left behind."""
 
+import functools
 import json
 import pickle
 import shutil
@@ -32,40 +33,38 @@ def broken(house, request):
     shutil.rmtree(folder)
 
 
-def refuse(house, command: str, *said: str) -> None:
-    done = house.type(command, expect=2)
-    assert "Traceback" not in done.stderr
-    message = done.stderr.strip().splitlines()[-1]
-    for words in said:
-        assert words in message, message
+@pytest.fixture
+def refuse(house, monkeypatch, capsys):
+    """refuse(command, words…): the command ends with exit code 2 and a message that has the words."""
+    return functools.partial(house.refuse, monkeypatch, capsys)
 
 
-def test_missing_data(house):
-    refuse(house, PREDICT + "nowhere", "data/test/nowhere", "steam", "data_download.py")
-    refuse(house, "python eval.py --data_path nowhere", "nowhere/eval.pkl", "make_eval.py")
-    refuse(house, "python pre_train.py --data_path nowhere", "nowhere/train.pkl", "data_download.py")
-    refuse(house, "python predict.py --dataset steam --ckpt_path ckpt/none.pt", "ckpt/none.pt", "data_download.py")
+def test_missing_data(refuse, house):
+    refuse(PREDICT + "nowhere", "data/test/nowhere", "steam", "data_download.py")
+    refuse("python eval.py --data_path nowhere", "nowhere/eval.pkl", "make_eval.py")
+    refuse("python pre_train.py --data_path nowhere", "nowhere/train.pkl", "data_download.py")
+    refuse("python predict.py --dataset steam --ckpt_path ckpt/none.pt", "ckpt/none.pt", "data_download.py")
 
 
-def test_truncated_files(house, broken):
+def test_truncated_files(refuse, house, broken):
     for name, tool in (("test.pkl", "pickle"), ("item_text_embeddings.npy", ".npy")):
         whole = (broken / name).read_bytes()
         (broken / name).write_bytes(whole[: len(whole) // 2])
-        refuse(house, PREDICT + "broken", name, tool, "truncated")
+        refuse(PREDICT + "broken", name, tool, "truncated")
         (broken / name).write_bytes(whole)
     whole = (house / "vae_ckpt/vae_len4_fsq88865_ep90.pt").read_bytes()
     (house / "vae_ckpt/half.pt").write_bytes(whole[: len(whole) // 2])
-    refuse(house, PREDICT + "steam --vae_ckpt vae_ckpt/half.pt", "vae_ckpt/half.pt", "truncated")
+    refuse(PREDICT + "steam --vae_ckpt vae_ckpt/half.pt", "vae_ckpt/half.pt", "truncated")
 
 
-def test_code_in_files_is_refused_and_not_run(house, broken):
+def test_code_in_files_is_refused_and_not_run(refuse, house, broken):
     dump(broken / "test.pkl", {0: [1, 2], 1: Attack()})
-    refuse(house, PREDICT + "broken", "test.pkl", "refused", "exec")
+    refuse(PREDICT + "broken", "test.pkl", "refused", "exec")
     torch.save({"a": Attack()}, house / "vae_ckpt/attack.pt")
-    refuse(house, PREDICT + "steam --vae_ckpt vae_ckpt/attack.pt", "vae_ckpt/attack.pt", "refused")
+    refuse(PREDICT + "steam --vae_ckpt vae_ckpt/attack.pt", "vae_ckpt/attack.pt", "refused")
     np.save(broken / "item_text_embeddings.npy", np.array([[Attack()]], dtype=object), allow_pickle=True)
     dump(broken / "test.pkl", {0: [1, 2]})
-    refuse(house, PREDICT + "broken", "item_text_embeddings.npy")
+    refuse(PREDICT + "broken", "item_text_embeddings.npy")
     assert not (house / "attacked").exists()
 
 
@@ -83,9 +82,9 @@ def test_code_in_files_is_refused_and_not_run(house, broken):
         ([[3, 4]], ("list", "dict")),
     ],
 )
-def test_bad_histories(house, broken, lists, said):
+def test_bad_histories(refuse, house, broken, lists, said):
     dump(broken / "test.pkl", lists)
-    refuse(house, PREDICT + "broken", "test.pkl", *said)
+    refuse(PREDICT + "broken", "test.pkl", *said)
 
 
 def test_short_histories_can_be_dropped(house, broken):
@@ -95,17 +94,17 @@ def test_short_histories_can_be_dropped(house, broken):
     assert "all users: 1" in done.stdout
 
 
-def test_bad_embeddings(house, broken, reference):
+def test_bad_embeddings(refuse, house, broken, reference):
     damaged = reference.embeddings.copy()
     damaged[17, 3] = np.nan
     np.save(broken / "item_text_embeddings.npy", damaged)
-    refuse(house, PREDICT + "broken", "item_text_embeddings.npy", "row 17", "NaN")
+    refuse(PREDICT + "broken", "item_text_embeddings.npy", "row 17", "NaN")
     np.save(broken / "item_text_embeddings.npy", reference.embeddings[:, :700])
-    refuse(house, PREDICT + "broken", "700", "768")
+    refuse(PREDICT + "broken", "700", "768")
     np.save(broken / "wide.npy", reference.embeddings[:, :100])
-    refuse(house, f"python ae_trainer.py --embeddings {broken / 'wide.npy'}", "100 wide", "multiple of 32")
+    refuse(f"python ae_trainer.py --embeddings {broken / 'wide.npy'}", "100 wide", "multiple of 32")
     np.save(broken / "item_text_embeddings.npy", np.zeros_like(reference.embeddings))
-    refuse(house, PREDICT + "broken", "no item of the catalog has text")
+    refuse(PREDICT + "broken", "no item of the catalog has text")
 
 
 def test_items_without_text_are_left_out_and_counted(house, broken, reference):
@@ -122,40 +121,39 @@ def test_items_without_text_are_left_out_and_counted(house, broken, reference):
     assert all(49 in items and 0 not in items for items in lists)  # of fifty equal rows the one with the highest id
 
 
-def test_sizes_that_contradict_each_other(house):
-    refuse(house, "python predict.py --dataset steam --tf_layer 2", "--tf_layer 2", "3 layers")
-    refuse(house, "python pre_train.py --width 100 --heads 3 --lr -1", "--width 100", "3 heads", "--lr -1")
-    dump(house / "data/eval/short.pkl", [[1, 2, 3, 4]])
+def test_sizes_that_contradict_each_other(refuse, house):
+    refuse("python predict.py --dataset steam --tf_layer 2", "--tf_layer 2", "3 layers")
+    refuse("python pre_train.py --width 100 --heads 3 --lr -1", "--width 100", "3 heads", "--lr -1")
     state = torch.load(house / "vae_ckpt/vae_len4_fsq88865_ep90.pt", weights_only=True)
     torch.save(state, house / "ckpt/tokenizer.pt")
-    refuse(house, "python predict.py --dataset steam --ckpt_path ckpt/tokenizer.pt", "does not hold", "RecGPT")
+    refuse("python predict.py --dataset steam --ckpt_path ckpt/tokenizer.pt", "does not hold", "RecGPT")
     (house / "ckpt/tokenizer.pt").unlink()
 
 
-def test_another_tokenizer_than_the_checkpoint_knows(house):
+def test_another_tokenizer_than_the_checkpoint_knows(refuse, house):
     about = house / "ckpt/recgpt_layer_3_weight.json"
     about.write_text(json.dumps({"tokenizer": "0123456789abcdef"}))
-    refuse(house, PREDICT + "steam", "0123456789abcdef", "--vae_ckpt")
+    refuse(PREDICT + "steam", "0123456789abcdef", "--vae_ckpt")
     about.unlink()
 
 
-def test_bad_codes(house):
+def test_bad_codes(refuse, house):
     folder = house / "data/wrong"
     shutil.copytree(house / "data/pre_train", folder)
     codes = pickle.loads((folder / "token_id_list.pkl").read_bytes())  # noqa: S301 - written by the tests
     dump(folder / "token_id_list.pkl", [*codes[:9], [1, 2, 15360, 4], *codes[10:]])
-    refuse(house, "python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "15360")
+    refuse("python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "15360")
     dump(folder / "token_id_list.pkl", [*codes[:9], [1, 2, 4], *codes[10:]])
-    refuse(house, "python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "4 codes")
+    refuse("python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "4 codes")
     dump(folder / "token_id_list.pkl", codes[:-1])
-    refuse(house, "python pre_train.py --data_path data/wrong", "399 items", "400 rows")
+    refuse("python pre_train.py --data_path data/wrong", "399 items", "400 rows")
     shutil.rmtree(folder)
 
 
-def test_usage(house):
+def test_usage(refuse, house):
     assert "neither True nor False" in house.type("python predict.py --cold maybe", expect=2).stderr
     assert "--topk" in house.type("python predict.py --topk 0", expect=2).stderr
-    refuse(house, "python predict.py --dataset steam --device cuda:7", "--device cuda:7")
+    refuse("python predict.py --dataset steam --device cuda:7", "--device cuda:7")
     assert "Traceback" in house.type("python predict.py --dataset nowhere --debug", expect=2).stderr
 
 

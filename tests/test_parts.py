@@ -1,6 +1,7 @@
 """Metrics, baselines, sequences, the order of an epoch, and when checkpoints are written."""
 
 import math
+from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pre_train import checkpoint_names
+from predict import batches
 from utils.baselines import most_popular, nearest_text, repeat_recent
 from utils.data import Sequences, cumulate, epoch_batches
 from utils.metrics import TopKAccumulator, target_ranks
@@ -89,3 +91,17 @@ def test_checkpoints_at_the_published_moments():
     }
     assert saved == tenths | others
     assert list(checkpoint_names(3, 0, 7, per_epoch, stopping=True)) == ["layer_3_epoch_0_step_7.pt"]
+
+
+@pytest.mark.parametrize("protocol", ["corrected", "released"])
+def test_prediction_batches(protocol):
+    lengths = np.random.default_rng(0).geometric(0.05, 200)
+    sequences = Sequences(np.arange(200), np.zeros(lengths.sum(), dtype=np.int64), cumulate(lengths))
+    rows = list(batches(sequences, Namespace(protocol=protocol, test_batch_size=16)))
+    assert sorted(np.concatenate(rows)) == list(range(200))
+    assert max(map(len, rows)) == 16
+    if protocol == "released":
+        assert np.concatenate(rows).tolist() == list(range(200))
+    else:
+        assert all(2 * lengths[batch].min() >= lengths[batch].max() - 1 for batch in rows)
+        assert len(rows) < 200 / 16 + np.log2(lengths.max()) + 1

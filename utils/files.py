@@ -18,12 +18,12 @@ from utils.errors import InputError
 ALLOWED_GLOBALS = {
     ("collections", "OrderedDict"),
     ("collections", "defaultdict"),
-    ("builtins", "dict"),
-    ("builtins", "list"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("builtins", "int"),
-    ("builtins", "bytearray"),
+    # Protocols up to 2 say __builtin__, as Python 2 did.
+    *(
+        (module, name)
+        for module in ("builtins", "__builtin__")
+        for name in ("dict", "list", "set", "frozenset", "int", "bytearray")
+    ),
     ("numpy", "ndarray"),
     ("numpy", "dtype"),
     ("_codecs", "encode"),
