@@ -18,14 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from decoder import HEADS, Decoder
+from decoder import Decoder
 from encoder import Encoder
-from utils.checkpoint import fill_module, load_state, save_state
-from utils.cli import parser, positive_int, run
+from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
+from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import epoch_batches
 from utils.errors import InputError
-from utils.files import atomic_write, load_matrix
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
+from utils.files import check_writable, load_matrix
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
 from utils.util import add_device_flags, pick_device, set_seed
 
 NAME = "vae_len4_fsq88865"
@@ -109,15 +109,6 @@ def check_finite(batch: np.ndarray, first_row: int, source: str) -> None:
         )
 
 
-def check_width(width: int, source: str | Path) -> None:
-    """InputError unless four slices of `width` divide by the decoder's eight heads."""
-    if width % (CODES_PER_ITEM * HEADS):
-        raise InputError(
-            f"{source}: embeddings are {width} wide, expected a multiple of {CODES_PER_ITEM * HEADS} "
-            f"({CODES_PER_ITEM} slices, {HEADS} heads). Choose a sentence encoder of such a width."
-        )
-
-
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
     """The tokenizer of a checkpoint, in evaluation mode; the encoder weights that the release carries are dropped.
 
@@ -125,7 +116,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Auto
         InputError: missing or damaged file, or not a tokenizer.
     """
     state = {name: value for name, value in load_state(path).items() if not name.startswith("encoder.")}
-    if "quantizer.project_in.weight" not in state:
+    if "quantizer.project_in.weight" not in state or state["quantizer.project_in.weight"].ndim != 2:
         raise InputError(f"{path} holds no tokenizer (quantizer.project_in is missing). Give a file of ae_trainer.py.")
     width = state["quantizer.project_in.weight"].shape[1] * CODES_PER_ITEM
     check_width(width, path)
@@ -165,6 +156,14 @@ def describe(report: dict[str, Any]) -> str:
     return (line + (distinct if "distinct_share" in report else "")).format(**report)
 
 
+def to_float32(matrix: np.ndarray, source: str) -> np.ndarray:
+    """(N, E) float -> float32 in memory; InputError for values that are not finite there."""
+    with np.errstate(over="ignore"):
+        rows = np.array(matrix, dtype=np.float32)
+    check_finite(rows, 0, source)
+    return rows
+
+
 def load_training_rows(paths: list[str]) -> np.ndarray:
     """All rows with text of some embedding files: (n, E) float32.
 
@@ -178,8 +177,7 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
             raise InputError(
                 f"{path} is {matrix.shape[1]} wide, {paths[0]} is {matrices[0].shape[1]}: one encoder for all, please."
             )
-        check_finite(matrix, 0, path)
-    rows = np.concatenate([np.asarray(matrix, dtype=np.float32) for matrix in matrices])
+    rows = np.concatenate([to_float32(matrix, path) for path, matrix in zip(paths, matrices, strict=True)])
     rows = rows[rows.any(axis=1)]
     if len(rows) < 2:
         raise InputError(f"{', '.join(paths)}: {len(rows)} rows with text, expected at least two. {REMEDY}")
@@ -207,31 +205,34 @@ def train_epoch(
 
 def save_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, epoch: int) -> None:
     """Write what --resume needs: weights, optimizer, finished epochs and the random state of dropout."""
-    with atomic_write(path) as file:
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "epoch": epoch,
-                "random": torch.get_rng_state(),
-            },
-            file,
-        )
+    save_tensors(
+        path,
+        {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "epoch": epoch,
+            "random": torch.get_rng_state(),
+        },
+    )
 
 
 def resume_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer) -> int:
     """Restore what `save_training` wrote; returns the epoch to go on with."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            saved = load_tensors(file)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
+        if type(saved["epoch"]) is not int or saved["epoch"] < 0:
+            raise ValueError(f"epoch is {saved['epoch']!r}")
         return saved["epoch"] + 1
     except FileNotFoundError:
         raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--resume: {path} does not fit or is damaged ({reason}). Start without --resume.") from error
+        raise InputError(
+            f"--resume: {path} is damaged or does not fit ({type(error).__name__}). Start without --resume."
+        ) from error
 
 
 def main() -> None:
@@ -241,15 +242,19 @@ def main() -> None:
     flags.add_argument("--output", default="./vae_ckpt", help="folder for the checkpoints")
     flags.add_argument("--epoch", type=positive_int, default=100, help="epochs in all")
     flags.add_argument("--batch_size", type=positive_int, default=256, help="items per step")
-    flags.add_argument("--lr", type=float, default=1e-4, help="Adam's learning rate")
+    flags.add_argument("--lr", type=positive_float, default=1e-4, help="Adam's learning rate")
     flags.add_argument("--init", choices=("data", "plain"), default="data", help="start of project_in")
-    flags.add_argument("--init_deviation", type=float, default=1.0, help="spread of the data start; less: fewer codes")
-    flags.add_argument("--seed", type=int, default=0, help="order of the items and initial weights")
+    flags.add_argument(
+        "--init_deviation", type=positive_float, default=1.0, help="spread of the data start; less: fewer codes"
+    )
+    flags.add_argument("--seed", type=seed, default=0, help="order of the items and initial weights")
     flags.add_argument("--resume", action="store_true", help="go on from OUTPUT's last finished epoch")
     add_device_flags(flags)
     args = flags.parse_args()
 
     set_seed(args.seed)
+    state_path = Path(args.output) / f"{NAME}.resume"
+    check_writable(state_path)
     device = pick_device(args)
     rows = load_training_rows(args.embeddings)
     model = AutoEncoder(rows.shape[1])
@@ -258,7 +263,6 @@ def main() -> None:
         model.start_from(rows[np.sort(sample)], args.init_deviation)
     model.to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    state_path = Path(args.output) / f"{NAME}.resume"
     first = resume_training(state_path, model, optimizer) if args.resume else 0
 
     progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, desc="tokenizer", unit="epoch")

@@ -4,9 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.fsq import CODES_PER_ITEM
+from utils.fsq import CODES_PER_ITEM, DECODER_HEADS
 
-HEADS = 8
 DROPOUT = 0.2
 
 
@@ -21,7 +20,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, K, width) -> (N, K, width)."""
         query, key, value = (
-            linear(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)  # (N, heads, K, width / heads)
+            linear(x).unflatten(-1, (DECODER_HEADS, -1)).transpose(1, 2)  # (N, heads, K, width / heads)
             for linear in self.linear_layers
         )
         mixed = F.scaled_dot_product_attention(query, key, value, dropout_p=DROPOUT if self.training else 0.0)

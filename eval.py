@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from model import RecGPT, load_model
 from utils.checkpoint import find_checkpoints
-from utils.cli import parser, positive_int, run
+from utils.cli import parser, positive_int, run, seed
 from utils.data import packed_batch
 from utils.errors import InputError
+from utils.files import check_writable
 from utils.release import Interactions, load_eval
 from utils.report import append_results, print_table
 from utils.util import add_device_flags, pick_device, set_seed
@@ -48,7 +49,7 @@ def parse() -> argparse.Namespace:
         default="corrected",
         help="rank by the loss per target token, or by the published mean of batch means",
     )
-    flags.add_argument("--seed", type=int, default=0, help="evaluation draws nothing at random")
+    flags.add_argument("--seed", type=seed, default=0, help="evaluation draws nothing at random")
     flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per checkpoint")
     add_device_flags(flags)
@@ -59,6 +60,8 @@ def main() -> None:
     """Load, evaluate each checkpoint, rank."""
     args = parse()
     set_seed(args.seed)
+    if args.results:
+        check_writable(args.results)
     checkpoints = find_checkpoints(args.ckpt_path)
     data = load_eval(args.data_path, args.drop_short)
     device = pick_device(args)

@@ -13,7 +13,7 @@ from modeling_gpt2_rec import GPT2ItemModel
 from utils.checkpoint import fill_module, load_state, read_about
 from utils.data import WINDOW, SeqBatch
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
 LOGITS_AT_ONCE = 8192  # target tokens: 480 MiB of logits in float32
@@ -131,11 +131,11 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         config = RecGPTConfig(
             layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("gpt2model.h.")),
             width=width,
-            heads=about.get("config", {}).get("heads", 0),
+            heads=heads_of(about, width, path),
             embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
             window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
         )
-    except (KeyError, ValueError, IndexError) as error:
+    except (KeyError, ValueError, IndexError, TypeError) as error:
         raise InputError(
             f"{path} does not hold the weights of a RecGPT model (missing or odd: {error}). "
             "Give a checkpoint that pre_train.py wrote, or the release's."
@@ -144,6 +144,22 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         raise InputError(
             f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
         )
+    check_width(config.embedding_width, path)
+    if config.window < 2 or width < 1:
+        raise InputError(f"{path} has a window of {config.window} items and width {width}: no model of this kind.")
     model = RecGPT(config)
     fill_module(model, state, path)
     return model.to(device).eval(), about
+
+
+def heads_of(about: dict[str, Any], width: int, path: str | Path) -> int:
+    """Attention heads, which no shape tells: from the JSON beside the checkpoint, otherwise one per 64 of width.
+
+    Raises:
+        InputError: the JSON names heads that do not divide the width.
+    """
+    config = about.get("config", {})
+    heads = config.get("heads", max(1, width // HEAD_WIDTH)) if isinstance(config, dict) else None
+    if type(heads) is not int or heads < 1 or width % heads:
+        raise InputError(f"the JSON beside {path} names {heads!r} heads for a width of {width}. Restore it.")
+    return heads

@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from ae_trainer import check_width
-from model import RecGPT, RecGPTConfig
+from model import HEAD_WIDTH, RecGPT, RecGPTConfig
 from utils.checkpoint import save_state
-from utils.cli import parser, positive_int, run
+from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed
 from utils.data import SeqBatch, epoch_batches, packed_batch
 from utils.errors import InputError
+from utils.files import check_writable
+from utils.fsq import check_width
 from utils.release import Interactions, load_pre_train
 from utils.TimeLogger import TimeLogger
 from utils.util import set_seed
@@ -35,15 +36,17 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
     flags.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
     flags.add_argument("--log", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
-    flags.add_argument("--lr", type=float, default=1e-4, help="AdamW's learning rate, constant")
-    flags.add_argument("--weight_decay", type=float, default=0.01, help="AdamW's weight decay, on every parameter")
+    flags.add_argument("--lr", type=positive_float, default=1e-4, help="AdamW's learning rate, constant")
+    flags.add_argument(
+        "--weight_decay", type=non_negative_float, default=0.01, help="AdamW's weight decay, on every parameter"
+    )
     flags.add_argument("--batch_size", type=positive_int, default=12, help="histories per step and process")
     flags.add_argument("--epoch", type=positive_int, default=5, help="passes over the histories")
     flags.add_argument("--max_steps", type=positive_int, help="stop, and save, after this many steps")
     flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
     flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
     flags.add_argument("--heads", type=positive_int, help="attention heads; by default one per 64 of width")
-    flags.add_argument("--seed", type=int, default=0, help="order of the histories, initial weights, dropout")
+    flags.add_argument("--seed", type=seed, default=0, help="order of the histories, initial weights, dropout")
     flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
     return flags.parse_args()
@@ -75,22 +78,22 @@ def main() -> None:
         f"guessing from code frequencies has a loss of {guessing_loss(data):.3f} nats"
     )
 
-    logger = TimeLogger(steps, path=Path(args.log), quiet=not accelerator.is_main_process)
     step, loss = 0, None
     model.train()
-    for epoch in range(args.epoch):
-        for batch in training_batches(data, config, args, accelerator, epoch):
-            loss = train_step(model, optimizer, batch.to(accelerator.device), accelerator)
-            step += 1
-            logger.update(loss, batch)
-            last = step == steps
-            for name in checkpoint_names(args.tf_layer, epoch, step, steps_per_epoch, last and bool(args.max_steps)):
-                save(Path(args.ckpt_dir) / name, model, accelerator, about(args, config, data, step, loss))
-            if last:
+    with TimeLogger(steps, path=Path(args.log), quiet=not accelerator.is_main_process) as logger:
+        for epoch in range(args.epoch):
+            for batch in training_batches(data, config, args, accelerator, epoch):
+                loss = train_step(model, optimizer, batch.to(accelerator.device), accelerator)
+                step += 1
+                logger.update(loss, batch)
+                stopping = step == steps and args.max_steps is not None
+                for name in checkpoint_names(args.tf_layer, epoch, step, steps_per_epoch, stopping):
+                    check_loss(loss, step)
+                    save(Path(args.ckpt_dir) / name, model, accelerator, about(args, config, data, step, loss))
+                if step == steps:
+                    break
+            if step == steps:
                 break
-        if step == steps:
-            break
-    logger.close()
     accelerator.print(f"finished {step} steps, last loss {loss.item():.4f} nats; checkpoints in {args.ckpt_dir}")
 
 
@@ -166,22 +169,28 @@ def guessing_loss(data: Interactions) -> float:
 
 
 def check_sizes(args: argparse.Namespace) -> dict[str, int]:
-    """Layers, width and heads.
+    """Layers, width and heads, and whether there is a place to write to.
 
     Raises:
-        InputError: the width does not divide by the heads, or a rate is not positive.
+        InputError: the width does not divide by the heads, a GPU that is not there, or a folder that cannot be written.
     """
-    problems = []
-    heads = args.heads or max(1, args.width // 64)
+    heads = args.heads or max(1, args.width // HEAD_WIDTH)
     if args.width % heads:
-        problems.append(f"--width {args.width} does not divide by {heads} heads: change --width or --heads.")
-    if not args.lr > 0:
-        problems.append(f"--lr {args.lr} is not above 0.")
-    if args.weight_decay < 0:
-        problems.append(f"--weight_decay {args.weight_decay} is below 0.")
-    if problems:
-        raise InputError(" ".join(problems))
+        raise InputError(f"--width {args.width} does not divide by {heads} heads: change --width or --heads.")
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
+    check_writable(Path(args.ckpt_dir) / "any.pt")
+    check_writable(args.log)
     return {"layers": args.tf_layer, "width": args.width, "heads": heads}
+
+
+def check_loss(loss: torch.Tensor, step: int) -> None:
+    """InputError when training has diverged, before such weights are saved."""
+    if not torch.isfinite(loss):
+        raise InputError(
+            f"the loss is {loss.item()} at step {step}: training has diverged. "
+            "Lower --lr; the checkpoints written so far are kept."
+        )
 
 
 if __name__ == "__main__":

@@ -21,10 +21,10 @@ from tqdm import tqdm
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils.baselines import most_popular, nearest_text, repeat_recent
-from utils.cli import parser, positive_int, run, yes_or_no
+from utils.cli import parser, positive_int, run, seed, yes_or_no
 from utils.data import Catalog, Sequences, left_padded_batch, padded_batch
 from utils.errors import InputError
-from utils.files import atomic_write
+from utils.files import atomic_write, check_writable
 from utils.metrics import TopKAccumulator, target_ranks
 from utils.release import TestSet, dataset_folder, load_test
 from utils.report import append_results, print_table
@@ -47,7 +47,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--protocol", choices=("corrected", "released"), default="corrected", help="see above")
     flags.add_argument("--search", choices=("exact", "beam"), help="exact for corrected, beam for released")
     flags.add_argument("--topk", type=positive_int, nargs="+", default=[1, 3, 5], help="k of Hit@k and NDCG@k")
-    flags.add_argument("--seed", type=int, default=0, help="prediction draws nothing at random")
+    flags.add_argument("--seed", type=seed, default=0, help="prediction draws nothing at random")
     flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
     flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items and scores")
@@ -55,6 +55,8 @@ def parse() -> argparse.Namespace:
     args = flags.parse_args()
     args.search = args.search or {"corrected": "exact", "released": "beam"}[args.protocol]
     args.topk = sorted(set(args.topk))
+    for path in filter(None, (args.output, args.results)):
+        check_writable(path)
     return args
 
 
@@ -72,7 +74,8 @@ def main() -> None:
     codes = tokenizer.tokenize(test.embeddings, str(test.embeddings_path))
     candidates = find_candidates(codes, test.embeddings, args.protocol)
     catalog = Catalog(codes, test.embeddings, source=str(test.embeddings_path))
-    search = make_search(args.search, codes, candidates, max(args.topk), device)
+    length = min(max(args.topk), len(codes))  # of the lists: no search finds more
+    search = make_search(args.search, codes, candidates, length, device)
     histories, targets = test.sequences.split_targets()
 
     started = time.perf_counter()
@@ -82,7 +85,7 @@ def main() -> None:
     if args.output:
         write_lists(args.output, test.sequences.users, ranked)
 
-    lists = {"RecGPT": ranked.items.numpy(), **baseline_lists(histories, test, candidates, max(args.topk))}
+    lists = {"RecGPT": ranked.items.numpy(), **baseline_lists(histories, test, candidates, length)}
     results = measure(lists, targets, user_groups(histories, targets, test), args.topk)
     report(results, args.topk)
     setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
@@ -198,9 +201,8 @@ def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dic
     repeated = np.zeros(len(histories), dtype=bool)
     repeated[user[histories.items == targets[user]]] = True
     groups = {"all users": np.ones_like(repeated), "target in history": repeated, "target is new": ~repeated}
-    if test.times is not None:
-        ends = test.times.offsets[1:]
-        groups["target strictly later"] = test.times.items[ends - 1] > test.times.items[ends - 2]
+    if test.last_times is not None:
+        groups["target strictly later"] = test.last_times[:, 1] > test.last_times[:, 0]
     return groups
 
 
@@ -235,7 +237,8 @@ def write_lists(path: str, users: np.ndarray, ranked: TopK) -> None:
     with atomic_write(path, "w") as file:
         for user, items, scores in zip(users.tolist(), ranked.items.tolist(), ranked.scores.tolist(), strict=True):
             count = sum(item >= 0 for item in items)
-            file.write(json.dumps({"user": user, "items": items[:count], "scores": scores[:count]}) + "\n")
+            name = user if isinstance(user, (int, str)) else str(user)
+            file.write(json.dumps({"user": name, "items": items[:count], "scores": scores[:count]}) + "\n")
 
 
 if __name__ == "__main__":

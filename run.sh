@@ -8,7 +8,7 @@ pre_train() {
     local processes
     processes="$(python -c 'import torch; print(max(1, torch.cuda.device_count()))')"
     # Said out loud because accelerate's own default is one thread per process.
-    accelerate launch --num_processes "$processes" --num_cpu_threads_per_process "$(( ($(nproc) + processes - 1) / processes ))" \
+    accelerate launch --quiet --num_processes "$processes" --num_cpu_threads_per_process "$(( ($(nproc) + processes - 1) / processes ))" \
         --num_machines 1 --mixed_precision no --dynamo_backend no pre_train.py "$@"
 }
 

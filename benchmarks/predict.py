@@ -24,7 +24,7 @@ import torch
 
 import predict
 from model import RecGPT, RecGPTConfig
-from utils.cli import parser, positive_int, run
+from utils.cli import parser, positive_int, run, seed
 from utils.data import Catalog, Sequences, cumulate, padded_batch
 from utils.errors import InputError
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
@@ -46,7 +46,7 @@ def main() -> None:
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
     flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
     flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
-    flags.add_argument("--seed", type=int, default=0, help="weights, catalog, users")
+    flags.add_argument("--seed", type=seed, default=0, help="weights, catalog, users")
     flags.add_argument("--results", metavar="FILE", help="append the result as JSON")
     add_device_flags(flags)
     args = flags.parse_args()

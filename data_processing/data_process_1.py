@@ -22,7 +22,7 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import parser, positive_int, run
+from utils.cli import parser, positive_int, run, seed
 from utils.errors import InputError
 from utils.files import read_jsonl, save_pickle
 
@@ -62,7 +62,7 @@ def main() -> None:
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
     """--test_share and --seed."""
     flags.add_argument("--test_share", type=share, default=0.1, help="share of the users that go to test.pkl, 0 to 1")
-    flags.add_argument("--seed", type=int, default=0, help="of every random choice")
+    flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
 
 def share(text: str) -> float:

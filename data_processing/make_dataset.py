@@ -39,7 +39,7 @@ from data_processing.TextEncoder_batch import (
 )
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import load_matrix, read_json, read_jsonl, save_pickle
+from utils.files import load_matrix, read_json, read_jsonl, save_pickle, staged_directory
 from utils.util import add_device_flags, pick_device
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
@@ -77,22 +77,23 @@ def main() -> None:
             "with longer histories."
         )
     train, test = split_users(kept, args.test_share, args.seed)
-    if args.embeddings:
+    if args.embeddings is not None:
         embeddings, encoder_name = given_embeddings(Path(args.embeddings), len(texts))
     else:
         written = written_texts(texts, directory)
         device, encoder_name = pick_device(args), args.encoder
         embeddings = embed_items(written, len(texts), load_encoder(encoder_name, device), args.batch_size, device)
 
-    save_pickle(output / "train.pkl", train)
-    save_pickle(output / "test.pkl", test)
-    save_pickle(output / "cold_train.pkl", cold_pieces(train, np.random.default_rng((args.seed, 1))))
-    save_pickle(output / "cold_test.pkl", cold_pieces(test, np.random.default_rng((args.seed, 2))))
-    save_pickle(output / "item_text_dict.pkl", texts)
-    save_embeddings(output, embeddings, encoder_name)
     (output / "test_times.pkl").unlink(missing_ok=True)  # of an earlier run
-    if histories.times is not None:
-        save_pickle(output / "test_times.pkl", {user: histories.times[user] for user in test})
+    with staged_directory(output) as staging:
+        save_pickle(staging / "train.pkl", train)
+        save_pickle(staging / "test.pkl", test)
+        save_pickle(staging / "cold_train.pkl", cold_pieces(train, np.random.default_rng((args.seed, 1))))
+        save_pickle(staging / "cold_test.pkl", cold_pieces(test, np.random.default_rng((args.seed, 2))))
+        save_pickle(staging / "item_text_dict.pkl", texts)
+        save_embeddings(staging, embeddings, encoder_name)
+        if histories.times is not None:
+            save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
     print(
         f"{output}: {len(train)} train users, {len(test)} test users, {len(histories.items) - len(kept)} left out "
         f"(fewer than {args.min_interactions} items); {sum(map(len, kept.values()))} interactions, {len(texts)} items"
@@ -192,7 +193,7 @@ def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
                 if not row.strip():
                     continue
                 times = json.loads(row)
-                if not isinstance(times, list) or any(type(time) not in (int, float) for time in times):
+                if not isinstance(times, list) or any(type(time) not in (int, float) or time != time for time in times):
                     raise InputError(f"{path}, line {line}: found {row.strip()[:60]}, expected a list of numbers.")
                 yield line, times
     except json.JSONDecodeError as error:

@@ -21,9 +21,9 @@ from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokeni
 from data_processing.data_process_2 import REMEDY, id_maps, load_histories, merge_histories, named_directories
 from data_processing.make_token_list import save_token_list, tokenize_rows
 from data_processing.pre_train_data_process import common_encoder, load_embeddings, merge_embeddings
-from utils.cli import parser, positive_int, run
+from utils.cli import parser, positive_int, run, seed
 from utils.errors import InputError
-from utils.files import save_pickle
+from utils.files import save_pickle, staged_directory
 from utils.util import add_device_flags, pick_device
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
     flags.add_argument("--output", default="./data/eval", metavar="DIR", help="directory to write to")
     flags.add_argument("--users", type=positive_int, help="at most so many users of each data set, drawn at random")
-    flags.add_argument("--seed", type=int, default=0, help="of the draw")
+    flags.add_argument("--seed", type=seed, default=0, help="of the draw")
     add_device_flags(flags)
     args = flags.parse_args()
 
@@ -50,11 +50,12 @@ def main() -> None:
     codes = np.concatenate([tokenize_rows(tokenizer, matrix, path) for path, matrix in matrices.items()])
 
     output = Path(args.output)
-    merge_embeddings(matrices, maps, output / "all_item_text_embeddings_eval.npy", "float32")
     merged = merge_histories(histories, maps)
-    save_pickle(output / "eval.pkl", merged)
-    save_pickle(output / "eval_id_map.pkl", {item: item for item in range(len(codes))})
-    save_token_list(output / "token_id_list_eval.pkl", codes, tokenizer)
+    with staged_directory(output) as staging:
+        merge_embeddings(matrices, maps, staging / "all_item_text_embeddings_eval.npy", "float32")
+        save_pickle(staging / "eval.pkl", merged)
+        save_pickle(staging / "eval_id_map.pkl", {item: item for item in range(len(codes))})
+        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer)
     print(
         f"{output}: {len(merged)} users, {sum(map(len, merged.values()))} interactions, "
         f"{describe(codebook_report(codes))}"

@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 
 from data_processing import sample_words
 from data_processing.sample_words import DOMAINS, THEMES, Category
-from utils.cli import parser, run
+from utils.cli import parser, run, seed
 from utils.files import atomic_write, save_matrix
 
 ITEMS = 384  # at least; the last product line of a domain is completed
@@ -223,7 +223,7 @@ def main() -> None:
     """Make every domain; embed the items when an encoder is named."""
     flags = parser(__doc__)
     flags.add_argument("--output", type=Path, default=Path("data/sample"), help="folder that gets a folder per domain")
-    flags.add_argument("--seed", type=int, default=0, help="another seed makes another world")
+    flags.add_argument("--seed", type=seed, default=0, help="another seed makes another world")
     flags.add_argument("--encoder", help="sentence-transformers model or folder; without it no embeddings are written")
     args = flags.parse_args()
 

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, check_finite, codebook_report, describe, load_tokenizer
 from utils.cli import parser, run
+from utils.errors import InputError
 from utils.files import load_matrix, save_json, save_pickle
 from utils.fsq import CODES_PER_ITEM
 from utils.util import add_device_flags, pick_device
@@ -60,6 +61,8 @@ def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | 
 
 def save_token_list(path: str | Path, codes: np.ndarray, tokenizer: AutoEncoder) -> None:
     """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them."""
+    if Path(path).suffix != ".pkl":
+        raise InputError(f"{path}: the codes go into a .pkl, and a .json beside it. Name a file that ends in .pkl.")
     about = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
     save_pickle(path, codes.tolist())
     save_json(Path(path).with_suffix(".json"), about)

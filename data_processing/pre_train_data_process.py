@@ -120,7 +120,8 @@ def merge_embeddings(matrices: dict[Path, np.ndarray], maps: list[np.ndarray], o
     with new_matrix(output, shape, dtype) as merged, tqdm(total=shape[0], desc="embeddings", unit=" items") as progress:
         for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
             for start in range(0, len(matrix), CHUNK):
-                chunk = matrix[start : start + CHUNK]
+                with np.errstate(over="ignore"):
+                    chunk = matrix[start : start + CHUNK].astype(dtype)
                 check_finite(chunk, start, str(path))
                 merged[id_map[start : start + CHUNK]] = chunk
                 progress.update(len(chunk))

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import os
 import pickle
 import shutil
 from collections import OrderedDict, defaultdict
@@ -12,7 +13,7 @@ import torch
 
 from tests.conftest import dump
 from utils.errors import InputError
-from utils.files import atomic_write, load_matrix, load_pickle, save_pickle
+from utils.files import atomic_write, load_matrix, load_pickle, save_pickle, staged_directory
 
 PREDICT = "python predict.py --ckpt_path ckpt/recgpt_layer_3_weight.pt --dataset "
 
@@ -78,6 +79,10 @@ def test_code_in_files_is_refused_and_not_run(refuse, house, broken):
         ({"anna": [3, 4], "bert": 5}, ("'bert'", "int", "list")),
         ({"anna": [3, "4"]}, ("'anna'", "'4'")),
         ({"anna": [3, 4.0]}, ("'anna'", "4.0")),
+        ({"anna": [3, True]}, ("'anna'", "True")),
+        ({"anna": [3, 2**70]}, ("'anna'", str(2**70))),
+        ({"anna": [3, [4]]}, ("'anna'", "[4]")),
+        ({"anna": {3, 4}}, ("'anna'", "set", "list")),
         ({}, ("no user",)),
         ([[3, 4]], ("list", "dict")),
     ],
@@ -123,7 +128,7 @@ def test_items_without_text_are_left_out_and_counted(house, broken, reference):
 
 def test_sizes_that_contradict_each_other(refuse, house):
     refuse("python predict.py --dataset steam --tf_layer 2", "--tf_layer 2", "3 layers")
-    refuse("python pre_train.py --width 100 --heads 3 --lr -1", "--width 100", "3 heads", "--lr -1")
+    refuse("python pre_train.py --width 100 --heads 3", "--width 100", "3 heads")
     state = torch.load(house / "vae_ckpt/vae_len4_fsq88865_ep90.pt", weights_only=True)
     torch.save(state, house / "ckpt/tokenizer.pt")
     refuse("python predict.py --dataset steam --ckpt_path ckpt/tokenizer.pt", "does not hold", "RecGPT")
@@ -144,7 +149,7 @@ def test_bad_codes(refuse, house):
     dump(folder / "token_id_list.pkl", [*codes[:9], [1, 2, 15360, 4], *codes[10:]])
     refuse("python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "15360")
     dump(folder / "token_id_list.pkl", [*codes[:9], [1, 2, 4], *codes[10:]])
-    refuse("python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "4 codes")
+    refuse("python pre_train.py --data_path data/wrong", "token_id_list.pkl", "row 9", "4 whole numbers")
     dump(folder / "token_id_list.pkl", codes[:-1])
     refuse("python pre_train.py --data_path data/wrong", "399 items", "400 rows")
     shutil.rmtree(folder)
@@ -186,3 +191,54 @@ def test_a_matrix_must_be_a_matrix_of_floats(tmp_path):
         np.save(tmp_path / "m.npy", array)
         with pytest.raises(InputError, match="floating-point matrix"):
             load_matrix(tmp_path / "m.npy", "")
+
+
+def test_flipped_bits_in_weights_are_noticed(house, refuse):
+    whole = bytearray((house / "vae_ckpt/vae_len4_fsq88865_ep90.pt").read_bytes())
+    whole[len(whole) // 2] ^= 1
+    (house / "vae_ckpt/flipped.pt").write_bytes(whole)
+    refuse("python predict.py --dataset steam --vae_ckpt vae_ckpt/flipped.pt", "vae_ckpt/flipped.pt", "checksum")
+
+
+@pytest.mark.parametrize("flag", ["--lr nan", "--lr 0", "--lr inf", "--seed -1", "--seed 1e3", "--weight_decay -1"])
+def test_numbers_that_make_no_sense(refuse, flag):
+    refuse(f"python pre_train.py {flag}", flag.split()[0], flag.split()[1])
+
+
+def test_diverged_training_stops(house, refuse):
+    command = "python pre_train.py --width 64 --tf_layer 1 --epoch 20 --lr 1e30 --ckpt_dir ckpt_diverged"
+    refuse(command, "the loss is", "--lr")
+    assert all(path.suffix in (".pt", ".json") for path in (house / "ckpt_diverged").iterdir())
+
+
+def test_places_that_cannot_be_written_are_told_before_the_work(house, refuse):
+    (house / "file").write_text("")
+    refuse(PREDICT + "steam --output file/lists.jsonl", "file cannot be")
+    refuse(PREDICT + "steam --output ckpt", "is a directory")
+    refuse("python pre_train.py --width 64 --ckpt_dir file", "file cannot be")
+
+
+def test_links_are_followed_and_devices_are_not_replaced(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link", "pipe"):
+        with atomic_write(tmp_path / name) as file:
+            file.write(b"whole")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_bytes() == b"whole"
+    assert os.read(reader, 5) == b"whole" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_several_files_appear_together_or_not_at_all(tmp_path):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set/a").write_text("old")
+    with pytest.raises(RuntimeError), staged_directory(tmp_path / "set") as staging:
+        (staging / "a").write_text("new")
+        raise RuntimeError
+    assert [path.read_text() for path in (tmp_path / "set").iterdir()] == ["old"]
+    with staged_directory(tmp_path / "set") as staging:
+        (staging / "a").write_text("new")
+        (staging / "b").write_text("new")
+    assert {path.name: path.read_text() for path in (tmp_path / "set").iterdir()} == {"a": "new", "b": "new"}
+    assert [path.name for path in tmp_path.iterdir()] == ["set"]

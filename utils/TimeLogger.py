@@ -68,8 +68,10 @@ class TimeLogger:
             self.file.flush()
         self._start_interval()
 
-    def close(self) -> None:
-        """End the line and close the file."""
+    def __enter__(self) -> "TimeLogger":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
         if self.file is not None:
             self.file.close()

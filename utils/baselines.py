@@ -56,4 +56,6 @@ def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.
 def _unit(rows: np.ndarray) -> np.ndarray:
     """Rows scaled to length one; zero rows stay zero."""
     rows = np.asarray(rows, dtype=np.float32)
+    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # first, so that no square overflows
+    rows = rows / largest
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

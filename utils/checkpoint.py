@@ -1,5 +1,6 @@
 """Weights on disk: the release's `.pt` form, whole or in zip parts, always read as data only."""
 
+import glob
 import io
 import tempfile
 import zipfile
@@ -32,7 +33,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         )
     try:
         with _joined(parts) if parts else path.open("rb") as file:
-            state = torch.load(file, map_location="cpu", weights_only=True)
+            state = load_tensors(file)
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Change its permissions.") from error
     except Exception as error:  # torch and zipfile raise many types for damaged or refused files
@@ -41,7 +42,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             f"{path} is not a whole checkpoint of plain tensors ({reason}); truncated, corrupt, or made to run code: "
             "refused. Fetch or write it again."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
         raise InputError(f"{path} holds no plain mapping from names to tensors. Give weights (a state dict), not more.")
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
@@ -49,12 +50,43 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items() if not name.endswith(IGNORED_ENDINGS)}
 
 
+def _is_plain(name: Any, value: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not value.is_quantized
+        and not value.is_complex()
+    )
+
+
+def load_tensors(file: IO[bytes]) -> Any:
+    """What torch.save wrote, as data only, on the CPU; unlike torch alone, this notices flipped bits.
+
+    Raises:
+        ValueError: a checksum is wrong; and whatever torch raises for a damaged file.
+    """
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"the checksum of {damaged} is wrong")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
+
+
 def find_parts(path: Path) -> list[Path]:
     """Zip parts of a checkpoint in order, for `NAME.pt` or for one of the parts; empty when it is a whole file."""
     if path.is_file() and PART not in path.name:
         return []
     stem = path.name.split(PART)[0]
-    return sorted(path.parent.glob(f"{stem}{PART}*"))
+    parts = sorted(path.parent.glob(f"{glob.escape(stem)}{PART}*"))
+    for place, part in enumerate(parts):
+        expected = f"{stem}{PART}{chr(ord('a') + place // 26)}{chr(ord('a') + place % 26)}"
+        if part.name != expected:
+            raise InputError(f"{path.parent / expected} is missing, but {part.name} is there. Fetch all parts.")
+    return parts
 
 
 def _joined(parts: list[Path]) -> IO[bytes]:
@@ -79,6 +111,11 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
         for name in own
         if name in state and own[name].shape != state[name].shape
     ]
+    problems += [
+        f"{name} is {value.dtype}, expected floating-point numbers"
+        for name, value in state.items()
+        if name in own and not value.is_floating_point()
+    ]
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(f"{source} does not fit this model: {'; '.join(problems[:3])}{more}.")
@@ -99,13 +136,16 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 def save_state(path: str | Path, module: nn.Module, about: dict[str, Any]) -> None:
     """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically."""
-    state = {name: value.detach().cpu() for name, value in module.state_dict().items()}
-    try:
-        with atomic_write(path) as file:
-            torch.save(state, file)
-    except RuntimeError as error:  # how torch reports a write that failed
-        raise InputError(f"{path} could not be written ({error}). Is the disk full?") from error
+    save_tensors(path, {name: value.detach().cpu() for name, value in module.state_dict().items()})
     save_json(about_path(path), about)
+
+
+def save_tensors(path: str | Path, value: dict[str, Any]) -> None:
+    """Write what torch.save takes atomically; by way of memory, so that a failed write is an ordinary OSError."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    with atomic_write(path) as file:
+        file.write(buffer.getbuffer())
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:

@@ -1,6 +1,7 @@
 """What the scripts share on the command line: flags of one meaning everywhere, and errors without tracebacks."""
 
 import argparse
+import math
 import os
 import sys
 import traceback
@@ -10,6 +11,7 @@ from utils.errors import InputError
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130
+DEFECT = 1
 
 
 def yes_or_no(text: str) -> bool:
@@ -25,6 +27,32 @@ def positive_int(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
+
+
+def seed(text: str) -> int:
+    """argparse type for --seed."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """argparse type for rates and spreads: finite and above 0."""
+    value = non_negative_float(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def non_negative_float(text: str) -> float:
+    """argparse type for a finite number of 0 or more."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= sys.float_info.max**0.1:  # beyond 6e30 nothing is meant that float32 can hold
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of 0 or more")
+    return value
 
 
 def parser(script_docstring: str) -> argparse.ArgumentParser:
@@ -54,6 +82,8 @@ def run(main: Callable[[], None]) -> None:
         _stop(f"error: {error}", BAD_INPUT, debug)
     except KeyboardInterrupt:
         _stop("interrupted", INTERRUPTED, debug)
+    except Exception as error:
+        _stop(f"unexpected {type(error).__name__}: {error}; --debug shows where", DEFECT, debug)
 
 
 def _stop(message: str, code: int, debug: bool) -> None:

@@ -1,11 +1,11 @@
 """Reading files from others as data only, and writing files whole or not at all."""
 
 import contextlib
-import errno
 import gzip
 import json
 import os
 import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -98,9 +98,9 @@ def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
     path = require_file(path, remedy)
     try:
         matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
+    except Exception as error:  # a damaged header may raise nearly anything
         raise InputError(f"{path} is not a whole .npy array ({error}); it is truncated or corrupt. {remedy}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or not len(matrix):
         found = f"shape {matrix.shape}, {matrix.dtype}" if isinstance(matrix, np.ndarray) else "an archive"
         raise InputError(f"{path} holds {found}, expected a floating-point matrix (items, width). {remedy}")
     return matrix
@@ -110,7 +110,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object written beside another file; a damaged one is an InputError that names it."""
     try:
         loaded = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({error}). Delete it, or restore it from a backup.") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a JSON {type(loaded).__name__}, expected an object. Delete or restore it.")
@@ -147,22 +147,70 @@ def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, A
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     """Open a file that appears under its name only when it is whole: written beside, synced, then renamed.
 
-    On any failure, a full disk included, what was written is removed and an older file of that name is kept.
+    On any failure, a full disk included, what was written is removed and an older file of that name is kept. A link is
+    followed; a device or pipe is written to directly.
+
+    Raises:
+        InputError: the file cannot be written.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path).resolve()
+    encoding = None if "b" in mode else "utf-8"
+    if path.exists() and not path.is_file() and not path.is_dir():
+        with path.open(mode, encoding=encoding) as file:
+            yield file
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open(mode, encoding=None if "b" in mode else "utf-8") as file:
+        check_writable(path)
+        with partial.open(mode, encoding=encoding) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException as error:
+    except OSError as error:
         partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise InputError(f"{path}: no space left on the device. Free some space and run again.") from error
+        reason = error.strerror or str(error)  # numpy reports a full disk without an error number
+        raise InputError(f"{path} could not be written ({reason}). Free some space, or name another place.") from error
+    except BaseException:
+        partial.unlink(missing_ok=True)
         raise
+
+
+def check_writable(path: str | Path) -> None:
+    """Make the folder of a file that is to be written; InputError where that, or the file, cannot be.
+
+    Called before long work as well, so that its result is not lost for want of a place.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; a file is to be written here. Name a file.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path.parent} cannot be made ({error.strerror}). Name another place.") from error
+    if not os.access(path.parent, os.W_OK):
+        raise InputError(f"{path.parent} cannot be written to. Change its permissions, or name another place.")
+
+
+@contextlib.contextmanager
+def staged_directory(output: str | Path) -> Iterator[Path]:
+    """A folder beside `output` to write several files in, which are moved there together when all are whole.
+
+    Files of an earlier run are replaced; on failure they stay as they were, and nothing new appears.
+    """
+    output = Path(output).resolve()
+    staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        check_writable(staging)
+        staging.mkdir()
+        yield staging
+        output.mkdir(exist_ok=True)
+        for file in sorted(staging.iterdir()):
+            file.replace(output / file.name)
+    except OSError as error:
+        raise InputError(f"{output} could not be written ({error.strerror or error}). Name another place.") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def save_pickle(path: str | Path, value: Any) -> None:

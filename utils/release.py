@@ -33,7 +33,7 @@ class TestSet(NamedTuple):
     embeddings: np.ndarray  # (N, E) memory-mapped
     embeddings_path: Path
     popularity: np.ndarray | None  # (N,) int64 counts in train.pkl, where there is one
-    times: Sequences | None  # seconds aligned with the sequences, where test_times.pkl exists
+    last_times: np.ndarray | None  # (U, 2) seconds of the last item but one and the last, where they are known
 
 
 def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: int = 2) -> Sequences:
@@ -44,24 +44,19 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
             (a history and a target); with `drop_short` those are left out.
     """
     users = load_pickle(path, dict, remedy)
-    try:
-        lengths = np.fromiter((len(items) for items in users.values()), np.int64, len(users))
-    except TypeError:
-        user, items = next((user, items) for user, items in users.items() if not hasattr(items, "__len__"))
-        raise InputError(f"{path}, user {user!r}: found {type(items).__name__}, expected a list of item ids.") from None
-    flat = list(chain.from_iterable(users.values()))
-    items = np.asarray(flat) if flat else np.empty(0, dtype=np.int64)
-    if items.dtype.kind not in "iu" or items.ndim != 1:
-        user, odd = next(
-            (user, item)
-            for user, listed in users.items()
-            for item in listed
-            if not isinstance(item, (int, np.integer)) or isinstance(item, bool)
-        )
-        raise InputError(f"{path}, user {user!r}: item id {odd!r} is not a whole number. {remedy}")
+    for user, items in users.items():
+        if not isinstance(items, (list, tuple)) and not (isinstance(items, np.ndarray) and items.ndim == 1):
+            raise InputError(
+                f"{path}, user {user!r}: found {type(items).__name__}, expected a list of item ids. {remedy}"
+            )
+    lengths = np.fromiter((len(items) for items in users.values()), np.int64, len(users))
+    items = whole_numbers(list(chain.from_iterable(users.values())))
+    if items is None:
+        user, odd = next((user, item) for user, listed in users.items() for item in listed if not is_id(item))
+        raise InputError(f"{path}, user {user!r}: item id {odd!r} is not a whole number of 63 bits. {remedy}")
     keys = np.empty(len(users), dtype=object)
     keys[:] = list(users)
-    sequences = Sequences(keys, items.astype(np.int64), cumulate(lengths))
+    sequences = Sequences(keys, items, cumulate(lengths))
 
     short = np.flatnonzero(lengths < shortest)
     if len(short) and not drop_short:
@@ -74,6 +69,21 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     if not len(sequences):
         raise InputError(f"{path} holds no user with {shortest} or more items. {remedy}")
     return sequences
+
+
+def is_id(value: Any) -> bool:
+    """Whether a value is a whole number that fits int64; True and False are none."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def whole_numbers(values: list[Any]) -> np.ndarray | None:
+    """(n,) int64 of a flat list, or None where it holds anything else; one pass in C for plain lists of int."""
+    if set(map(type, values)) <= {int} or all(map(is_id, values)):
+        try:
+            return np.array(values, dtype=np.int64)
+        except OverflowError:
+            return None
+    return None
 
 
 def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
@@ -93,17 +103,14 @@ def codes_array(listed: list[Any], path: Path) -> np.ndarray:
     Raises:
         InputError: a row that is not four whole numbers in [0, 15360).
     """
-    try:
-        codes = np.asarray(listed)
-        whole = codes.ndim == 2 and codes.shape[1] == CODES_PER_ITEM and codes.dtype.kind in "iu"
-    except ValueError:
-        whole = False
-    if not whole:
-        row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), 0)
-        found = repr(listed[row])[:60] if len(listed) else "no rows"
+    row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
+    if row is not None or not len(listed):
+        found = repr(listed[row])[:60] if row is not None else "no rows"
         raise InputError(
-            f"{path}, row {row}: found {found}, expected {CODES_PER_ITEM} codes. Make it again (make_token_list.py)."
+            f"{path}, row {row or 0}: found {found}, expected {CODES_PER_ITEM} whole numbers. "
+            "Make it again (make_token_list.py)."
         )
+    codes = np.array(listed, dtype=np.int64)
     outside = ((codes < 0) | (codes >= CODEBOOK_SIZE)).any(axis=1)
     if outside.any():
         row = int(np.argmax(outside))
@@ -115,11 +122,7 @@ def codes_array(listed: list[Any], path: Path) -> np.ndarray:
 
 
 def _is_code_row(codes: Any) -> bool:
-    return (
-        isinstance(codes, (list, tuple, np.ndarray))
-        and len(codes) == CODES_PER_ITEM
-        and all(isinstance(code, (int, np.integer)) for code in codes)
-    )
+    return isinstance(codes, (list, tuple, np.ndarray)) and len(codes) == CODES_PER_ITEM and all(map(is_id, codes))
 
 
 def codes_fingerprint(path: Path) -> str | None:
@@ -169,9 +172,10 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     for item in ids.tolist():
         if item not in known:
             raise InputError(f"{codes_path}: item {item} of eval.pkl has no codes there. {MAKE_EVAL}")
-        if not 0 <= id_map.get(item, -1) < len(embeddings):
+        row = id_map.get(item)
+        if not is_id(row) or not 0 <= row < len(embeddings):
             raise InputError(
-                f"{map_path}: item {item} of eval.pkl maps to row {id_map.get(item)}, expected 0 to "
+                f"{map_path}: item {item} of eval.pkl maps to row {row!r}, expected 0 to "
                 f"{len(embeddings) - 1} of {matrix_path}. {MAKE_EVAL}"
             )
     codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
@@ -215,10 +219,25 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
         train = load_sequences(train_path, MAKE_TEST, shortest=0)
         check_ids(train, len(embeddings), train_path, str(embeddings_path))
         popularity = np.bincount(train.items, minlength=len(embeddings))
-    times_path = folder / "test_times.pkl"
-    times = None
-    if times_path.is_file() and not cold:
-        times = load_sequences(times_path, MAKE_TEST, drop_short)
-        if not np.array_equal(times.offsets, sequences.offsets):
-            raise InputError(f"{times_path} does not match {path} in lengths. Make both again (make_dataset.py).")
+    times = None if cold else load_last_times(folder / "test_times.pkl", sequences, path)
     return TestSet(sequences, embeddings, embeddings_path, popularity, times)
+
+
+def load_last_times(path: Path, sequences: Sequences, owner: Path) -> np.ndarray | None:
+    """(U, 2) float64 times of each user's last two items from test_times.pkl; None where there is no such file.
+
+    Raises:
+        InputError: users or lengths differ from those of the sequences, or a time is no number.
+    """
+    if not path.is_file():
+        return None
+    times = load_pickle(path, dict, MAKE_TEST)
+    try:
+        listed = [times[user] for user in sequences.users]
+        if [len(one) for one in listed] != sequences.lengths.tolist():
+            raise ValueError("lengths differ")
+        return np.array([one[-2:] for one in listed], dtype=np.float64)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise InputError(
+            f"{path} does not match {owner} ({type(error).__name__}: {error}). Make both again (make_dataset.py)."
+        ) from error
