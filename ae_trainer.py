@@ -22,7 +22,7 @@ from decoder import Decoder
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
 from utils.cli import parser, positive_float, positive_int, run, seed
-from utils.data import epoch_batches
+from utils.data import check_finite, epoch_batches
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
@@ -97,16 +97,6 @@ class AutoEncoder(nn.Module):
         for parameter in self.quantizer.project_in.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()[:16]
-
-
-def check_finite(batch: np.ndarray, first_row: int, source: str) -> None:
-    """InputError naming the first row of (n, E) float that holds NaN or infinity."""
-    finite = np.isfinite(batch).all(axis=1)
-    if not finite.all():
-        raise InputError(
-            f"{source}, row {first_row + int(np.argmin(finite))}: the embedding holds NaN or infinity. "
-            "Encode this item's text again (data_processing/TextEncoder_batch.py)."
-        )
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:

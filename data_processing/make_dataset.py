@@ -27,7 +27,6 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 
 import numpy as np
 
-from ae_trainer import check_finite
 from data_processing.data_process_1 import add_split_flags, split_users
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
@@ -38,6 +37,7 @@ from data_processing.TextEncoder_batch import (
     written_texts,
 )
 from utils.cli import parser, positive_int, run
+from utils.data import check_finite
 from utils.errors import InputError
 from utils.files import load_matrix, read_json, read_jsonl, save_pickle, staged_directory
 from utils.util import add_device_flags, pick_device

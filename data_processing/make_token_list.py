@@ -17,8 +17,9 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 import numpy as np
 from tqdm import tqdm
 
-from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, check_finite, codebook_report, describe, load_tokenizer
+from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, codebook_report, describe, load_tokenizer
 from utils.cli import parser, run
+from utils.data import check_finite
 from utils.errors import InputError
 from utils.files import load_matrix, save_json, save_pickle
 from utils.fsq import CODES_PER_ITEM

@@ -19,9 +19,9 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 import numpy as np
 from tqdm import tqdm
 
-from ae_trainer import check_finite
 from data_processing.data_process_2 import named_directories
 from utils.cli import parser, run
+from utils.data import check_finite
 from utils.errors import InputError
 from utils.files import atomic_write, load_matrix, load_pickle, read_json, save_json
 

@@ -78,13 +78,23 @@ class Catalog:
         """
         rows = items if self.rows is None else self.rows[items]
         embeddings = np.asarray(self.embeddings[rows], dtype=np.float32)
-        finite = np.isfinite(embeddings).all(axis=1)
-        if not finite.all():
-            raise InputError(
-                f"{self.source}, row {int(rows[np.argmin(finite)])}: the embedding holds NaN or infinity. "
-                "Encode this item's text again (data_processing/TextEncoder_batch.py)."
-            )
+        check_finite(embeddings, rows, self.source)
         return embeddings
+
+
+def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
+    """InputError naming the first row of (n, E) float that holds NaN or infinity.
+
+    `rows` are their places in the file, (n,) int64, or the place of the first of consecutive ones.
+    """
+    finite = np.isfinite(embeddings).all(axis=1)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        row = rows + first if isinstance(rows, int) else rows[first]
+        raise InputError(
+            f"{source}, row {row}: the embedding holds NaN or infinity. "
+            "Encode this item's text again (data_processing/TextEncoder_batch.py)."
+        )
 
 
 class SeqBatch(NamedTuple):
