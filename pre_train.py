@@ -35,7 +35,7 @@ def parse() -> argparse.Namespace:
     flags = parser(__doc__)
     flags.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
     flags.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
-    flags.add_argument("--log", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
+    flags.add_argument("--log_file", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
     flags.add_argument("--lr", type=positive_float, default=1e-4, help="AdamW's learning rate, constant")
     flags.add_argument(
         "--weight_decay", type=non_negative_float, default=0.01, help="AdamW's weight decay, on every parameter"
@@ -80,7 +80,7 @@ def main() -> None:
 
     step, loss = 0, None
     model.train()
-    with TimeLogger(steps, path=Path(args.log), quiet=not accelerator.is_main_process) as logger:
+    with TimeLogger(steps, path=Path(args.log_file), quiet=not accelerator.is_main_process) as logger:
         for epoch in range(args.epoch):
             for batch in training_batches(data, config, args, accelerator, epoch):
                 loss = train_step(model, optimizer, batch.to(accelerator.device), accelerator)
@@ -180,7 +180,7 @@ def check_sizes(args: argparse.Namespace) -> dict[str, int]:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
     check_writable(Path(args.ckpt_dir) / "any.pt")
-    check_writable(args.log)
+    check_writable(args.log_file)
     return {"layers": args.tf_layer, "width": args.width, "heads": heads}
 
 

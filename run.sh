@@ -37,7 +37,7 @@ sample() {
         --output "$built/eval"
 
     echo "== pre-training"
-    pre_train --data_path "$built/pre_train" --ckpt_dir "$built/ckpt" --log logs/sample.jsonl \
+    pre_train --data_path "$built/pre_train" --ckpt_dir "$built/ckpt" --log_file logs/sample.jsonl \
         --batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3 "$@"
 
     echo "== choosing a checkpoint on crafts"

@@ -60,7 +60,7 @@ def test_training_learns_and_eval_chooses(house):
     """Eighty steps on two dozen histories: the loss falls far below guessing, and eval.py tells which is best."""
     done = house.type(
         "python pre_train.py --epoch 80 --width 64 --lr 6e-3 --max_steps 80 --batch_size 23 --ckpt_dir ckpt_small "
-        "--log logs/small.jsonl"
+        "--log_file logs/small.jsonl"
     )
     guessing = float(done.stdout.split("code frequencies has a loss of ")[1].split()[0])
     lines = [json.loads(line) for line in (house / "logs/small.jsonl").read_text().splitlines()]
@@ -150,7 +150,7 @@ def test_predict_and_eval_do_not_need_accelerate(house):
 
 
 FLAGS = {
-    "pre_train.py": "data_path ckpt_dir log lr weight_decay batch_size epoch max_steps tf_layer width heads seed "
+    "pre_train.py": "data_path ckpt_dir log_file lr weight_decay batch_size epoch max_steps tf_layer width heads seed "
     "drop_short device",
     "eval.py": "data_path ckpt_path tf_layer test_batch_size protocol seed drop_short results device gpu",
     "predict.py": "dataset ckpt_path vae_ckpt tf_layer test_batch_size cold protocol search topk seed drop_short "
