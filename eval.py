@@ -19,7 +19,7 @@ from tqdm import tqdm
 from model import RecGPT, load_model
 from utils.checkpoint import find_checkpoints
 from utils.cli import parser, positive_int, run, seed
-from utils.data import packed_batch
+from utils.data import training_batch
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.release import Interactions, load_eval
@@ -106,7 +106,7 @@ def evaluate(model: RecGPT, data: Interactions, batch_size: int, name: str) -> E
     total, targets, means = 0.0, 0, []
     for start in tqdm(range(0, len(sequences), batch_size), desc=name, unit="batch", mininterval=1.0):
         rows = np.arange(start, min(start + batch_size, len(sequences)))
-        output = model(packed_batch(sequences.select(rows), data.catalog).to(device))
+        output = model(training_batch(sequences.select(rows), data.catalog).to(device))
         total += output.total.item()
         targets += output.targets.item()
         means.append(output.mean.item())

@@ -11,12 +11,12 @@ from transformers import Cache, GPT2Config
 
 from modeling_gpt2_rec import GPT2ItemModel
 from utils.checkpoint import fill_module, load_state, read_about
-from utils.data import WINDOW, SeqBatch
+from utils.data import WINDOW, SeqBatch, token_positions
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
-LOGITS_AT_ONCE = 8192  # target tokens: 480 MiB of logits in float32
+LOGITS_AT_ONCE = 512  # target tokens: 30 MiB of logits in float32, which fits the cache
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RecGPTConfig:
             resid_pdrop=self.dropout,
             embd_pdrop=self.dropout,
             attn_pdrop=self.dropout,
-            attn_implementation="sdpa",
+            activation_function="gelu_pytorch_tanh",  # the published "gelu_new" in one pass
             bos_token_id=None,
             eos_token_id=None,
         )
@@ -68,47 +68,44 @@ class RecGPT(nn.Module):
     def __init__(self, config: RecGPTConfig):
         super().__init__()
         self.config = config
-        self.gpt2model = GPT2ItemModel(config.gpt2(), CODES_PER_ITEM)
+        self.gpt2model = GPT2ItemModel(config.gpt2())
         self.pred_head = nn.Linear(config.width, VOCABULARY, bias=False)
         self.linear_layer = nn.Linear(config.embedding_width // CODES_PER_ITEM, config.width, bias=False)
         self.norm_seq = nn.LayerNorm(config.width)
         self.norm_aux = nn.LayerNorm(config.width)
 
-    def fuse(self, batch: SeqBatch) -> Tensor:
-        """Token embedding plus auxiliary embedding of every slot: (R, L) items -> (R, T, D) float."""
-        tokens = self.norm_seq(self.gpt2model.wte(batch.codes.flatten(1)))  # (R, T, D)
-        slices = batch.embeddings.unflatten(-1, (CODES_PER_ITEM, -1)).flatten(1, 2)  # (R, T, E/K)
-        auxiliary = self.norm_aux(self.linear_layer(slices))  # (R, T, D)
-        real = (batch.history >= 0).repeat_interleave(CODES_PER_ITEM, dim=1)  # (R, T)
-        return tokens + auxiliary * real[..., None]
+    def fuse(self, codes: Tensor, embeddings: Tensor) -> Tensor:
+        """Token embedding plus auxiliary embedding: (..., S, K) codes, (..., S, E) float -> (..., T, D) float."""
+        tokens = self.norm_seq(self.gpt2model.wte(codes.flatten(-2)))  # (..., T, D)
+        slices = embeddings.unflatten(-1, (CODES_PER_ITEM, -1)).flatten(-3, -2)  # (..., T, E/K)
+        return tokens + self.norm_aux(self.linear_layer(slices))
 
-    def hidden(self, batch: SeqBatch, cache: Cache | None = None, cached_history: Tensor | None = None) -> Tensor:
-        """Final hidden states (R, T, D).
+    def hidden(self, batch: SeqBatch, cache: Cache | None = None, last: Tensor | None = None) -> Tensor:
+        """Final hidden states (T, D); with `last` (B,) int64 only those of these item slots, (B, K, D).
 
-        With a `cache` (see utils/past_key_values.py) the batch holds only the new items; `cached_history`
-        (R, cached items) int64 tells the history of every cached slot, -1 where it is padding.
+        A `cache` receives the keys and values of every token (see utils/past_key_values.py).
         """
-        history = batch.history if cached_history is None else torch.cat([cached_history, batch.history], dim=1)
-        within_item = torch.arange(CODES_PER_ITEM, device=history.device)
-        positions = (batch.positions[..., None] * CODES_PER_ITEM + within_item).flatten(1)  # (R, T)
-        history = history.repeat_interleave(CODES_PER_ITEM, dim=1)
-        return self.gpt2model(self.fuse(batch), history, positions, cache)
+        inputs = self.fuse(batch.codes, batch.embeddings)[None]  # (1, T, D)
+        positions = token_positions(batch.positions)[None]
+        hidden = self.gpt2model(inputs, positions, groups=batch.groups, past_key_values=cache, last=last)
+        return hidden if last is not None else hidden[0]
 
     def forward(self, batch: SeqBatch) -> LossOutput:
         """Next-item loss: the four positions of an item predict the four codes of the next one, all at once."""
-        hidden = self.hidden(batch).unflatten(1, (-1, CODES_PER_ITEM))  # (R, L, K, D)
-        has_next = (batch.history[:, :-1] == batch.history[:, 1:]) & (batch.history[:, 1:] >= 0)  # (R, L-1)
-        sources = hidden[:, :-1][has_next].flatten(0, 1)  # (target tokens, D)
-        targets = batch.codes[:, 1:][has_next].flatten()  # (target tokens,)
-        # Beyond the limit in chunks, so that the (target tokens, V) logits are not held at once; slower below it.
-        options = nn.LinearCrossEntropyOptions() if len(targets) > LOGITS_AT_ONCE else None
-        total = F.linear_cross_entropy(sources, self.pred_head.weight, targets, reduction="sum", options=options)
+        hidden, weight, targets = self.hidden(batch), self.pred_head.weight, batch.targets.flatten()  # (T, D), (T,)
+        # In chunks, so that the (T, V) logits are never held; which is also faster, since a chunk stays in the cache.
+        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOGITS_AT_ONCE)
+        if torch.is_autocast_enabled(hidden.device.type):  # which this function does not heed: cast, and sum in float32
+            dtype = torch.get_autocast_dtype(hidden.device.type)
+            hidden, weight = hidden.to(dtype), weight.to(dtype)
+            total = F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
+        else:
+            total = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
         return LossOutput(total, torch.tensor(targets.numel(), device=total.device))
 
-    def next_item_logits(self, batch: SeqBatch, cache: Cache | None = None, cached_history: Tensor | None = None):
-        """Logits of the four codes of every history's next item: (B, K, V) float32."""
-        hidden = self.hidden(batch, cache, cached_history).unflatten(1, (-1, CODES_PER_ITEM)).flatten(0, 1)
-        return self.pred_head(hidden[batch.last]).float()  # (B, K, V)
+    def next_item_logits(self, batch: SeqBatch) -> Tensor:
+        """Logits of the four codes of every history's next item: (B, K, V) float32. For prediction: no dropout."""
+        return self.pred_head(self.hidden(batch, last=batch.last)).float()
 
 
 def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:

@@ -18,10 +18,10 @@ from accelerate import Accelerator
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
 from utils.checkpoint import save_state
 from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed
-from utils.data import SeqBatch, epoch_batches, packed_batch
+from utils.data import WINDOW, SeqBatch, epoch_batches, equal_work_batches, prefetched, training_batch
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.fsq import check_width
+from utils.fsq import CODES_PER_ITEM, check_width
 from utils.release import Interactions, load_pre_train
 from utils.TimeLogger import TimeLogger
 from utils.util import set_seed
@@ -49,7 +49,19 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--seed", type=seed, default=0, help="order of the histories, initial weights, dropout")
     flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
     flags.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
+    flags.add_argument(
+        "--tokens_per_batch",
+        type=positive_int,
+        help="batches of equal work instead of --batch_size histories: about this many tokens per step and process",
+    )
+    add_speed_flags(flags)
     return flags.parse_args()
+
+
+def add_speed_flags(flags: argparse.ArgumentParser) -> None:
+    """What makes a step faster on a GPU, shared with benchmarks/train.py."""
+    flags.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: matrix products in it")
+    flags.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
 
 
 def main() -> None:
@@ -59,22 +71,22 @@ def main() -> None:
     data = load_pre_train(args.data_path, args.drop_short)
     config = RecGPTConfig(**config, embedding_width=data.catalog.embeddings.shape[1])
     check_width(config.embedding_width, data.catalog.source)
-    accelerator = Accelerator(cpu=args.device == "cpu")
+    accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=args.mixed_precision)
     if accelerator.device.type == "cpu":
         accelerator.print("no GPU in use: training on the CPU")
 
     set_seed(args.seed)
-    model = RecGPT(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay)
+    model = compiled(RecGPT(config), args)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
     model, optimizer = accelerator.prepare(model, optimizer)
     set_seed(args.seed + accelerator.process_index)  # each process its own dropout
 
-    histories_per_step = args.batch_size * accelerator.num_processes
-    steps_per_epoch = -(-len(data.sequences) // histories_per_step)
+    steps_per_epoch = sum(1 for _ in epoch_rows(data, config, args, accelerator, epoch=0))  # the same in every epoch
     steps = min(args.max_steps or steps_per_epoch * args.epoch, steps_per_epoch * args.epoch)
     accelerator.print(
         f"{len(data.sequences)} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {steps} steps of {histories_per_step}; "
+        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {steps} steps of "
+        f"{len(data.sequences) / steps_per_epoch:.4g} histories; "
         f"guessing from code frequencies has a loss of {guessing_loss(data):.3f} nats"
     )
 
@@ -82,7 +94,7 @@ def main() -> None:
     model.train()
     with TimeLogger(steps, path=Path(args.log_file), quiet=not accelerator.is_main_process) as logger:
         for epoch in range(args.epoch):
-            for batch in training_batches(data, config, args, accelerator, epoch):
+            for batch in prefetched(training_batches(data, config, args, accelerator, epoch), logger.waited):
                 loss = train_step(model, optimizer, batch.to(accelerator.device), accelerator)
                 step += 1
                 logger.update(loss, batch)
@@ -110,16 +122,36 @@ def train_step(
     return accelerator.reduce(output.total.detach(), reduction="sum") / targets
 
 
+def compiled(model: RecGPT, args: argparse.Namespace) -> RecGPT:
+    """The model, its blocks compiled with --compile: all but attention, whose groups differ from batch to batch."""
+    if args.compile:
+        for block in model.gpt2model.h:
+            block.compile(dynamic=True)
+    return model
+
+
+def epoch_rows(
+    data: Interactions, config: RecGPTConfig, args: argparse.Namespace, accelerator: Accelerator, epoch: int
+) -> Iterator[np.ndarray]:
+    """Histories of each step of an epoch, all processes together."""
+    processes = accelerator.num_processes
+    if args.tokens_per_batch is None:
+        return epoch_batches(len(data.sequences), args.batch_size * processes, args.seed, epoch)
+    tokens = (np.minimum(data.sequences.lengths, config.window) - 1) * CODES_PER_ITEM
+    return equal_work_batches(tokens, args.tokens_per_batch * processes, args.seed, epoch)
+
+
 def training_batches(
     data: Interactions, config: RecGPTConfig, args: argparse.Namespace, accelerator: Accelerator, epoch: int
 ) -> Iterator[SeqBatch]:
-    """This process's share of every step's histories, the last `window` items of each, packed, on the CPU."""
+    """This process's share of every step's histories, the last `window` items of each."""
     processes = accelerator.num_processes
-    for rows in epoch_batches(len(data.sequences), args.batch_size * processes, args.seed, epoch):
+    for rows in epoch_rows(data, config, args, accelerator, epoch):
         share = rows[accelerator.process_index :: processes]
         if not len(share):  # a last step of fewer histories than processes
             share = rows[:1]
-        yield packed_batch(data.sequences.select(share).last(config.window), data.catalog)
+        batch = training_batch(data.sequences.select(share).last(config.window), data.catalog)
+        yield batch.pin_memory() if accelerator.device.type == "cuda" else batch
 
 
 def checkpoint_names(layers: int, epoch: int, step: int, steps_per_epoch: int, stopping: bool) -> Iterator[str]:
@@ -172,13 +204,18 @@ def check_sizes(args: argparse.Namespace) -> dict[str, int]:
     """Layers, width and heads, and whether there is a place to write to.
 
     Raises:
-        InputError: the width does not divide by the heads, a GPU that is not there, or a folder that cannot be written.
+        InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history, or
+            a folder that cannot be written.
     """
     heads = args.heads or max(1, args.width // HEAD_WIDTH)
     if args.width % heads:
         raise InputError(f"--width {args.width} does not divide by {heads} heads: change --width or --heads.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
+    if args.tokens_per_batch is not None and args.tokens_per_batch < WINDOW * CODES_PER_ITEM:
+        raise InputError(
+            f"--tokens_per_batch {args.tokens_per_batch} is less than one history may have: give 1024 or more."
+        )
     check_writable(Path(args.ckpt_dir) / "any.pt")
     check_writable(args.log_file)
     return {"layers": args.tf_layer, "width": args.width, "heads": heads}

@@ -22,7 +22,7 @@ from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils.baselines import most_popular, nearest_text, repeat_recent
 from utils.cli import parser, positive_int, run, seed, yes_or_no
-from utils.data import Catalog, Sequences, left_padded_batch, padded_batch
+from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable
 from utils.metrics import TopKAccumulator, target_ranks
@@ -146,18 +146,21 @@ def make_search(
 def batches(histories: Sequences, args: argparse.Namespace) -> Iterator[np.ndarray]:
     """Rows of each batch: in file order for the published numbers, by length where results do not depend on it.
 
-    Longest first, so that memory runs out at once or never; no history shares a batch with one over twice as long.
+    By length, longest first so that memory runs out at once or never, batches are of equal work: as many items as
+    --test_batch_size users of mean length have, at least one history and never over eight times as many users.
     """
     lengths = histories.lengths
     if args.protocol == "released":
-        order, ends = np.arange(len(lengths)), np.full(len(lengths), len(lengths))
-    else:
-        order = np.argsort(-lengths, kind="stable")
-        lengths = lengths[order]
-        ends = np.searchsorted(-lengths, -(lengths // 2), side="right")  # where those of half the length end
+        yield from np.split(np.arange(len(lengths)), range(args.test_batch_size, len(lengths), args.test_batch_size))
+        return
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    work = args.test_batch_size * lengths.mean()
     start = 0
     while start < len(order):
-        end = min(start + args.test_batch_size, ends[start])
+        done = ends[start - 1] if start else 0
+        end = int(np.searchsorted(ends, done + work, side="right"))
+        end = min(max(end, start + 1), start + 8 * args.test_batch_size)
         yield order[start:end]
         start = end
 
@@ -172,11 +175,10 @@ def recommend(
 ) -> TopK:
     """The k best items of every user, (U, k) each on the CPU, in the order of `histories`."""
     device = next(model.parameters()).device
-    layout = left_padded_batch if args.protocol == "released" else padded_batch
     found, order = [], []
     with tqdm(total=len(histories), unit="user", desc="predict", mininterval=1.0) as progress:
         for rows in batches(histories, args):
-            batch = layout(histories.select(rows), catalog).to(device)
+            batch = make_batch(histories.select(rows), catalog, args.protocol == "released").to(device)
             top = search(model.next_item_logits(batch))
             found.append(TopK(top.items.cpu(), top.scores.cpu()))
             order.append(rows)

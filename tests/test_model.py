@@ -1,16 +1,28 @@
-"""The mask, packing, caches and the checkpoints of a small model."""
+"""The mask, groups, the loss, caches and the checkpoints of a small model."""
 
 import json
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import DynamicCache
 
 from model import RecGPT, RecGPTConfig, load_model
 from modeling_gpt2_rec import item_block_mask
 from utils.checkpoint import find_checkpoints, save_state
-from utils.data import Catalog, Sequences, cumulate, left_padded_batch, packed_batch, padded_batch
+from utils.data import (
+    GROUP_PADDING,
+    Catalog,
+    Sequences,
+    cumulate,
+    group_by_length,
+    make_batch,
+    token_positions,
+    training_batch,
+)
 from utils.errors import InputError
 from utils.past_key_values import append_item, split_cache
 
@@ -43,68 +55,108 @@ def sequences():
     return sequences_of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
 
 
-def test_mask_is_what_the_design_says():
-    history = torch.tensor([[0] * 8 + [1] * 4 + [-1] * 4])
-    mask = item_block_mask(history, 16, 4)[0, 0]
-    for i in range(16):
-        for j in range(16):
-            assert mask[i, j] == (j // 4 <= i // 4 and history[0, i] == history[0, j])
-    assert torch.equal(item_block_mask(history, 4, 4)[0, 0], mask[-4:])
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_later_codes_of_an_item_are_seen_and_later_items_are_not(model, catalog, attention):
+def in_rows(model, batch, attention):
+    """Hidden states (T, D) of one history by another of transformers' attentions: a row, a mask, no groups."""
+    inputs = model.fuse(batch.codes, batch.embeddings)[None]
+    hidden = ~item_block_mask(inputs.shape[1], 4)
+    # Eager attention adds the mask to the scores; a boolean one would be added as 0 and 1.
+    added = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
     model.gpt2model.config._attn_implementation = attention
     try:
-        batch = padded_batch(sequences_of([1, 2, 3]), catalog)
-        codes = batch.codes.clone()
-        codes[0, 1, 3] = (codes[0, 1, 3] + 1) % 15360  # the last code of the second item
-        with torch.inference_mode():
-            change = (model.hidden(batch) - model.hidden(batch._replace(codes=codes)))[0].abs().amax(-1)
+        return model.gpt2model(inputs, token_positions(batch.positions)[None], attention_mask=added[None, None])[0]
     finally:
-        model.gpt2model.config._attn_implementation = "sdpa"
+        model.gpt2model.config._attn_implementation = "item_block"
+
+
+def test_mask_is_what_the_design_says():
+    mask = item_block_mask(16, 4)
+    assert [[bool(mask[i, j]) for j in range(16)] for i in range(16)] == [
+        [j // 4 <= i // 4 for j in range(16)] for i in range(16)
+    ]
+
+
+@torch.inference_mode()
+def test_later_codes_of_an_item_are_seen_and_later_items_are_not(model, catalog):
+    batch = make_batch(sequences_of([1, 2, 3]), catalog)
+    codes = batch.codes.clone()
+    codes[1, 3] = (codes[1, 3] + 1) % 15360  # the last code of the second item
+    change = (model.hidden(batch) - model.hidden(batch._replace(codes=codes))).abs().amax(-1)
     assert (change[:4] == 0).all()  # the first item does not see the second
     assert (change[4:] > 1e-6).all()  # the second item's earlier codes, and the third item, do
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.inference_mode()
+def test_grouped_attention_is_attention_in_rows(model, catalog, sequences, attention):
+    together = model.hidden(make_batch(sequences, catalog)).split((4 * np.sort(sequences.lengths)[::-1]).tolist())
+    for hidden, row in zip(together, np.argsort(-sequences.lengths), strict=True):
+        alone = in_rows(model, make_batch(sequences.select(row[None]), catalog), attention)
+        torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=60))
+@settings(deadline=None)
+def test_groups_hold_every_slot_once_and_little_padding(lengths):
+    lengths = np.sort(lengths)[::-1]
+    groups = group_by_length(lengths)
+    slots, start, history = cumulate(lengths), 0, 0
+    for histories, longest in groups.shapes:
+        for length in lengths[history : history + histories]:
+            assert longest * (1 - GROUP_PADDING) <= length <= longest
+            places = groups.padded[start : start + longest].tolist()
+            first, last = slots[history], slots[history] + length - 1
+            assert places == [*range(first, last + 1)] + [last] * (longest - length)
+            assert groups.places[first : last + 1].tolist() == list(range(start, start + length))
+            start, history = start + longest, history + 1
+    assert start == len(groups.padded) and history == len(lengths)
+
+
 @torch.inference_mode()
 def test_predictions_do_not_depend_on_the_batch(model, catalog, sequences):
-    together = model.next_item_logits(padded_batch(sequences, catalog))
-    packed = model.next_item_logits(packed_batch(sequences, catalog))
+    together = model.next_item_logits(make_batch(sequences, catalog))
     alone = torch.cat(
-        [model.next_item_logits(padded_batch(sequences.select(np.array([row])), catalog)) for row in range(7)]
+        [model.next_item_logits(make_batch(sequences.select(np.array([row])), catalog)) for row in range(7)]
     )
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
     # The published layout does depend on it, which is why `corrected` exists.
-    assert not torch.allclose(model.next_item_logits(left_padded_batch(sequences, catalog)), alone, atol=1e-3)
+    assert not torch.allclose(model.next_item_logits(make_batch(sequences, catalog, True)), alone, atol=1e-3)
 
 
 @torch.inference_mode()
-def test_packing_keeps_the_loss_and_wastes_little(model, catalog, sequences):
-    packed, padded = packed_batch(sequences, catalog), padded_batch(sequences, catalog)
-    torch.testing.assert_close(model(packed).mean, model(padded).mean, rtol=1e-6, atol=0)
-    assert model(packed).targets == 4 * sum(sequences.lengths - 1)
-    assert packed.history.numel() == 90  # 62 items in three rows of 30, not in seven
+def test_the_last_block_computes_what_is_read(model, catalog, sequences):
+    batch = make_batch(sequences, catalog)
+    whole = model.hidden(batch).unflatten(0, (-1, 4))[batch.last]
+    torch.testing.assert_close(model.hidden(batch, last=batch.last), whole, atol=1e-5, rtol=1e-5)
 
 
-def test_chunked_loss_is_the_plain_one(model, catalog, sequences, monkeypatch):
-    batch = packed_batch(sequences, catalog)
-    plain = model(batch).mean
-    gradient = torch.autograd.grad(plain, model.pred_head.weight)[0]
-    monkeypatch.setattr("model.LOGITS_AT_ONCE", 0)
-    chunked = model(batch).mean
-    torch.testing.assert_close(chunked, plain, rtol=1e-6, atol=0)
-    torch.testing.assert_close(torch.autograd.grad(chunked, model.pred_head.weight)[0], gradient)
+def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeypatch):
+    """All logits of all items, histories one by one, against chunks of targets and no item that has none."""
+    monkeypatch.setattr("model.LOGITS_AT_ONCE", 50)
+    losses, targets = [], []
+    for row in range(7):
+        batch = make_batch(sequences.select(np.array([row])), catalog)
+        logits = model.pred_head(in_rows(model, batch, "eager"))
+        targets.append(batch.codes[1:].flatten())
+        losses.append(F.cross_entropy(logits[:-4], targets[-1], reduction="none"))
+    plain = torch.cat(losses).mean()
+    output = model(training_batch(sequences, catalog))
+    assert output.targets == len(torch.cat(targets)) == 4 * sum(sequences.lengths - 1)
+    torch.testing.assert_close(output.mean, plain, rtol=1e-6, atol=0)
+    for ours, theirs in zip(
+        torch.autograd.grad(output.mean, model.parameters()),
+        torch.autograd.grad(plain, model.parameters()),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
 
 
 @torch.inference_mode()
 def test_cache_gives_what_the_whole_history_gives(model, catalog):
     histories = [[4, 8, 15], [16, 23, 42, 7, 9, 1], [3]]
-    batch = padded_batch(sequences_of(*histories), catalog)
+    batch = make_batch(sequences_of(*histories), catalog)
     cache = DynamicCache()
     model.hidden(batch, cache)
-    caches = split_cache(cache, batch.history)
+    caches = split_cache(cache, batch.last)
     assert [one.items for one in caches] == [3, 6, 1]
     for item in (11, 12):
         users = [2, 0, 1]  # other company, other order
@@ -112,7 +164,7 @@ def test_cache_gives_what_the_whole_history_gives(model, catalog):
         items = np.full(3, item)
         codes, embeddings = torch.tensor(catalog.codes[items]).long(), torch.tensor(catalog.embed(items))
         logits, caches = append_item(model, caches, codes, embeddings)
-        expected = model.next_item_logits(padded_batch(sequences_of(*histories), catalog))
+        expected = model.next_item_logits(make_batch(sequences_of(*histories), catalog))
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -122,7 +174,7 @@ def test_checkpoint_round_trip_reads_every_size(model, catalog, sequences, tmp_p
     loaded, about = load_model(path, CPU)
     assert about["step"] == 7
     assert (loaded.config.layers, loaded.config.width, loaded.config.heads) == (2, 64, 4)
-    batch = packed_batch(sequences, catalog)
+    batch = make_batch(sequences, catalog)
     with torch.inference_mode():
         assert torch.equal(loaded.hidden(batch), model.hidden(batch))
     with pytest.raises(InputError, match="--tf_layer 3 contradicts .* has 2 layers"):

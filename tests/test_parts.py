@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pre_train import checkpoint_names
 from predict import batches
 from utils.baselines import most_popular, nearest_text, repeat_recent
-from utils.data import Sequences, cumulate, epoch_batches
+from utils.data import Sequences, cumulate, epoch_batches, equal_work_batches, prefetched
+from utils.errors import InputError
 from utils.metrics import TopKAccumulator, target_ranks
 
 
@@ -77,6 +78,31 @@ def test_an_epoch_is_a_permutation_that_its_number_decides():
     assert [len(batch) for batch in epoch_batches(25, 4, 0, 0)] == [4] * 6 + [1]
 
 
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=80), st.integers(50, 500), st.integers(0, 3))
+@settings(deadline=None)
+def test_batches_of_equal_work(work, per_batch, epoch):
+    work = np.array(work)
+    batches = list(equal_work_batches(work, per_batch, 7, epoch))
+    assert np.sort(np.concatenate(batches)).tolist() == list(range(len(work)))
+    assert len(batches) == max(1, work.sum() // per_batch)
+    share = work.sum() / len(batches)
+    assert all(len(batch) and abs(work[batch].sum() - share) <= work.max() for batch in batches)
+
+
+def test_prefetched_batches_are_the_same_and_errors_arrive():
+    def failing():
+        yield 1
+        yield 2
+        raise InputError("row 3 is bad")
+
+    waits, seen = [], []
+    with pytest.raises(InputError, match="row 3"):
+        for batch in prefetched(failing(), waits.append):
+            seen.append(batch)
+    assert seen == [1, 2] and len(waits) == 2
+    assert list(prefetched(iter([4, 5]), waits.append)) == [4, 5]
+
+
 def test_checkpoints_at_the_published_moments():
     per_epoch, saved = 5012, {}
     for step in range(1, 2 * per_epoch + 1):
@@ -99,9 +125,12 @@ def test_prediction_batches(protocol):
     sequences = Sequences(np.arange(200), np.zeros(lengths.sum(), dtype=np.int64), cumulate(lengths))
     rows = list(batches(sequences, Namespace(protocol=protocol, test_batch_size=16)))
     assert sorted(np.concatenate(rows)) == list(range(200))
-    assert max(map(len, rows)) == 16
     if protocol == "released":
         assert np.concatenate(rows).tolist() == list(range(200))
+        assert max(map(len, rows)) == 16
     else:
-        assert all(2 * lengths[batch].min() >= lengths[batch].max() - 1 for batch in rows)
-        assert len(rows) < 200 / 16 + np.log2(lengths.max()) + 1
+        longest_first = lengths[np.concatenate(rows)]
+        assert (np.diff(longest_first) <= 0).all()
+        work = np.array([lengths[batch].sum() for batch in rows])
+        assert (work <= max(16 * lengths.mean(), lengths.max())).all()  # a history longer than a batch goes alone
+        assert (work[:-1] > 8 * lengths.mean()).all()

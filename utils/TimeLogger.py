@@ -29,7 +29,7 @@ class TimeLogger:
     def _start_interval(self) -> None:
         self.since = time.perf_counter()
         self.waiting = 0.0
-        self.losses, self.histories, self.items, self.slots = [], 0, 0, 0
+        self.losses, self.histories, self.items, self.places = [], 0, 0, 0
 
     def waited(self, seconds: float) -> None:
         """Add time in which the device had no batch to work on."""
@@ -40,8 +40,8 @@ class TimeLogger:
         self.step += 1
         self.losses.append(loss)
         self.histories += len(batch.last)
-        self.items += int((batch.history >= 0).sum())
-        self.slots += batch.history.numel()
+        self.items += len(batch.codes)
+        self.places += len(batch.groups.padded)
         self.bar.update()
         if self.step % self.every == 0 or self.step == self.total:
             self._report()
@@ -55,7 +55,7 @@ class TimeLogger:
             "histories_per_s": round(self.histories / seconds, 2),
             "items_per_s": round(self.items / seconds, 1),
             "tokens_per_s": round(self.items * CODES_PER_ITEM / seconds, 1),
-            "padding_share": round(1 - self.items / self.slots, 4),
+            "padding_share": round(1 - self.items / self.places, 4),
             "waiting_share": round(self.waiting / seconds, 4),
         }
         self.bar.set_postfix_str(

@@ -1,6 +1,8 @@
 """Sequences, catalogs and batches: from histories of item ids to the tensors the model reads."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,9 +11,10 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM, PADDING
+from utils.fsq import CODES_PER_ITEM
 
 WINDOW = 256  # items: 1,024 tokens, the rows of the position embedding
+GROUP_PADDING = 0.125  # of a history's places in its attention group, at most
 
 
 @dataclass(frozen=True)
@@ -97,79 +100,98 @@ def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) ->
         )
 
 
-class SeqBatch(NamedTuple):
-    """R rows of L item slots; a row holds one history, or several one after another (packed)."""
+@dataclass(frozen=True)
+class Groups:
+    """Which histories attention takes together: those of like lengths, padded to the longest of their group.
 
-    codes: Tensor  # (R, L, K) int64, 15360 at padding
-    embeddings: Tensor  # (R, L, E) float32, zero at padding
-    history: Tensor  # (R, L) int64, which history a slot belongs to, -1 at padding
-    positions: Tensor  # (R, L) int64, the item's place for the position embedding
-    last: Tensor  # (B,) int64, flat slot (row * L + slot) of each history's last item
+    No tuple, so that torch.compile passes it on without a look at its contents.
+    """
+
+    padded: Tensor  # (P,) int64 item slot at every place of the groups, one group after another
+    places: Tensor  # (S,) int64 place of every item slot
+    shapes: tuple[tuple[int, int], ...]  # (histories, items of the longest) of each group, in the order of the slots
+
+
+class SeqBatch(NamedTuple):
+    """B histories one after another, longest first, without padding: S item slots, T = 4S tokens."""
+
+    codes: Tensor  # (S, K) int64
+    embeddings: Tensor  # (S, E) float32
+    positions: Tensor  # (S,) int64, the item's place for the position embedding
+    last: Tensor  # (B,) int64, slot of each history's last item, in the order given
+    groups: Groups
+    targets: Tensor | None = None  # (S, K) int64, the codes of each slot's next item, in training
 
     def to(self, device: torch.device) -> "SeqBatch":
         """The same batch on another device."""
-        return SeqBatch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return self._on(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> "SeqBatch":
+        """The same batch where a GPU can fetch it while it computes."""
+        return self._on(Tensor.pin_memory)
+
+    def _on(self, move: Callable[[Tensor], Tensor]) -> "SeqBatch":
+        groups = Groups(move(self.groups.padded), move(self.groups.places), self.groups.shapes)
+        return SeqBatch(
+            *(move(tensor) for tensor in self[:4]), groups, None if self.targets is None else move(self.targets)
+        )
 
 
-def make_batch(
-    sequences: Sequences, catalog: Catalog, rows: np.ndarray, starts: np.ndarray, padded_positions: bool = False
-) -> SeqBatch:
-    """Lay histories out in rows of a common length.
+def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:
+    """Histories as the model reads them, to predict the item after each one's last.
 
     Args:
-        sequences: the B histories of the batch.
-        rows: (B,) int64, the row that each history goes to.
-        starts: (B,) int64, the slot at which it starts there.
-        padded_positions: count positions from the start of the row instead of the history's first item.
+        sequences: the B histories of the batch, none empty.
+        catalog: codes and embeddings of their items.
+        left_padded: count positions as the published program does, which pads histories on the left to the longest
+            of the batch (`released`), instead of from each one's first item (`corrected`).
     """
-    lengths = sequences.lengths
-    n_rows, n_slots = int(rows.max()) + 1, int((starts + lengths).max())
-    slots = spans(rows * n_slots + starts, lengths)  # (sum of lengths,) flat slot of every item
-
-    codes = np.full((n_rows * n_slots, CODES_PER_ITEM), PADDING, dtype=np.int64)
-    embeddings = np.zeros((n_rows * n_slots, catalog.embeddings.shape[1]), dtype=np.float32)
-    history = np.full(n_rows * n_slots, -1, dtype=np.int64)
-    positions = np.zeros(n_rows * n_slots, dtype=np.int64)
-    codes[slots] = catalog.codes[sequences.items]
-    embeddings[slots] = catalog.embed(sequences.items)
-    history[slots] = np.repeat(np.arange(len(lengths)), lengths)
-    positions[slots] = slots % n_slots if padded_positions else spans(np.zeros_like(lengths), lengths)
-
+    longest_first = np.argsort(-sequences.lengths, kind="stable")
+    ordered = sequences.select(longest_first)
+    lengths = ordered.lengths
+    positions = spans(lengths[0] - lengths if left_padded else np.zeros_like(lengths), lengths)
+    last = np.empty_like(lengths)
+    last[longest_first] = ordered.offsets[1:] - 1
     return SeqBatch(
-        torch.from_numpy(codes).view(n_rows, n_slots, CODES_PER_ITEM),
-        torch.from_numpy(embeddings).view(n_rows, n_slots, -1),
-        torch.from_numpy(history).view(n_rows, n_slots),
-        torch.from_numpy(positions).view(n_rows, n_slots),
-        torch.from_numpy(rows * n_slots + starts + lengths - 1),
+        torch.from_numpy(catalog.codes[ordered.items].astype(np.int64)),
+        torch.from_numpy(catalog.embed(ordered.items)),
+        torch.from_numpy(positions),
+        torch.from_numpy(last),
+        group_by_length(lengths),
     )
 
 
-def padded_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
-    """One history per row, starting at slot 0; positions do not depend on the batch (`corrected` protocol)."""
-    rows = np.arange(len(sequences))
-    return make_batch(sequences, catalog, rows, np.zeros_like(rows))
+def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
+    """Histories with the next item's codes at every slot; a history's last item is only a target, and never read."""
+    rows = np.argsort(-sequences.lengths, kind="stable")  # make_batch keeps this order
+    ordered = sequences.select(rows[sequences.lengths[rows] > 1])  # one item alone has no next
+    batch = make_batch(ordered.split_targets()[0], catalog)
+    next_items = ordered.items[spans(ordered.offsets[:-1] + 1, ordered.lengths - 1)]
+    return batch._replace(targets=torch.from_numpy(catalog.codes[next_items].astype(np.int64)))
 
 
-def left_padded_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
-    """One history per row, ending at the last slot, positions counted from the padded start (`released`)."""
-    lengths = sequences.lengths
-    rows = np.arange(len(sequences))
-    return make_batch(sequences, catalog, rows, lengths.max() - lengths, padded_positions=True)
+def token_positions(items: Tensor) -> Tensor:
+    """Places of items (..., S) int64 -> places of their tokens (..., T) int64."""
+    return (items[..., None] * CODES_PER_ITEM + torch.arange(CODES_PER_ITEM, device=items.device)).flatten(-2)
 
 
-def packed_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
-    """Histories share rows as long as the longest of them, so that nearly no slot is padding.
-
-    First-fit decreasing; the loop is over the histories of one training batch.
-    """
-    lengths = sequences.lengths
-    room = int(lengths.max())
-    rows, starts, filled = np.zeros_like(lengths), np.zeros_like(lengths), np.zeros_like(lengths)
-    for index in np.argsort(-lengths, kind="stable"):
-        row = int(np.argmax(filled + lengths[index] <= room))
-        rows[index], starts[index] = row, filled[row]
-        filled[row] += lengths[index]
-    return make_batch(sequences, catalog, rows, starts)
+def group_by_length(lengths: np.ndarray) -> Groups:
+    """Groups of (B,) int64 lengths, longest first: a history joins the one before unless that pads it by too much."""
+    shapes, padded, start = [], [], 0
+    offsets = cumulate(lengths)
+    while start < len(lengths):
+        longest = lengths[start]
+        end = int(np.searchsorted(-lengths, -longest * (1 - GROUP_PADDING), side="right"))
+        shapes.append((end - start, int(longest)))
+        places = np.minimum(np.arange(longest), lengths[start:end, None] - 1)  # padding repeats the last item
+        padded.append((offsets[start:end, None] + places).ravel())
+        start = end
+    first_places = cumulate(np.repeat([longest for _, longest in shapes], [histories for histories, _ in shapes]))
+    return Groups(
+        torch.from_numpy(np.concatenate(padded)),
+        torch.from_numpy(spans(first_places[:-1], lengths)),
+        tuple(shapes),
+    )
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
@@ -177,3 +199,29 @@ def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterato
     order = np.random.default_rng([seed, epoch]).permutation(count)
     for start in range(0, count, batch_size):
         yield order[start : start + batch_size]
+
+
+def equal_work_batches(work: np.ndarray, per_batch: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+    """The same permutation cut where (U,) int64 `work` adds up to about `per_batch`: the same number in every epoch.
+
+    No batch is empty as long as no history is more work than `per_batch`.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(len(work))
+    done = np.cumsum(work[order])
+    batches = max(1, int(done[-1]) // per_batch)
+    ends = np.searchsorted(done, done[-1] * np.arange(1, batches) / batches, side="right")
+    yield from np.split(order, ends)
+
+
+def prefetched(batches: Iterator[SeqBatch], waited: Callable[[float], None]) -> Iterator[SeqBatch]:
+    """The same batches, the next one made by a thread meanwhile; `waited` is told the seconds that each was late."""
+    with ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(next, batches, None)
+        while True:
+            started = time.perf_counter()
+            batch = coming.result()
+            waited(time.perf_counter() - started)
+            if batch is None:
+                return
+            coming = worker.submit(next, batches, None)
+            yield batch

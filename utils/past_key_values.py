@@ -7,10 +7,11 @@ batch they were computed in, so that caches can be split, kept per user, and joi
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
-from utils.data import SeqBatch
+from utils.data import token_positions
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM
 
@@ -27,31 +28,32 @@ class UserCache(NamedTuple):
         return self.keys.shape[2] // CODES_PER_ITEM
 
 
-def split_cache(cache: DynamicCache, history: Tensor) -> list[UserCache]:
-    """A batch's cache cut into one per row; `history` (R, L) int64 is -1 at padding. One history per row."""
-    keys = torch.stack([layer.keys for layer in cache.layers])  # (layers, R, heads, T, D / heads)
-    values = torch.stack([layer.values for layer in cache.layers])
-    real = (history >= 0).repeat_interleave(CODES_PER_ITEM, dim=1)  # (R, T)
-    return [UserCache(keys[:, row][:, :, kept], values[:, row][:, :, kept]) for row, kept in enumerate(real)]
+def split_cache(cache: DynamicCache, last: Tensor) -> list[UserCache]:
+    """A batch's cache cut into one per history; `last` (B,) int64 is the batch's: each history's last item slot."""
+    keys = torch.cat([layer.keys for layer in cache.layers])  # (layers, heads, T, D / heads)
+    values = torch.cat([layer.values for layer in cache.layers])
+    ends = ((last.sort().values + 1) * CODES_PER_ITEM).tolist()
+    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
+    caches = [UserCache(*sides) for sides in zip(keys.split(lengths, 2), values.split(lengths, 2), strict=True)]
+    return [caches[history] for history in torch.searchsorted(last.sort().values, last).tolist()]
 
 
 def join_caches(caches: list[UserCache]) -> tuple[DynamicCache, Tensor]:
-    """Users' caches as one batch, padded on the left; and (R, L) int64 the slots' history, -1 at padding."""
-    longest = max(cache.items for cache in caches)
-    device = caches[0].keys.device
-    history = torch.full((len(caches), longest), -1, device=device)
+    """Users' caches as one batch of rows, padded on the left; and (B, T) bool, True where a slot is real."""
+    longest = max(cache.keys.shape[2] for cache in caches)
     layers, heads, _, width = caches[0].keys.shape
-    keys = torch.zeros(layers, len(caches), heads, longest * CODES_PER_ITEM, width, device=device)
+    keys = caches[0].keys.new_zeros(layers, len(caches), heads, longest, width)
     values = torch.zeros_like(keys)
+    real = torch.zeros(len(caches), longest, dtype=torch.bool, device=keys.device)
     for row, cache in enumerate(caches):
-        history[row, longest - cache.items :] = row
-        first = (longest - cache.items) * CODES_PER_ITEM
+        first = longest - cache.keys.shape[2]
+        real[row, first:] = True
         keys[:, row, :, first:] = cache.keys
         values[:, row, :, first:] = cache.values
     joined = DynamicCache()
     for layer in range(layers):
         joined.update(keys[layer], values[layer], layer)
-    return joined, history
+    return joined, real
 
 
 @torch.inference_mode()
@@ -76,9 +78,11 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
             f"a cached history of {longest} items fills the window of {model.config.window}. "
             "Compute a new cache from the most recent items."
         )
-    joined, cached_history = join_caches(caches)
-    user = torch.arange(len(caches), device=codes.device)
-    positions = torch.tensor([cache.items for cache in caches], device=codes.device)
-    batch = SeqBatch(codes[:, None], embeddings[:, None], user[:, None], positions[:, None], user)
-    logits = model.next_item_logits(batch, joined, cached_history)
-    return logits, split_cache(joined, torch.cat([cached_history, batch.history], dim=1))
+    joined, real = join_caches(caches)
+    real = F.pad(real, (0, CODES_PER_ITEM), value=True)  # and the new item's own tokens
+    positions = token_positions(torch.tensor([[cache.items] for cache in caches], device=codes.device))  # (B, K)
+    inputs = model.fuse(codes[:, None], embeddings[:, None])  # (B, K, D)
+    hidden = model.gpt2model(inputs, positions, attention_mask=real[:, None, None], past_key_values=joined)
+    keys, values = (torch.stack([getattr(layer, side) for layer in joined.layers], 1) for side in ("keys", "values"))
+    longer = [UserCache(k[:, :, kept], v[:, :, kept]) for k, v, kept in zip(keys, values, real, strict=True)]
+    return model.pred_head(hidden).float(), longer

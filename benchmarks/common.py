@@ -1,0 +1,119 @@
+"""What the benchmarks share: the histories, the clock, the rate that the machine reaches, and the record of a run."""
+
+import argparse
+import datetime
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from utils.cli import parser, positive_int, seed
+from utils.data import Catalog, Sequences, cumulate
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.release import load_sequences
+from utils.report import append_results
+from utils.util import add_device_flags
+
+EMBEDDING_WIDTH = 768
+
+
+def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
+    """The flags that every benchmark has."""
+    flags = parser(docstring)
+    flags.add_argument("--sequences", metavar="FILE", help="test.pkl whose histories are used, ids modulo --items")
+    flags.add_argument("--items", type=positive_int, default=15066, help="items of the catalog")
+    flags.add_argument("--repeats", type=positive_int, default=5, help="timed repeats, after one warm-up")
+    flags.add_argument("--published_repeats", type=positive_int, default=3, help="the same, of the published one")
+    flags.add_argument("--no_published", action="store_true", help="do not time the published formulation")
+    flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
+    flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
+    flags.add_argument("--seed", type=seed, default=0, help="weights, catalog, histories")
+    flags.add_argument("--results", metavar="FILE", help="append the result as one JSON line")
+    add_device_flags(flags)
+    return flags
+
+
+def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generator) -> Sequences:
+    """`count` random histories of --sequences, or of lengths like those of the released Steam test set.
+
+    That set's mean is 13.7 with the target, its median 9.
+    """
+    if args.sequences:
+        sequences = load_sequences(Path(args.sequences), "Name a test.pkl.")
+        drawn = sequences.select(rng.choice(len(sequences), count, replace=count > len(sequences)))
+        return Sequences(drawn.users, drawn.items % args.items, drawn.offsets)
+    lengths = np.minimum(5 + rng.lognormal(1.35, 1.15, count), 1000).astype(np.int64)
+    return Sequences(np.arange(count), rng.integers(0, args.items, lengths.sum()), cumulate(lengths))
+
+
+def draw_catalog(items: int, rng: np.random.Generator) -> Catalog:
+    """Random codes and embeddings."""
+    codes = rng.integers(0, CODEBOOK_SIZE, (items, CODES_PER_ITEM)).astype(np.int16)
+    return Catalog(codes, rng.standard_normal((items, EMBEDDING_WIDTH), dtype=np.float32))
+
+
+def seconds(run: Callable[[], Any], device: torch.device) -> float:
+    """Time of one call, the device's work included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    started = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - started
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 20) -> float:
+    """Operations per second, the median of `repeats` plain products: 2048x768x3072 on the CPU, 8192 cubed on a GPU."""
+    m, k, n = (2048, 768, 3072) if device.type == "cpu" else (8192, 8192, 8192)
+    left, right = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
+    left @ right
+    return 2 * m * k * n / statistics.median(seconds(lambda: left @ right, device) for _ in range(repeats))
+
+
+def model_operations(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -> float:
+    """Operations of a forward pass that reads (B,) int64 items of each history and computes the logits of every token.
+
+    Multiplications and additions of the matrix products and of attention's visible pairs, nothing else.
+    """
+    tokens = CODES_PER_ITEM * lengths.sum()
+    pairs = CODES_PER_ITEM**2 * (lengths * (lengths + 1) // 2).sum()  # a token sees its own and all earlier items
+    per_token = layers * 12 * width**2 + width * EMBEDDING_WIDTH // CODES_PER_ITEM + width * vocabulary
+    return float(2 * tokens * per_token + layers * 4 * width * pairs)
+
+
+def report(name: str, args: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
+    """Print a result, and append it to --results with machine, versions and date."""
+    settings = {key: value for key, value in vars(args).items() if key not in ("results", "debug", "gpu", "sequences")}
+    result = {
+        "benchmark": name,
+        **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},
+        **settings,
+        "histories": Path(args.sequences).name if args.sequences else "drawn",
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "date": datetime.date.today().isoformat(),
+    }
+    for key, value in result.items():
+        print(f"{key:>28}  {value}")
+    append_results(args.results, [result])
+
+
+def cpu_name() -> str:
+    """The processor as Linux names it."""
+    info = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
+        if info.exists()
+        else []
+    )
+    return names[0] if names else platform.processor() or platform.machine()

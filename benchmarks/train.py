@@ -1,0 +1,126 @@
+"""Histories per second of a training step, against rows padded to 1,024 tokens, eager attention and all logits.
+
+    python benchmarks/train.py --sequences data/test/steam/test.pkl
+    python benchmarks/train.py --device cuda --batch_size 1024 --mixed_precision bf16 --compile --no_published
+
+First the gate: the loss of a batch is the published formulation's to 1e-5, the gradients of a part of it to 1e-3;
+otherwise no time is printed. Then steps of both in turn, dropout and AdamW included, on the same histories.
+"""
+
+import statistics
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+
+import pre_train
+from benchmarks import common
+from benchmarks.published import PublishedModel, padded_rows, published_loss
+from model import RecGPT, RecGPTConfig
+from utils.cli import positive_int, run
+from utils.data import Catalog, Sequences, training_batch
+from utils.errors import InputError
+from utils.fsq import VOCABULARY
+from utils.util import pick_device, set_seed
+
+
+def main() -> None:
+    """Build, check, time, report."""
+    flags = common.benchmark_parser(__doc__)
+    flags.add_argument("--batch_size", type=positive_int, default=40, help="histories per step")
+    flags.add_argument("--published_batch_size", type=positive_int, default=8, help="the same, of the published one")
+    pre_train.add_speed_flags(flags)
+    args = flags.parse_args()
+    set_seed(args.seed)
+    rng = np.random.default_rng(args.seed)
+    device = pick_device(args)
+    catalog = common.draw_catalog(args.items, rng)
+    sequences = common.draw_histories(args, args.batch_size * (args.repeats + 1), rng).last(256)
+    model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device)
+    published = PublishedModel(model)
+    check(model, published, sequences.select(np.arange(args.batch_size)), catalog, args)
+
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=args.mixed_precision)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    model, optimizer = accelerator.prepare(pre_train.compiled(model, args), optimizer)
+    published_optimizer = torch.optim.AdamW(published.parameters(), lr=1e-4)
+    model.train(), published.train()
+
+    def step(rows: np.ndarray) -> None:
+        batch = training_batch(sequences.select(rows), catalog).to(device)
+        pre_train.train_step(model, optimizer, batch, accelerator)
+
+    def published_step(rows: np.ndarray) -> None:
+        codes, embeddings = padded_rows(sequences.select(rows), catalog, 256)
+        total, targets = published_loss(published, codes.to(device), embeddings.to(device))
+        (total / targets).backward()
+        published_optimizer.step()
+        published_optimizer.zero_grad()
+
+    dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
+    rates, shares, published_rates, matrix_rates = [], [], [], []
+    for repeat in range(args.repeats + 1):
+        rows = np.arange(repeat * args.batch_size, (repeat + 1) * args.batch_size)
+        taken = common.seconds(lambda rows=rows: step(rows), device)
+        useful = 3 * common.model_operations(sequences.lengths[rows] - 1, args.tf_layer, args.width, VOCABULARY)
+        matrix = common.matrix_rate(device, dtype)
+        if repeat:  # the first is the warm-up
+            rates.append(args.batch_size / taken)
+            shares.append(useful / taken / matrix)
+            matrix_rates.append(matrix)
+        if not args.no_published and repeat <= args.published_repeats:
+            some = rows[: args.published_batch_size]
+            taken = common.seconds(lambda some=some: published_step(some), device)
+            if repeat:
+                published_rates.append(len(some) / taken)
+
+    result = {
+        "histories_per_s": statistics.median(rates),
+        "share_of_matrix_rate": statistics.median(shares),
+        "matrix_gflops": statistics.median(matrix_rates) / 1e9,
+        "all_histories_per_s": [round(rate, 2) for rate in rates],
+        "all_shares": [round(share, 3) for share in shares],
+        "mean_history": float(sequences.lengths.mean()),
+    }
+    if published_rates:
+        result["published_histories_per_s"] = statistics.median(published_rates)
+        result["ratio"] = result["histories_per_s"] / result["published_histories_per_s"]
+    common.report("train", args, device, result)
+
+
+def check(model: RecGPT, published: PublishedModel, sequences: Sequences, catalog: Catalog, args) -> None:
+    """InputError unless loss and gradients of a batch are those of the published formulation, without dropout."""
+    device = next(model.parameters()).device
+    model.eval(), published.eval()
+    total, targets = 0.0, 0
+    with torch.inference_mode():
+        ours = model(training_batch(sequences, catalog).to(device)).mean.item()
+        for start in range(0, len(sequences), args.published_batch_size):
+            rows = np.arange(start, min(start + args.published_batch_size, len(sequences)))
+            part = published_loss(
+                published, *(side.to(device) for side in padded_rows(sequences.select(rows), catalog, 256))
+            )
+            total, targets = total + part[0].item(), targets + part[1]
+    if not abs(ours - total / targets) <= 1e-5 * total / targets:
+        raise InputError(
+            f"wrong: the loss is {ours}, the published formulation's {total / targets}; no time is reported"
+        )
+    print(f"loss {ours:.6f}, published {total / targets:.6f}")
+
+    some = sequences.select(np.arange(min(args.published_batch_size, len(sequences))))
+    model(training_batch(some, catalog).to(device)).total.backward()
+    published_loss(published, *(side.to(device) for side in padded_rows(some, catalog, 256)))[0].backward()
+    for (name, ours), theirs in zip(model.named_parameters(), published.parameters(), strict=True):
+        difference = (ours.grad - theirs.grad).norm() / theirs.grad.norm()
+        if not difference <= 1e-3:
+            raise InputError(f"wrong: the gradient of {name} differs by {difference:.1e}; no time is reported")
+    model.zero_grad(), published.zero_grad()
+
+
+if __name__ == "__main__":
+    run(main)
