@@ -135,12 +135,9 @@ def make_search(
     name: str, codes: np.ndarray, candidates: np.ndarray, k: int, device: torch.device
 ) -> Callable[[torch.Tensor], TopK]:
     """A function from logits (B, K, V) to the k best candidates of every user."""
-    if name == "beam":
-        trie = Trie(codes[candidates], candidates).to(device)
-        return lambda logits: beam_search(logits, trie, k)
-    items = torch.from_numpy(candidates).to(device)
-    item_codes = torch.from_numpy(codes[candidates].astype(np.int64)).to(device)
-    return lambda logits: exact_search(logits, item_codes, items, k)
+    trie = Trie(codes[candidates], candidates).to(device)
+    search = beam_search if name == "beam" else exact_search
+    return lambda logits: search(logits, trie, k)
 
 
 def batches(histories: Sequences, args: argparse.Namespace) -> Iterator[np.ndarray]:

@@ -3,6 +3,7 @@
 import argparse
 import datetime
 import platform
+import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -52,10 +53,19 @@ def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generato
     return Sequences(np.arange(count), rng.integers(0, args.items, lengths.sum()), cumulate(lengths))
 
 
+def draw_codes(items: int, rng: np.random.Generator) -> np.ndarray:
+    """Random codes (items, K) int16."""
+    return rng.integers(0, CODEBOOK_SIZE, (items, CODES_PER_ITEM), dtype=np.int16)
+
+
 def draw_catalog(items: int, rng: np.random.Generator) -> Catalog:
     """Random codes and embeddings."""
-    codes = rng.integers(0, CODEBOOK_SIZE, (items, CODES_PER_ITEM)).astype(np.int16)
-    return Catalog(codes, rng.standard_normal((items, EMBEDDING_WIDTH), dtype=np.float32))
+    return Catalog(draw_codes(items, rng), rng.standard_normal((items, EMBEDDING_WIDTH), dtype=np.float32))
+
+
+def peak_memory() -> float:
+    """GiB that this process held at its peak so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
@@ -90,7 +100,11 @@ def model_operations(lengths: np.ndarray, layers: int, width: int, vocabulary: i
 
 def report(name: str, args: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
     """Print a result, and append it to --results with machine, versions and date."""
-    settings = {key: value for key, value in vars(args).items() if key not in ("results", "debug", "gpu", "sequences")}
+    settings = {
+        key: value
+        for key, value in vars(args).items()
+        if key not in ("results", "debug", "gpu", "sequences", "entropy")
+    }
     result = {
         "benchmark": name,
         **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},

@@ -10,6 +10,7 @@ from ae_trainer import load_tokenizer
 from model import load_model
 from utils.data import Catalog, Sequences, cumulate, make_batch, training_batch
 from utils.search import exact_search
+from utils.Trie import Trie
 
 CPU = torch.device("cpu")
 
@@ -67,8 +68,7 @@ def test_logits_and_exact_ranking(model, catalog, sequences, reference):
     histories, _ = sequences.split_targets()
     logits = model.next_item_logits(make_batch(histories.last(255), catalog))
     np.testing.assert_allclose(logits[:2].numpy(), reference.figures["last_logits"], atol=1e-4)
-    codes = torch.from_numpy(catalog.codes.astype(np.int64))
-    top = exact_search(logits, codes, torch.arange(len(codes)), 20)
+    top = exact_search(logits, Trie(catalog.codes), 20)
     np.testing.assert_array_equal(top.items.numpy(), reference.figures["exact_top"])
     np.testing.assert_allclose(top.scores.numpy(), reference.figures["exact_score"], atol=1e-4)
 

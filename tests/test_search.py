@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import search
+from utils.errors import InputError
 from utils.fsq import VOCABULARY
 from utils.search import beam_search, exact_search
 from utils.Trie import Trie
@@ -50,6 +51,8 @@ def test_trie_restricted_and_extended(catalog, seed):
         assert all(torch.equal(a, b) for a, b in zip(trie.starts, expected.starts, strict=True))
     grown = Trie(codes[allowed], ids[allowed]).extend(codes[~allowed], ids[~allowed])
     whole = Trie(codes)
+    later = Trie(codes[: len(codes) // 2]).extend(codes[len(codes) // 2 :], ids[len(codes) // 2 :])
+    assert all(torch.equal(a, b) for a, b in zip(later._tensors().values(), whole._tensors().values(), strict=True))
     assert torch.equal(grown.items, whole.items) and torch.equal(grown.codes, whole.codes)
     assert all(torch.equal(a, b) for a, b in zip(grown.starts, whole.starts, strict=True))
 
@@ -68,22 +71,70 @@ def brute_force(logits, catalog, k):
     return lists
 
 
-@given(catalogs, st.integers(1, 70), st.integers(0, 1000), st.booleans(), st.sampled_from([1, 7, 1 << 18]))
-@settings(max_examples=60, deadline=None)
-def test_exact_search_is_brute_force(catalog, k, seed, tied, chunk):
-    """Collisions, ties, k larger than the catalog, catalogs in one chunk and in many."""
+# How each is made to come up in small catalogs: one scan, many chunks, best-first to the proof, best-first giving up.
+WAYS = {
+    "one chunk": {},
+    "many chunks": {"FIRST_ITEMS": 1, "SCAN_ITEMS": 3, "SCAN_USERS": 2},
+    "best-first": {"SMALL": 0, "POSTING_COST": 0, "FIRST_POSTINGS": 1, "POSTINGS_AT_ONCE": 5},
+    "best-first with few codes": {"SMALL": 0, "POSTING_COST": 0, "FIRST_POSTINGS": 3, "MOST_CODES": 8},
+    "giving up": {"SMALL": 0, "POSTING_COST": 1 << 20, "FIRST_POSTINGS": 1, "SCAN_USERS": 1},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@given(catalogs, st.integers(1, 70), st.integers(0, 1000), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_exact_search_is_brute_force(way, catalog, k, seed, tied):
+    """Collisions, ties, k larger than the catalog, ids that are not the places."""
+    ids = np.random.default_rng(seed).permutation(3 * len(catalog))[: len(catalog)]
     logits = random_logits(3, seed, tied)
-    before, search.CHUNK = search.CHUNK, chunk
-    try:
-        top = exact_search(logits, torch.tensor(catalog), torch.arange(len(catalog)), k)
-    finally:
-        search.CHUNK = before
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in WAYS[way].items():
+            patch.setattr(search, name, value)
+        top = exact_search(logits, Trie(np.array(catalog), ids), k)
     assert top.items.shape == top.scores.shape == (3, k)
+    by_id = [catalog[place] for place in np.argsort(ids)]
     for found, scores, expected in zip(
-        top.items.tolist(), top.scores.tolist(), brute_force(logits, catalog, k), strict=True
+        top.items.tolist(), top.scores.tolist(), brute_force(logits, by_id, k), strict=True
     ):
-        assert found == expected + [-1] * (k - len(expected))
+        assert found == np.sort(ids)[expected].tolist() + [-1] * (k - len(expected))
         assert all(score == -np.inf for score in scores[len(expected) :])
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 3.0, 12.0])
+def test_best_first_proves_what_a_scan_finds(sharpness, monkeypatch):
+    """A catalog in which nearly every item is skipped, from flat to peaked distributions."""
+    monkeypatch.setattr(search, "POSTING_COST", 0)
+    rng = np.random.default_rng(3)
+    trie = Trie((rng.random((60_000, 4)) ** 2 * 15360).astype(np.int16))
+    log_probs = (random_logits(5, 4) * sharpness / 3).log_softmax(-1)
+    looked_at, plain = [], search._ranges
+    monkeypatch.setattr(
+        search, "_ranges", lambda begin, counts: looked_at.append(int(counts.sum())) or plain(begin, counts)
+    )
+    top, unproven = search.best_first(log_probs, trie, 20)
+    assert not len(unproven)
+    assert sum(looked_at) < 0.5 * 5 * len(trie)
+    expected = search.scan(log_probs, trie, 20)
+    assert torch.equal(top.items, expected.items) and torch.equal(top.scores, expected.scores)
+
+
+def test_a_saved_trie_opens_by_mapping(tmp_path):
+    rng = np.random.default_rng(1)
+    trie = Trie(rng.integers(0, 20, (300, 4)))
+    trie.save(tmp_path / "index")
+    opened = Trie.open(tmp_path / "index")
+    assert all(torch.equal(a, b) for a, b in zip(trie._tensors().values(), opened._tensors().values(), strict=True))
+    logits = random_logits(2, 0)
+    assert torch.equal(exact_search(logits, opened, 5).items, exact_search(logits, trie, 5).items)
+    np.save(tmp_path / "index/items.npy", np.arange(299, dtype=np.int32))
+    with pytest.raises(InputError, match="the header says 300 items"):
+        Trie.open(tmp_path / "index")
+    (tmp_path / "index/codes.npy").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"codes.npy is not a whole .npy"):
+        Trie.open(tmp_path / "index")
+    with pytest.raises(InputError, match="Save the index again"):
+        Trie.open(tmp_path / "elsewhere")
 
 
 def walk_beams(logits, catalog, k, first, per_beam, beams):
@@ -118,7 +169,7 @@ def test_searches_agree_when_the_beam_is_wide_enough():
     codes = rng.integers(0, 12, (200, 4))
     logits = random_logits(4, 9)
     beam = beam_search(logits, Trie(codes), 10, temperature=1.0, first=12, per_beam=12, beams=4000)
-    exact = exact_search(logits, torch.from_numpy(codes), torch.arange(200), 10)
+    exact = exact_search(logits, Trie(codes), 10)
     assert torch.equal(beam.items, exact.items)
     torch.testing.assert_close(beam.scores, exact.scores)
 
@@ -127,8 +178,7 @@ def test_empty_catalog_and_no_users():
     empty = Trie(np.empty((0, 4), dtype=np.int16))
     assert not empty.has_prefix(torch.tensor([[1, 2]])).any()
     assert beam_search(random_logits(2, 0), empty, 3).items.tolist() == [[-1] * 3] * 2
-    none = torch.empty(0, 4, dtype=torch.int64)
-    assert exact_search(random_logits(2, 0), none, none[:, 0], 3).items.tolist() == [[-1] * 3] * 2
+    assert exact_search(random_logits(2, 0), empty, 3).items.tolist() == [[-1] * 3] * 2
 
 
 @pytest.mark.parametrize(

@@ -1,60 +1,117 @@
 """The catalog as a prefix index: sorted arrays in place of nodes, so that 15 million items are a few arrays."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from utils.errors import InputError
+from utils.files import load_array, read_json, require_file, save_json, staged_directory
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+
+FORMAT = 1
+ARRAYS = ("codes", "items", "postings", "code_starts")
+REMEDY = "Save the index again: Trie(codes).save(folder)."
 
 
 class Trie:
-    """Prefix tree over the codes of a catalog.
+    """Prefix tree over the codes of a catalog, and for every code the items that have it, at each of the four places.
 
     Items are sorted by their four codes, ties by ascending id. A node of depth d is a run of that order that shares
     its first d codes, named by its rank among the runs of depth d; the single node of depth 0 is the root.
 
     Attributes:
         codes: (N, K) int16, sorted.
-        items: (N,) int64 item ids in the same order.
-        starts: K + 1 tensors; `starts[d]` is (nodes of depth d, plus one) int64: where each run begins, then N.
+        items: (N,) int32 item ids in the same order, int64 where they need it.
+        starts: K + 1 tensors; `starts[d]` is (nodes of depth d, plus one): where each run begins, then N.
+        postings: (K, N) int32 ranks in the sorted order, for each place ordered by the code at that place.
+        code_starts: (K, 15361) int64: where each code's ranks begin in a row of `postings`, then N.
     """
 
     def __init__(self, codes: np.ndarray | Tensor, items: np.ndarray | Tensor | None = None):
         """Build from codes (N, K) of any integer type; `items` (N,) are their ids, 0 to N - 1 by default.
 
         Raises:
-            ValueError: codes are not (N, 4) integers in [0, 15360).
+            ValueError: codes are not (N, 4) integers in [0, 15360), or ids are not one whole number for each.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
             raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) integers, found {codes.shape} {codes.dtype}")
         if codes.size and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
             raise ValueError(f"codes must lie in [0, {CODEBOOK_SIZE}), found {codes.min()} to {codes.max()}")
-        ids = np.arange(len(codes)) if items is None else np.asarray(items, dtype=np.int64)
-        if items is not None:  # ties are broken by position below
-            by_id = np.argsort(ids, kind="stable")
-            codes, ids = codes[by_id], ids[by_id]
-        order = np.argsort(_keys(codes), kind="stable")
-        self._set(codes[order].astype(np.int16), ids[order])
+        ids = np.arange(len(codes)) if items is None else np.asarray(items)
+        if ids.shape != (len(codes),) or ids.dtype.kind not in "iu":
+            raise ValueError(f"items must be ({len(codes)},) integers, found {ids.shape} {ids.dtype}")
+        codes = codes.astype(np.int16, copy=False)
+        order = np.argsort(ids, kind="stable") if items is not None else None
+        for column in reversed(range(CODES_PER_ITEM)):  # least significant first: 16-bit radix sorts, each stable
+            keys = codes[:, column] if order is None else codes[order, column]
+            rank = np.argsort(keys, kind="stable")
+            order = rank if order is None else order[rank]
+        self._set(codes[order], ids[order])
 
     def _set(self, codes: np.ndarray, items: np.ndarray) -> None:
-        differs = np.ones((len(codes), CODES_PER_ITEM), dtype=bool)  # first d + 1 codes differ from the item before
-        np.logical_or.accumulate(codes[1:] != codes[:-1], axis=1, out=differs[1:])
+        """Everything else from codes (N, K) int16 and ids (N,) in the order of the codes."""
+        same = np.ones(len(codes), dtype=bool)  # as the item before, in the first codes
+        same[:1] = False
+        starts = [np.array([0, len(codes)], dtype=np.int32)]
+        for column in codes.T:
+            same[1:] &= column[1:] == column[:-1]
+            starts.append(np.append(np.flatnonzero(~same), len(codes)).astype(np.int32))
+        fits = not len(items) or (items.min() >= -(2**31) and items.max() < 2**31)
         self.codes = torch.from_numpy(codes)
-        self.items = torch.from_numpy(items)
-        self.starts = [torch.tensor([0, len(codes)])]
-        for depth in range(CODES_PER_ITEM):
-            runs = np.append(np.flatnonzero(differs[:, depth]), len(codes))
-            self.starts.append(torch.from_numpy(runs))
+        self.items = torch.from_numpy(items.astype(np.int32 if fits else np.int64))
+        self.starts = [torch.from_numpy(start) for start in starts]
+        self.postings = torch.empty(CODES_PER_ITEM, len(codes), dtype=torch.int32)
+        self.code_starts = torch.zeros(CODES_PER_ITEM, CODEBOOK_SIZE + 1, dtype=torch.int64)
+        for place, column in enumerate(codes.T):
+            self.postings[place] = torch.from_numpy(np.argsort(column, kind="stable"))
+            self.code_starts[place, 1:] = torch.from_numpy(np.bincount(column, minlength=CODEBOOK_SIZE).cumsum())
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index as a folder of .npy files, to be opened by memory mapping."""
+        with staged_directory(folder) as stage:
+            for name, tensor in self._tensors().items():
+                np.save(stage / f"{name}.npy", tensor.cpu().numpy())
+            save_json(stage / "trie.json", {"format": FORMAT, "items": len(self)})  # moved last: the rest is whole
+
+    @classmethod
+    def open(cls, folder: str | Path) -> "Trie":
+        """A saved index, its arrays mapped from the files: no copy, and pages shared between processes.
+
+        Raises:
+            InputError: the folder does not hold a whole index of this format.
+        """
+        folder = Path(folder)
+        header = read_json(require_file(folder / "trie.json", REMEDY))
+        if header.get("format") != FORMAT:
+            raise InputError(f"{folder}/trie.json is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
+        trie = object.__new__(cls)
+        trie._take(lambda name: torch.from_numpy(load_array(folder / f"{name}.npy", REMEDY, mode="c")))
+        found = {len(trie.codes), len(trie.items), trie.postings.shape[-1], *(int(start[-1]) for start in trie.starts)}
+        if found != {header.get("items")}:
+            raise InputError(f"{folder}: the header says {header.get('items')} items, its files {found}. {REMEDY}")
+        return trie
+
+    def _tensors(self) -> dict[str, Tensor]:
+        starts = {f"starts_{depth}": start for depth, start in enumerate(self.starts)}
+        return {**{name: getattr(self, name) for name in ARRAYS}, **starts}
+
+    def _take(self, get: Callable[[str], Tensor]) -> None:
+        """Set every array to what `get` gives for its name."""
+        for name in ARRAYS:
+            setattr(self, name, get(name))
+        self.starts = [get(f"starts_{depth}") for depth in range(CODES_PER_ITEM + 1)]
 
     def __len__(self) -> int:
         return len(self.items)
 
     def to(self, device: torch.device | str) -> "Trie":
         """The same index on another device."""
-        moved = object.__new__(Trie)
-        moved.codes, moved.items = self.codes.to(device), self.items.to(device)
-        moved.starts = [start.to(device) for start in self.starts]
+        tensors, moved = self._tensors(), object.__new__(Trie)
+        moved._take(lambda name: tensors[name].to(device))
         return moved
 
     def node_codes(self, nodes: Tensor, depth: int) -> Tensor:
@@ -107,25 +164,27 @@ class Trie:
         """Ids of all items with exactly these K codes, ascending; empty where there are none."""
         node = self.find(codes[None]).item()
         if node < 0:
-            return self.items[:0]
-        return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]]
+            return self.items[:0].long()
+        return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]].long()
 
     def restrict(self, allowed: np.ndarray) -> "Trie":
-        """The index of a subset (in stock, not yet seen); `allowed` is a bool mask over item ids. Nothing is sorted."""
+        """The index of a subset (in stock, not yet seen); `allowed` is a bool mask over item ids."""
         keep = np.asarray(allowed, dtype=bool)[self.items.numpy()]
         subset = object.__new__(Trie)
         subset._set(self.codes.numpy()[keep], self.items.numpy()[keep])
         return subset
 
     def extend(self, codes: np.ndarray, items: np.ndarray) -> "Trie":
-        """The index with new items (M, K) of the given ids (M,) merged into the sorted order."""
+        """The index with new items (M, K) of the given ids (M,): merged in, sorted anew where ids are out of order."""
         new = Trie(codes, items)
-        # Codes, then ids: an old item goes before a new one of the same codes exactly when its id is smaller.
-        all_codes = np.concatenate([self.codes.numpy(), new.codes.numpy()])
-        all_items = np.concatenate([self.items.numpy(), new.items.numpy()])
-        order = np.lexsort((all_items, _keys(all_codes)))
+        old_codes, old_items = self.codes.numpy(), self.items.numpy()
+        if len(self) and len(new) and new.items.min() < self.items.max():
+            return Trie(np.concatenate([old_codes, new.codes]), np.concatenate([old_items, new.items]))
+        # Every new id is higher, so that a new item goes behind all old ones of the same codes.
+        places = np.searchsorted(_keys(old_codes), _keys(new.codes.numpy()), side="right")
         grown = object.__new__(Trie)
-        grown._set(all_codes[order], all_items[order])
+        ids = np.insert(old_items.astype(np.int64), places, new.items.numpy())
+        grown._set(np.insert(old_codes, places, new.codes.numpy(), axis=0), ids)
         return grown
 
 

@@ -89,20 +89,34 @@ def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str
     return loaded
 
 
+def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
+    """Memory-map a `.npy`, no copy made; mode "c" lets the array be written to, which never reaches the file.
+
+    Raises:
+        InputError: missing or damaged file.
+    """
+    path = require_file(path, remedy)
+    try:
+        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except Exception as error:  # a damaged header may raise nearly anything
+        raise InputError(f"{path} is not a whole .npy array ({error}); it is truncated or corrupt. {remedy}") from error
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} holds an archive, expected one array. {remedy}")
+    return array
+
+
 def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
     """Memory-map a two-dimensional floating-point `.npy`, e.g. item embeddings (N, E); no copy is made.
 
     Raises:
         InputError: missing or damaged file, or not a two-dimensional array of floats.
     """
-    path = require_file(path, remedy)
-    try:
-        matrix = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # a damaged header may raise nearly anything
-        raise InputError(f"{path} is not a whole .npy array ({error}); it is truncated or corrupt. {remedy}") from error
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f" or not len(matrix):
-        found = f"shape {matrix.shape}, {matrix.dtype}" if isinstance(matrix, np.ndarray) else "an archive"
-        raise InputError(f"{path} holds {found}, expected a floating-point matrix (items, width). {remedy}")
+    matrix = load_array(path, remedy)
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not len(matrix):
+        raise InputError(
+            f"{path} holds shape {matrix.shape}, {matrix.dtype}, expected a floating-point "
+            f"matrix (items, width). {remedy}"
+        )
     return matrix
 
 

@@ -6,12 +6,22 @@ Both work on all users of a batch at once. An item's score is the sum of its fou
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from utils.fsq import CODES_PER_ITEM
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
 from utils.Trie import Trie
 
-CHUNK = 1 << 18  # items scored at once: bounds memory at users x CHUNK scores
+SMALL = 1 << 18  # items: up to here the whole catalog is scored at once
+SCAN_USERS = 48  # users scored together: three lines of the cache for each code
+SCAN_ITEMS = 1 << 13  # items scored together: their scores stay in the cache
+FIRST_ITEMS = 1 << 11  # of a scan, of which the best set the bar for the rest
+
+MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of 61,440
+FIRST_POSTINGS = 1 << 10  # items that its first round looks at for one user; every later round, eight times as many
+POSTINGS_AT_ONCE = 1 << 18  # items looked at together: bounds memory
+POSTING_COST = 32  # what looking at one item costs where a whole scan pays 1 for it (measured by benchmarks/search.py)
+MARGIN = 1e-3  # nats: above what rounding does to a sum of four float32 log-probabilities
 
 
 class TopK(NamedTuple):
@@ -21,42 +31,144 @@ class TopK(NamedTuple):
     scores: Tensor  # (B, k) float32, sums of log-probabilities in nats
 
 
-def exact_search(logits: Tensor, codes: Tensor, items: Tensor, k: int) -> TopK:
-    """The true k best items of the catalog, ties in ascending id order.
+def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
+    """The true k best items of the catalog, ties in ascending id order, whatever its size.
 
     Args:
         logits: (B, K, V) float32.
-        codes: (N, K) int64, the codes of the candidates.
-        items: (N,) int64, their ids in ascending order.
+        trie: the candidates; on the device of the logits.
         k: length of the lists.
     """
     log_probs = logits.log_softmax(-1)  # (B, K, V)
-    best = torch.empty(len(logits), 0, device=logits.device)
-    where = torch.empty(len(logits), 0, dtype=torch.int64, device=logits.device)
-    for start in range(0, len(codes), CHUNK):
-        chunk = codes[start : start + CHUNK]
-        scores = log_probs[:, 0].index_select(1, chunk[:, 0])  # (B, chunk)
-        for position in range(1, CODES_PER_ITEM):
-            scores += log_probs[:, position].index_select(1, chunk[:, position])
-        rank = _top(scores, min(k, len(chunk)))
-        # Candidates of earlier chunks come first, so that the stable sort keeps the smaller id of a tie.
-        best = torch.cat([best, scores.gather(1, rank)], dim=1)
-        where = torch.cat([where, rank + start], dim=1)
-        best, order = torch.sort(best, dim=1, descending=True, stable=True)
-        best, where = best[:, :k], where.gather(1, order[:, :k])
-    return TopK(_fill(items[where], k, -1), _fill(best, k, -torch.inf))
+    best = _nothing(len(logits), k, logits.device)
+    unproven = torch.arange(len(logits), device=logits.device)
+    if len(trie) > SMALL:
+        best, unproven = best_first(log_probs, trie, k)
+    for start in range(0, len(unproven), SCAN_USERS):
+        users = unproven[start : start + SCAN_USERS]
+        best.items[users], best.scores[users] = scan(log_probs[users], trie, k)
+    return best
 
 
-def _top(scores: Tensor, k: int) -> Tensor:
-    """Columns of the k largest of (B, N) scores, in ascending order; of equal ones the first. (B, k) int64.
+def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
+    """Exact search by scoring every item: for each the sum of four rows of a table, (K * V, B)."""
+    users, device = len(log_probs), log_probs.device
+    table = F.pad(log_probs.permute(1, 2, 0).flatten(0, 1), (0, -users % 8)).contiguous()
+    first_row = torch.arange(CODES_PER_ITEM, device=device, dtype=torch.int32) * VOCABULARY
+    best, start, size = _nothing(users, k, device), 0, max(FIRST_ITEMS, k)
+    bar = torch.full((table.shape[1],), torch.inf, device=device)  # scores that matter; none of the padding does
+    found, waiting = [], 0
+    while start < len(trie):
+        rows = trie.codes[start : start + size] + first_row  # (items, K) int32
+        scores = F.embedding_bag(rows, table, mode="sum")  # (items, B)
+        if not start:
+            bar[:users] = scores[:, :users].T.topk(min(k, len(rows))).values[:, -1]
+        above = (scores >= bar).view(torch.int64)  # (items, B / 8): eight answers in a number, nearly all of them zero
+        item, eight = above.nonzero(as_tuple=True)
+        hit, user = (scores.unflatten(1, (-1, 8))[item, eight] >= bar.view(-1, 8)[eight]).nonzero(as_tuple=True)
+        item, user = item[hit], eight[hit] * 8 + user
+        found.append((user, trie.items[start + item], scores[item, user]))
+        waiting, start, size = waiting + len(user), start + len(rows), SCAN_ITEMS
+        if waiting >= users * k or start == len(trie):
+            best = _merge(best, *(torch.cat(column) for column in zip(*found, strict=True)))
+            bar[:users], found, waiting = best.scores[:, -1], [], 0
+    return best
 
-    `torch.topk` alone picks any of the columns that tie for the last place.
+
+def best_first(log_probs: Tensor, trie: Trie, k: int) -> tuple[TopK, Tensor]:
+    """Exact search that looks only at items with at least one likely code, and proves that no other can win.
+
+    The gap of a code is how far its log-probability lies below the best one at its place. All items that have one of
+    the codes of smallest gap are scored, from the smallest gap on. An item not seen has four codes of larger gaps, so
+    that its score is below `sum of the best - 4 * next gap`: once that is below the k-th score found, the list is
+    exact. At most a quarter of an item's whole gap has to be searched at each place, however flat the distributions.
+
+    Args:
+        log_probs: (B, K, V) float32.
+        trie: the candidates.
+        k: length of the lists.
+
+    Returns:
+        The lists, and the users (int64) for whom a scan is cheaper, whose lists are not proven.
     """
-    kth = scores.topk(k).values[:, -1:]  # (B, 1)
-    above, tied = scores > kth, scores == kth
-    free = k - above.sum(1, keepdim=True)
-    kept = above | (tied & (tied.cumsum(1, dtype=torch.int32) <= free))
-    return kept.nonzero()[:, 1].view(len(scores), k)
+    users, device = len(log_probs), log_probs.device
+    highest = log_probs[..., :CODEBOOK_SIZE].amax(-1, keepdim=True)  # (B, K, 1)
+    gaps = (highest - log_probs[..., :CODEBOOK_SIZE]).flatten(1)  # (B, K * 15360)
+    gap, code = gaps.topk(MOST_CODES, largest=False)  # (B, M) ascending
+    ceiling = highest.sum((1, 2))  # (B,)
+    sizes = trie.code_starts.diff(dim=1).flatten()  # (K * 15360,) items that have each code
+    postings = sizes[code].cumsum(1)  # (B, M) items looked at up to and with each code
+    best = _nothing(users, k, device)
+    alive, done = torch.arange(users, device=device), torch.zeros(users, dtype=torch.int64, device=device)
+    needed, budget, unproven = torch.full((users,), MOST_CODES, device=device), FIRST_POSTINGS, alive[:0]
+    while len(alive):
+        affordable = torch.searchsorted(postings[alive], torch.full((len(alive), 1), budget, device=device))[:, 0]
+        upto = torch.minimum(torch.maximum(affordable, done + 1), needed)  # codes, at least one more
+        owner, place = _ranges(done, upto - done)
+        best = _look_at(best, log_probs, trie, alive[owner], code[alive[owner], place])
+
+        missing = (ceiling[alive] + MARGIN - best.scores[alive, -1]) / CODES_PER_ITEM
+        needed = torch.searchsorted(gap[alive], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
+        still = (needed > upto) | (needed == MOST_CODES)
+        alive, done, needed, budget = alive[still], upto[still], needed[still], budget * 8
+        # Going on costs each user as much, in items of a scan; a scan of few users costs what one of SCAN_USERS costs.
+        costs = (POSTING_COST * postings[alive, needed - 1]).where(needed < MOST_CODES, len(trie) * SCAN_USERS + 1)
+        dear = costs > len(trie)
+        sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # the first round's bar says too little
+        if sure and costs[dear].sum() > len(trie) * max(SCAN_USERS, int(dear.sum())):
+            unproven = torch.cat([unproven, alive[dear]])
+            alive, done, needed = alive[~dear], done[~dear], needed[~dear]
+    return best, unproven
+
+
+def _look_at(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, codes: Tensor) -> TopK:
+    """Score for each (n,) user all items that have the (n,) code, numbered over the four places: the lists after it."""
+    place, code = codes // CODEBOOK_SIZE, codes % CODEBOOK_SIZE
+    begin, end = trie.code_starts[place, code], trie.code_starts[place, code + 1]
+    ends = (end - begin).cumsum(0)
+    chunk = ends // POSTINGS_AT_ONCE
+    flat, postings = log_probs.flatten(), trie.postings.flatten()
+    for number in chunk.unique():
+        part = chunk == number
+        owner, rank = _ranges((place * len(trie) + begin)[part], (end - begin)[part])
+        position = postings.index_select(0, rank)  # (items,)
+        item_codes = trie.codes.index_select(0, position)  # (items, K)
+        row = (user[part] * (CODES_PER_ITEM * VOCABULARY))[owner]
+        scores = flat[row + item_codes[:, 0]]
+        for depth in range(1, CODES_PER_ITEM):
+            scores += flat[row + (depth * VOCABULARY) + item_codes[:, depth]]
+        better = (scores >= best.scores[user[part], -1][owner]).nonzero()[:, 0]
+        best = _merge(best, user[part][owner[better]], trie.items[position[better]], scores[better])
+    return best
+
+
+def _merge(best: TopK, user: Tensor, items: Tensor, scores: Tensor) -> TopK:
+    """The k best of the lists and of further (n,) candidates, which may be there already; ties by ascending id."""
+    users, k = best.items.shape
+    user = torch.cat([torch.arange(users, device=user.device).repeat_interleave(k), user])
+    items, scores = torch.cat([best.items.flatten(), items.long()]), torch.cat([best.scores.flatten(), scores])
+    order = items.argsort(stable=True)
+    order = order[scores[order].argsort(descending=True, stable=True)]
+    order = order[user[order].argsort(stable=True)]
+    user, items, scores = user[order], items[order], scores[order]
+    first = torch.ones_like(user, dtype=torch.bool)
+    first[1:] = (user[1:] != user[:-1]) | (items[1:] != items[:-1])
+    user, items, scores = user[first], items[first], scores[first]
+    rank = torch.arange(len(user), device=user.device) - torch.searchsorted(user, user)
+    kept, merged = rank < k, _nothing(users, k, user.device)
+    merged.items[user[kept], rank[kept]] = items[kept]
+    merged.scores[user[kept], rank[kept]] = scores[kept]
+    return merged
+
+
+def _nothing(users: int, k: int, device: torch.device) -> TopK:
+    return TopK(torch.full((users, k), -1, device=device), torch.full((users, k), -torch.inf, device=device))
+
+
+def _ranges(begin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
+    """The ranges [begin, begin + count) one after another: which range each element is of, and the element."""
+    owner = torch.repeat_interleave(counts)
+    return owner, torch.arange(len(owner), device=begin.device) + (begin - counts.cumsum(0) + counts)[owner]
 
 
 def beam_search(
@@ -102,17 +214,14 @@ def _extend(
     begin, end = (side.flatten() for side in trie.children(nodes, depth))  # (B * W,)
     alive = scores.flatten() > -torch.inf
     counts = torch.where(alive, end - begin, 0)
-    parent = torch.repeat_interleave(counts)  # (all children,)
-    first_child = counts.cumsum(0) - counts
-    children = begin[parent] + torch.arange(len(parent), device=nodes.device) - first_child[parent]
-    child_scores = (
-        scores.flatten()[parent] + log_probs[parent // max(1, nodes.shape[1]), trie.node_codes(children, depth + 1)]
-    )
+    parent, children = _ranges(begin, counts)  # (all children,)
+    user = parent // max(1, nodes.shape[1])
+    child_scores = scores.flatten()[parent] + log_probs[user, trie.node_codes(children, depth + 1)]
 
     # Best first within each parent: sort by score, then stably by parent.
     order = child_scores.argsort(descending=True, stable=True)
     order = order[parent[order].argsort(stable=True)]
-    rank = torch.arange(len(order), device=nodes.device) - first_child[parent[order]]
+    rank = torch.arange(len(order), device=nodes.device) - (counts.cumsum(0) - counts)[parent[order]]
     order, rank = order[rank < per_parent], rank[rank < per_parent]
 
     candidates = scores.new_full((nodes.numel(), per_parent), -torch.inf)  # (B * W, per_parent)
@@ -130,18 +239,11 @@ def _leaf_items(trie: Trie, leaves: Tensor, scores: Tensor, k: int) -> TopK:
     begin, end = bounds[leaves], bounds[leaves + 1]  # (B, W)
     counts = torch.where(scores > -torch.inf, (end - begin).clamp(max=k), 0)
     before = counts.cumsum(1) - counts  # (B, W) place of a leaf's first item in the user's list
-    leaf = torch.repeat_interleave(counts.flatten())  # (all items,)
-    within = torch.arange(len(leaf), device=leaves.device) - (counts.flatten().cumsum(0) - counts.flatten())[leaf]
-    place = before.flatten()[leaf] + within
-    leaf, within, place = (column[place < k] for column in (leaf, within, place))
+    leaf, rank = _ranges(begin.flatten().long(), counts.flatten().long())  # (all items,)
+    place = before.flatten()[leaf] + rank - begin.flatten()[leaf]
+    leaf, rank, place = (column[place < k] for column in (leaf, rank, place))
     user = leaf // max(1, leaves.shape[1])
-    found = TopK(leaves.new_full((len(leaves), k), -1), scores.new_full((len(leaves), k), -torch.inf))
-    found.items[user, place] = trie.items[begin.flatten()[leaf] + within]
+    found = _nothing(len(leaves), k, leaves.device)
+    found.items[user, place] = trie.items[rank].long()
     found.scores[user, place] = scores.flatten()[leaf]
     return found
-
-
-def _fill(values: Tensor, k: int, value: float) -> Tensor:
-    """(B, at most k) -> (B, k), the missing columns filled."""
-    missing = values.new_full((len(values), k - values.shape[1]), value)
-    return torch.cat([values, missing], dim=1)

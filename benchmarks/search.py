@@ -1,0 +1,123 @@
+"""Milliseconds per user of the search alone, by catalog size and by how sharp the distributions are.
+
+    python benchmarks/search.py --items 15066
+    python benchmarks/search.py --items 15491643 --entropy 2 4 6 --no_published
+
+Catalogs of random items, logits scaled to a mean entropy of the codes. First the gate: for some users the lists equal
+a full sort of plainly summed scores, and for all users both ways of searching agree; otherwise no time is printed. Then
+in turn: exact search, a scan of the whole catalog, and the published formulation, which walks a trie of Python
+dictionaries per user and beam (approximate; not for millions of items: its dictionaries take kilobytes an item).
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+
+from benchmarks import common
+from benchmarks.published import dictionary_trie, walk_trie
+from utils.cli import positive_float, positive_int, run
+from utils.errors import InputError
+from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.search import SCAN_USERS, TopK, beam_search, exact_search, scan
+from utils.Trie import Trie
+from utils.util import pick_device
+
+TOP = 20
+CHECKED_USERS = 2
+
+
+def main() -> None:
+    """Build, check, time, report: one result per entropy."""
+    flags = common.benchmark_parser(__doc__)
+    flags.add_argument("--users", type=positive_int, default=48, help="users per batch")
+    flags.add_argument("--entropy", type=positive_float, nargs="+", default=[2.0, 4.0, 6.0], help="mean, in nats")
+    args = flags.parse_args()
+    rng = np.random.default_rng(args.seed)
+    device = pick_device(args)
+    codes = common.draw_codes(args.items, rng)
+    started = time.perf_counter()
+    trie = Trie(codes)
+    built = {"build_s": time.perf_counter() - started, "peak_gib": common.peak_memory()}
+    with tempfile.TemporaryDirectory() as folder:
+        started = time.perf_counter()
+        trie.save(Path(folder) / "trie")
+        built["save_s"] = time.perf_counter() - started
+        started = time.perf_counter()
+        Trie.open(Path(folder) / "trie")
+        built["open_s"] = time.perf_counter() - started
+    built["trie_gib"] = sum(tensor.nbytes for tensor in trie._tensors().values()) / 2**30
+    trie = trie.to(device)
+    dictionaries = None if args.no_published else dictionary_trie(codes)
+
+    for entropy in args.entropy:
+        generator = torch.Generator().manual_seed(args.seed)
+        random = torch.randn(args.users * (args.repeats + 1), CODES_PER_ITEM, VOCABULARY, generator=generator)
+        logits = (random * scale_for(entropy, random[: args.users])).to(device).split(args.users)
+        check(logits[0], trie, codes)
+        ways = {
+            "exact": lambda part: exact_search(part, trie, TOP),
+            "scan": lambda part: whole_scan(part, trie),
+            "beam": lambda part: beam_search(part, trie, TOP),
+        }
+        if dictionaries is not None:
+            ways["published"] = lambda part: walk_trie(part.cpu(), dictionaries, TOP)
+        times: dict[str, list[float]] = {name: [] for name in ways}
+        for repeat, part in enumerate(logits):
+            for name, way in ways.items():
+                taken = common.seconds(lambda way=way, part=part: way(part), device)
+                if repeat:  # the first is the warm-up
+                    times[name].append(1e3 * taken / args.users)
+        medians = {f"{name}_ms_per_user": statistics.median(taken) for name, taken in times.items()}
+        result = {
+            "entropy": entropy,
+            **medians,
+            "exact_over_scan": medians["exact_ms_per_user"] / medians["scan_ms_per_user"],
+        }
+        if dictionaries is not None:
+            result["ratio"] = medians["published_ms_per_user"] / medians["exact_ms_per_user"]
+        common.report(
+            "search", args, device, {**result, **built, "all_exact_ms": [round(t, 3) for t in times["exact"]]}
+        )
+
+
+def scale_for(entropy: float, random: torch.Tensor) -> float:
+    """The factor by which (B, K, V) logits give distributions of a mean entropy in nats, by bisection."""
+    low, high = 0.0, 100.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        log_probs = (random * middle).log_softmax(-1)
+        found = -(log_probs.exp() * log_probs).sum(-1).mean()
+        low, high = (middle, high) if found > entropy else (low, middle)
+    return low
+
+
+def whole_scan(logits: torch.Tensor, trie: Trie) -> TopK:
+    """The exact search that scores every item."""
+    parts = [scan(part, trie, TOP) for part in logits.log_softmax(-1).split(SCAN_USERS)]
+    return TopK(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> None:
+    """InputError unless the lists are those of a full sort, and of a scan."""
+    found, scanned = exact_search(logits, trie, TOP), whole_scan(logits, trie)
+    if not torch.equal(found.items, scanned.items):
+        raise InputError("wrong: the search's lists are not those of a scan of the catalog; no time is reported")
+    for user in range(min(CHECKED_USERS, len(logits))):
+        log_probs = logits[user].log_softmax(-1).cpu().numpy()
+        scores = log_probs[0, codes[:, 0]]
+        for place in range(1, CODES_PER_ITEM):
+            scores = scores + log_probs[place, codes[:, place]]
+        if not np.array_equal(np.argsort(-scores, kind="stable")[:TOP], found.items[user].cpu()):
+            raise InputError(f"wrong: user {user}'s list is not the best of the catalog; no time is reported")
+
+
+if __name__ == "__main__":
+    run(main)
