@@ -28,6 +28,7 @@ def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
     """The flags that every benchmark has."""
     flags = parser(docstring)
     flags.add_argument("--sequences", metavar="FILE", help="test.pkl whose histories are used, ids modulo --items")
+    flags.add_argument("--length", type=positive_int, help="histories of exactly so many items, the target not counted")
     flags.add_argument("--items", type=positive_int, default=15066, help="items of the catalog")
     flags.add_argument("--repeats", type=positive_int, default=5, help="timed repeats, after one warm-up")
     flags.add_argument("--published_repeats", type=positive_int, default=3, help="the same, of the published one")
@@ -43,8 +44,11 @@ def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
 def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generator) -> Sequences:
     """`count` random histories of --sequences, or of lengths like those of the released Steam test set.
 
-    That set's mean is 13.7 with the target, its median 9.
+    That set's mean is 13.7 with the target, its median 9. With --length all are that long, and one item for the target.
     """
+    if args.length:
+        lengths = np.full(count, args.length + 1)
+        return Sequences(np.arange(count), rng.integers(0, args.items, lengths.sum()), cumulate(lengths))
     if args.sequences:
         sequences = load_sequences(Path(args.sequences), "Name a test.pkl.")
         drawn = sequences.select(rng.choice(len(sequences), count, replace=count > len(sequences)))
@@ -87,6 +91,12 @@ def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, repeat
     return 2 * m * k * n / statistics.median(seconds(lambda: left @ right, device) for _ in range(repeats))
 
 
+def copy_rate(device: torch.device, size: int = 1 << 28, repeats: int = 10) -> float:
+    """Bytes read and written per second by a plain copy of `size` bytes, the median of `repeats`."""
+    source, target = torch.ones(size // 4, device=device), torch.ones(size // 4, device=device)
+    return 2 * size / statistics.median(seconds(lambda: target.copy_(source), device) for _ in range(repeats))
+
+
 def model_operations(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -> float:
     """Operations of a forward pass that reads (B,) int64 items of each history and computes the logits of every token.
 
@@ -108,6 +118,7 @@ def report(name: str, args: argparse.Namespace, device: torch.device, result: di
     result = {
         "benchmark": name,
         **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},
+        "copy_gb_per_s": round(copy_rate(device) / 1e9, 1),
         **settings,
         "histories": Path(args.sequences).name if args.sequences else "drawn",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),

@@ -1,19 +1,15 @@
-"""Users per second of prediction, model and exact search together, on random weights and a random catalog.
+"""Users per second of prediction, model and exact search together, against the published formulation.
 
     python benchmarks/predict.py --sequences data/test/steam/test.pkl
     python benchmarks/predict.py --items 15066 --users 1000 --repeats 3 --results predict.jsonl
 
-Without --sequences the histories' lengths are drawn like those of the released Steam test set (mean 12.7, median 8).
-Before any timing, users of the run are predicted one by one and ranked by sorting the whole catalog; where a list
-differs, no time is printed.
+First the gate: users of the run are predicted one by one by the published model and ranked by a full sort; where a list
+differs, no time is printed. Then in turn: all users in batches of equal work; one shuffled batch padded to its longest
+history, with eager attention, the logits of every token, and a trie of Python dictionaries walked per user and beam.
 """
 
-import argparse
-import datetime
-import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
@@ -23,104 +19,106 @@ import numpy as np
 import torch
 
 import predict
+from benchmarks import common
+from benchmarks.published import PublishedModel, dictionary_trie, padded_rows, walk_trie
 from model import RecGPT, RecGPTConfig
-from utils.cli import parser, positive_int, run, seed
-from utils.data import Catalog, Sequences, cumulate, padded_batch
+from utils.cli import positive_int, run
+from utils.data import Catalog, Sequences
 from utils.errors import InputError
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.release import load_sequences
-from utils.report import append_results
-from utils.util import add_device_flags, pick_device, set_seed
+from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.util import pick_device, set_seed
 
 CHECKED_USERS = 16
 TOP = 20
+DESIGN_RATE = 131e9  # operations/s of the matrix product at which the project states its aims
 
 
 def main() -> None:
     """Build, check, time, report."""
-    flags = parser(__doc__)
-    flags.add_argument("--sequences", metavar="FILE", help="test.pkl whose histories are used, ids modulo --items")
-    flags.add_argument("--items", type=positive_int, default=15066, help="items of the catalog")
+    flags = common.benchmark_parser(__doc__)
     flags.add_argument("--users", type=positive_int, default=1000, help="users per repeat, drawn at random")
-    flags.add_argument("--repeats", type=positive_int, default=3, help="timed repeats, after one warm-up")
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
-    flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
-    flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
-    flags.add_argument("--seed", type=seed, default=0, help="weights, catalog, users")
-    flags.add_argument("--results", metavar="FILE", help="append the result as JSON")
-    add_device_flags(flags)
     args = flags.parse_args()
     args.protocol = "corrected"
-
     set_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)
+    catalog = common.draw_catalog(args.items, rng)
+    histories = common.draw_histories(args, args.users, rng).split_targets()[0].last(255)
     model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device).eval()
-    codes = rng.integers(0, CODEBOOK_SIZE, (args.items, CODES_PER_ITEM)).astype(np.int16)
-    catalog = Catalog(codes, rng.standard_normal((args.items, 768), dtype=np.float32))
-    histories = draw_histories(args, rng).last(model.config.window - 1)
-    search = predict.make_search("exact", codes, np.arange(args.items), TOP, device)
+    published = PublishedModel(model).eval()
+    search = predict.make_search("exact", catalog.codes, np.arange(args.items), TOP, device)
+    check(published, histories, catalog, lambda some: predict.recommend(model, some, catalog, search, args).items)
 
-    check(model, histories, catalog, search, args)
-    rates = []
+    dictionaries = None if args.no_published else dictionary_trie(catalog.codes)
+    useful = operations(histories.lengths, args.tf_layer, args.width)
+    rates, shares, published_rates, matrix_rates = [], [], [], []
     for repeat in range(args.repeats + 1):
-        started = time.perf_counter()
-        predict.recommend(model, histories, catalog, search, args)
+        taken = common.seconds(lambda: predict.recommend(model, histories, catalog, search, args), device)
+        matrix = common.matrix_rate(device)
         if repeat:  # the first is the warm-up
-            rates.append(len(histories) / (time.perf_counter() - started))
+            rates.append(len(histories) / taken)
+            shares.append(useful / taken / matrix)
+            matrix_rates.append(matrix)
+        if dictionaries is not None and repeat <= args.published_repeats:
+            start = repeat * args.test_batch_size % max(1, len(histories) - args.test_batch_size)
+            some = histories.select(np.arange(start, min(start + args.test_batch_size, len(histories))))
+            taken = common.seconds(
+                lambda some=some: recommend_published(published, some, catalog, dictionaries, device), device
+            )
+            if repeat:
+                published_rates.append(len(some) / taken)
+
     result = {
-        "benchmark": "predict",
-        "users_per_s": round(statistics.median(rates), 1),
-        "all": [round(rate, 1) for rate in rates],
-        "mean_history": round(float(histories.lengths.mean()), 2),
-        "matrix_gflops": round(matrix_rate(device), 1),
-        "machine": platform.processor() or platform.machine(),
-        "device": str(device),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "date": datetime.date.today().isoformat(),
-        **{name: vars(args)[name] for name in ("items", "users", "test_batch_size", "tf_layer", "width")},
+        "users_per_s": statistics.median(rates),
+        "share_of_matrix_rate": statistics.median(shares),
+        "matrix_gflops": statistics.median(matrix_rates) / 1e9,
+        "users_per_s_at_131_gflops": statistics.median(
+            rate * DESIGN_RATE / matrix for rate, matrix in zip(rates, matrix_rates, strict=True)
+        ),
+        "all_users_per_s": [round(rate, 1) for rate in rates],
+        "mean_history": float(histories.lengths.mean()),
     }
-    print(result)
-    append_results(args.results, [result])
+    if published_rates:
+        result["published_users_per_s"] = statistics.median(published_rates)
+        result["ratio"] = result["users_per_s"] / result["published_users_per_s"]
+    common.report("predict", args, device, result)
 
 
-def draw_histories(args: argparse.Namespace, rng: np.random.Generator) -> Sequences:
-    """Random users of --sequences without their targets, or histories of lengths like theirs."""
-    if args.sequences:
-        sequences, _ = load_sequences(Path(args.sequences), "Name a test.pkl.").split_targets()
-        chosen = rng.permutation(len(sequences))[: args.users]
-        drawn = sequences.select(chosen)
-        return Sequences(drawn.users, drawn.items % args.items, drawn.offsets)
-    lengths = np.minimum(4 + rng.lognormal(1.35, 1.15, args.users), 1000).astype(np.int64)
-    return Sequences(np.arange(args.users), rng.integers(0, args.items, lengths.sum()), cumulate(lengths))
+def operations(lengths: np.ndarray, layers: int, width: int) -> float:
+    """Of a prediction that computes what is read: all of a history but in the last block, there four queries."""
+    whole = common.model_operations(lengths, layers - 1, width, vocabulary=0)
+    keys_values = 2 * CODES_PER_ITEM * lengths.sum() * 2 * width**2
+    per_query = 10 * width**2 + 2 * width * CODES_PER_ITEM * lengths.mean() + width * VOCABULARY
+    return whole + keys_values + 2 * CODES_PER_ITEM * len(lengths) * per_query
 
 
 @torch.inference_mode()
-def check(model: RecGPT, histories: Sequences, catalog: Catalog, search, args: argparse.Namespace) -> None:
+def recommend_published(
+    model: PublishedModel, histories: Sequences, catalog: Catalog, trie: dict, device: torch.device
+) -> list[list[int]]:
+    """One batch, padded to its longest history, with the logits of every token, and a walk per user and beam."""
+    rows = padded_rows(histories, catalog, int(histories.lengths.max()))
+    logits = model(*(side.to(device) for side in rows)).unflatten(1, (-1, CODES_PER_ITEM))  # (B, L, K, V)
+    last = torch.from_numpy(histories.lengths - 1)
+    return walk_trie(logits[torch.arange(len(last)), last].float().cpu(), trie, TOP)
+
+
+@torch.inference_mode()
+def check(published: PublishedModel, histories: Sequences, catalog: Catalog, recommend) -> None:
     """InputError unless lists equal those of users predicted one by one and ranked by a full sort."""
     some = histories.select(np.arange(min(CHECKED_USERS, len(histories))))
-    found = predict.recommend(model, some, catalog, search, args).items
-    codes = torch.from_numpy(catalog.codes.astype(np.int64))
+    found, device = recommend(some), next(published.parameters()).device
+    codes = torch.from_numpy(catalog.codes).long()
     for user in range(len(some)):
-        alone = padded_batch(some.select(np.array([user])), catalog).to(next(model.parameters()).device)
-        log_probs = model.next_item_logits(alone)[0].log_softmax(-1).cpu()  # (K, V)
+        rows = padded_rows(some.select(np.array([user])), catalog, int(some.lengths[user]))
+        logits = published(*(side.to(device) for side in rows))[0, -CODES_PER_ITEM:]
+        log_probs = logits.log_softmax(-1).cpu()  # (K, V)
         scores = sum(log_probs[place, codes[:, place]] for place in range(CODES_PER_ITEM))
-        # Nearly equal scores may change places from batch to batch: compare what was found by score.
+        # Nearly equal scores may change places between formulations: compare what was found by score.
         expected = torch.sort(scores, descending=True).values[:TOP]
         if not torch.allclose(scores[found[user]], expected, atol=1e-4):
             raise InputError(f"wrong: user {user}'s list is not the best of the catalog; no time is reported")
-
-
-def matrix_rate(device: torch.device) -> float:
-    """GFLOP/s of a (2048, 768) by (768, 3072) product in float32, the best of ten."""
-    left, right = torch.randn(2048, 768, device=device), torch.randn(768, 3072, device=device)
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        (left @ right).sum().item()
-        times.append(time.perf_counter() - started)
-    return 2 * 2048 * 768 * 3072 / min(times) / 1e9
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from utils.errors import InputError
 from utils.fsq import VOCABULARY
 from utils.util import pick_device, set_seed
 
+CHECKED = 40  # histories whose loss is compared
+
 
 def main() -> None:
     """Build, check, time, report."""
@@ -43,7 +45,7 @@ def main() -> None:
     sequences = common.draw_histories(args, args.batch_size * (args.repeats + 1), rng).last(256)
     model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device)
     published = PublishedModel(model)
-    check(model, published, sequences.select(np.arange(args.batch_size)), catalog, args)
+    check(model, published, sequences.select(np.arange(min(args.batch_size, CHECKED))), catalog, args)
 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=args.mixed_precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)

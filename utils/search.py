@@ -12,15 +12,18 @@ from torch import Tensor
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
 from utils.Trie import Trie
 
-SMALL = 1 << 18  # items: up to here the whole catalog is scored at once
 SCAN_USERS = 48  # users scored together: three lines of the cache for each code
 SCAN_ITEMS = 1 << 13  # items scored together: their scores stay in the cache
 FIRST_ITEMS = 1 << 11  # of a scan, of which the best set the bar for the rest
 
+# Costs as benchmarks/search.py measured them on a CPU, in items of a scan for one user.
+SCAN_SETUP = 20  # a scan of few users costs as if there were so many more
+POSTING_COST = 32  # what best-first search pays to look at one item
+BEST_FIRST_FROM = 1 << 23  # cost of a scan per user from which best-first search is tried
+
 MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of 61,440
 FIRST_POSTINGS = 1 << 10  # items that its first round looks at for one user; every later round, eight times as many
 POSTINGS_AT_ONCE = 1 << 18  # items looked at together: bounds memory
-POSTING_COST = 32  # what looking at one item costs where a whole scan pays 1 for it (measured by benchmarks/search.py)
 MARGIN = 1e-3  # nats: above what rounding does to a sum of four float32 log-probabilities
 
 
@@ -42,7 +45,7 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     log_probs = logits.log_softmax(-1)  # (B, K, V)
     best = _nothing(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
-    if len(trie) > SMALL:
+    if len(logits) and len(trie) * (1 + SCAN_SETUP / len(logits)) > BEST_FIRST_FROM:
         best, unproven = best_first(log_probs, trie, k)
     for start in range(0, len(unproven), SCAN_USERS):
         users = unproven[start : start + SCAN_USERS]
@@ -111,11 +114,12 @@ def best_first(log_probs: Tensor, trie: Trie, k: int) -> tuple[TopK, Tensor]:
         needed = torch.searchsorted(gap[alive], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
         still = (needed > upto) | (needed == MOST_CODES)
         alive, done, needed, budget = alive[still], upto[still], needed[still], budget * 8
-        # Going on costs each user as much, in items of a scan; a scan of few users costs what one of SCAN_USERS costs.
-        costs = (POSTING_COST * postings[alive, needed - 1]).where(needed < MOST_CODES, len(trie) * SCAN_USERS + 1)
+        # What going on costs each user; more than any scan where the codes looked at cannot prove anything.
+        costs = POSTING_COST * postings[alive, needed - 1]
+        costs = costs.where(needed < MOST_CODES, len(trie) * (SCAN_SETUP + 1) + 1)
         dear = costs > len(trie)
         sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # the first round's bar says too little
-        if sure and costs[dear].sum() > len(trie) * max(SCAN_USERS, int(dear.sum())):
+        if sure and costs[dear].sum() > len(trie) * (SCAN_SETUP + int(dear.sum())):
             unproven = torch.cat([unproven, alive[dear]])
             alive, done, needed = alive[~dear], done[~dear], needed[~dear]
     return best, unproven
@@ -207,30 +211,17 @@ def beam_search(
 def _extend(
     log_probs: Tensor, trie: Trie, depth: int, nodes: Tensor, scores: Tensor, per_parent: int, keep: int
 ) -> tuple[Tensor, Tensor]:
-    """One step of beam search: (B, W) beams of a depth -> (B, at most keep) beams of the next, best first.
-
-    Children are ragged, so they are laid end to end; `parent` tells the beam that each belongs to.
-    """
-    begin, end = (side.flatten() for side in trie.children(nodes, depth))  # (B * W,)
-    alive = scores.flatten() > -torch.inf
-    counts = torch.where(alive, end - begin, 0)
-    parent, children = _ranges(begin, counts)  # (all children,)
-    user = parent // max(1, nodes.shape[1])
-    child_scores = scores.flatten()[parent] + log_probs[user, trie.node_codes(children, depth + 1)]
-
-    # Best first within each parent: sort by score, then stably by parent.
-    order = child_scores.argsort(descending=True, stable=True)
-    order = order[parent[order].argsort(stable=True)]
-    rank = torch.arange(len(order), device=nodes.device) - (counts.cumsum(0) - counts)[parent[order]]
-    order, rank = order[rank < per_parent], rank[rank < per_parent]
-
-    candidates = scores.new_full((nodes.numel(), per_parent), -torch.inf)  # (B * W, per_parent)
-    candidate_nodes = nodes.new_zeros(candidates.shape)
-    candidates[parent[order], rank] = child_scores[order]
-    candidate_nodes[parent[order], rank] = children[order]
-    candidates, candidate_nodes = candidates.view(len(nodes), -1), candidate_nodes.view(len(nodes), -1)
-    best, where = candidates.topk(min(keep, candidates.shape[1]), dim=1)
-    return candidate_nodes.gather(1, where), best
+    """One step of beam search: (B, W) beams of a depth -> (B, at most keep) beams of the next, best first."""
+    begin, end = trie.children(nodes, depth)  # (B, W)
+    most = int((end - begin).max()) if nodes.numel() else 0
+    children = begin[..., None] + torch.arange(most, device=nodes.device)  # (B, W, most)
+    real = (children < end[..., None]) & (scores > -torch.inf)[..., None]
+    children = children.clamp(max=len(trie.starts[depth + 1]) - 2)
+    codes = trie.node_codes(children, depth + 1)
+    grown = scores[..., None] + log_probs[:, None].expand(-1, nodes.shape[1], -1).gather(2, codes)
+    best, rank = grown.masked_fill(~real, -torch.inf).topk(min(per_parent, most), dim=2)  # (B, W, per_parent)
+    best, where = best.flatten(1).topk(min(keep, best[0].numel() if len(best) else 0), dim=1)
+    return children.gather(2, rank).flatten(1).gather(1, where), best
 
 
 def _leaf_items(trie: Trie, leaves: Tensor, scores: Tensor, k: int) -> TopK:

@@ -1,0 +1,72 @@
+"""Draw throughput against catalog size and history length from the JSON lines of the other benchmarks.
+
+    python benchmarks/plot.py --results results.jsonl --output docs/performance.png
+
+Needs matplotlib (requirements-dev.txt). Draws what the file holds: `search` results by --items, `predict` and `train`
+results by --length.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+from utils.cli import parser, run
+from utils.errors import InputError
+from utils.files import check_writable, read_jsonl
+
+
+def main() -> None:
+    """Read, draw, save."""
+    flags = parser(__doc__)
+    flags.add_argument("--results", required=True, metavar="FILE.jsonl", help="what the benchmarks appended")
+    flags.add_argument("--output", default="docs/performance.png", metavar="FILE.png", help="the plot")
+    args = flags.parse_args()
+    check_writable(args.output)
+    results = [result for _, result in read_jsonl(args.results, "Run the benchmarks with --results.")]
+    if not results:
+        raise InputError(f"{args.results} is empty. Run the benchmarks with --results {args.results}.")
+    figure, (by_items, by_length) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+
+    searches = [result for result in results if result.get("benchmark") == "search"]
+    for way in ("exact", "scan", "beam", "published"):
+        key = f"{way}_ms_per_user"
+        for entropy in sorted({result["entropy"] for result in searches}):
+            line(by_items, [r for r in searches if r["entropy"] == entropy], "items", key, f"{way}, {entropy:g} nats")
+    finish(by_items, "items in the catalog", "search: ms per user")
+
+    for name, key in (("predict", "users_per_s"), ("train", "histories_per_s")):
+        runs = [result for result in results if result.get("benchmark") == name and result.get("length")]
+        unit = key.replace("_per_s", "/s")
+        line(by_length, runs, "length", key, f"{name}: {unit}")
+        line(by_length, runs, "length", f"published_{key}", f"{name}, published formulation: {unit}")
+    finish(by_length, "items in a history", "throughput")
+    figure.savefig(args.output, dpi=130)
+    print(f"wrote {args.output}: {len(results)} results")
+
+
+def line(axes: Any, results: list[dict[str, Any]], x: str, y: str, label: str) -> None:
+    """One line through the results that have both values, the last one of each x."""
+    points = {result[x]: result[y] for result in results if result.get(x) and result.get(y)}
+    if points:
+        xs = sorted(points)
+        axes.plot(xs, [points[value] for value in xs], marker="o", label=label)
+
+
+def finish(axes: Any, x: str, y: str) -> None:
+    """Logarithmic axes, names, legend."""
+    axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+        axes.legend(fontsize=7)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,63 @@
+"""The benchmarks at toy size: they run, and a wrong variant prints no time."""
+
+import importlib
+import json
+import shlex
+import sys
+
+import pytest
+import torch
+
+from utils.cli import run
+
+SMALL = "--items 300 --repeats 1 --published_repeats 1 --device cpu "
+MODEL = SMALL + "--tf_layer 1 --width 64 "
+COMMANDS = {
+    "search": SMALL + "--users 3 --entropy 3",
+    "predict": MODEL + "--users 6 --test_batch_size 3",
+    "train": MODEL + "--batch_size 3 --published_batch_size 2",
+}
+
+
+def benchmark(monkeypatch, name, further=""):
+    module = importlib.import_module(f"benchmarks.{name}")
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *shlex.split(COMMANDS.get(name, "") + further)])
+    run(module.main)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_results_are_appended_and_drawn(monkeypatch, tmp_path, name):
+    pytest.importorskip("matplotlib")
+    results = tmp_path / "results.jsonl"
+    for length in (3, 5):
+        benchmark(monkeypatch, name, f" --results {results} --length {length}")
+    first, second = (json.loads(line) for line in results.read_text().splitlines())
+    assert first["benchmark"] == name and second["length"] == 5
+    assert first["ratio"] > 0 and {"device", "torch", "date", "threads"} <= first.keys()
+    benchmark(monkeypatch, "plot", f" --results {results} --output {tmp_path / 'plot.png'}")
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def causal_mask(tokens, tokens_per_item, device=None):
+    return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "wrong"),
+    [
+        ("train", "modeling_gpt2_rec.item_block_mask", causal_mask),
+        ("predict", "utils.search.MARGIN", -1e6),
+        ("search", "utils.search.MARGIN", -1e6),
+    ],
+)
+def test_a_wrong_variant_prints_no_time(monkeypatch, capsys, name, target, wrong):
+    monkeypatch.setattr(target, wrong)
+    monkeypatch.setattr("utils.search.BEST_FIRST_FROM", 0)
+    monkeypatch.setattr("utils.search.POSTING_COST", 0)
+    monkeypatch.setattr("utils.search.FIRST_POSTINGS", 1)
+    with pytest.raises(SystemExit) as stopped:
+        benchmark(monkeypatch, name)
+    printed = capsys.readouterr()
+    assert stopped.value.code == 2
+    assert "wrong" in printed.err and "no time is reported" in printed.err
+    assert "per_s" not in printed.out and "ms_per_user" not in printed.out
