@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from utils.cli import run
+from utils.search import exact_search
 
 SMALL = "--items 300 --repeats 1 --published_repeats 1 --device cpu "
 MODEL = SMALL + "--tf_layer 1 --width 64 "
@@ -42,19 +43,20 @@ def causal_mask(tokens, tokens_per_item, device=None):
     return torch.ones(tokens, tokens, dtype=torch.bool, device=device).tril()
 
 
+def worst_search(logits, trie, k):
+    return exact_search(-logits, trie, k)
+
+
 @pytest.mark.parametrize(
     ("name", "target", "wrong"),
     [
         ("train", "modeling_gpt2_rec.item_block_mask", causal_mask),
-        ("predict", "utils.search.MARGIN", -1e6),
-        ("search", "utils.search.MARGIN", -1e6),
+        ("predict", "predict.exact_search", worst_search),
+        ("search", "benchmarks.search.exact_search", worst_search),
     ],
 )
 def test_a_wrong_variant_prints_no_time(monkeypatch, capsys, name, target, wrong):
     monkeypatch.setattr(target, wrong)
-    monkeypatch.setattr("utils.search.BEST_FIRST_FROM", 0)
-    monkeypatch.setattr("utils.search.POSTING_COST", 0)
-    monkeypatch.setattr("utils.search.FIRST_POSTINGS", 1)
     with pytest.raises(SystemExit) as stopped:
         benchmark(monkeypatch, name)
     printed = capsys.readouterr()
