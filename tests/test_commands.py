@@ -136,7 +136,7 @@ def test_from_raw_text_to_recommendations(house):
         "python pre_train.py --data_path data/shop --ckpt_dir ckpt_shop --width 64 --max_steps 3 "
         "--tokens_per_batch 1024 --mixed_precision bf16"
     )
-    model = "ckpt_shop/layer_3_epoch_0_step_3.pt"
+    model = "ckpt_shop/layer_3_epoch_2_step_3.pt"
     house.type(f"python data_processing/make_eval.py --datasets data/test/shop {vae} --output data/eval_shop")
     done = house.type(f"python eval.py --data_path data/eval_shop --ckpt_path {model}")
     assert done.stdout.strip().endswith(f"best: {model}")
