@@ -80,7 +80,7 @@ def main() -> None:
         result = {
             "entropy": entropy,
             **medians,
-            "exact_over_scan": medians["exact_ms_per_user"] / medians["scan_ms_per_user"],
+            "exact_over_scan": statistics.median(a / b for a, b in zip(times["exact"], times["scan"], strict=True)),
         }
         result |= shares
         if dictionaries is not None:

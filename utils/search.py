@@ -22,6 +22,7 @@ POSTING_COST = 32  # what best-first search pays to look at one item
 BEST_FIRST_FROM = 1 << 23  # cost of a scan per user from which best-first search is tried
 
 MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of 61,440
+PROBED = 4  # users that try best-first search before the others of their batch
 FIRST_POSTINGS = 1 << 10  # items that its first round looks at for one user; every later round, eight times as many
 POSTINGS_AT_ONCE = 1 << 18  # items looked at together: bounds memory
 MARGIN = 1e-3  # nats: above what rounding does to a sum of four float32 log-probabilities
@@ -45,12 +46,26 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     log_probs = logits.log_softmax(-1)  # (B, K, V)
     best = _nothing(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
-    if len(logits) and len(trie) * (1 + SCAN_SETUP / len(logits)) > BEST_FIRST_FROM:
-        best, unproven = best_first(log_probs, trie, k)
+    setup = SCAN_SETUP / max(1, len(logits))  # of a scan, per user
+    if len(trie) * (1 + setup) > BEST_FIRST_FROM:
+        # A few users tell whether best-first search pays, so that the others need not try where it does not.
+        tried, others = unproven[:PROBED], unproven[PROBED:]
+        unproven = _try(best, log_probs, trie, tried, setup * len(tried))
+        if len(others) and len(unproven) < len(tried):
+            unproven = torch.cat([unproven, _try(best, log_probs, trie, others, SCAN_SETUP)])
+        else:
+            unproven = torch.cat([unproven, others])
     for start in range(0, len(unproven), SCAN_USERS):
         users = unproven[start : start + SCAN_USERS]
         best.items[users], best.scores[users] = scan(log_probs[users], trie, k)
     return best
+
+
+def _try(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, setup: float) -> Tensor:
+    """Best-first search for (n,) users, into `best`: those for whom a scan is cheaper."""
+    found, unproven = best_first(log_probs[users], trie, best.items.shape[1], setup)
+    best.items[users], best.scores[users] = found
+    return users[unproven]
 
 
 def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
@@ -78,7 +93,7 @@ def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
     return best
 
 
-def best_first(log_probs: Tensor, trie: Trie, k: int) -> tuple[TopK, Tensor]:
+def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP) -> tuple[TopK, Tensor]:
     """Exact search that looks only at items with at least one likely code, and proves that no other can win.
 
     The gap of a code is how far its log-probability lies below the best one at its place. All items that have one of
@@ -90,6 +105,7 @@ def best_first(log_probs: Tensor, trie: Trie, k: int) -> tuple[TopK, Tensor]:
         log_probs: (B, K, V) float32.
         trie: the candidates.
         k: length of the lists.
+        setup: what a scan would cost these users beyond 1 for each of them and each item.
 
     Returns:
         The lists, and the users (int64) for whom a scan is cheaper, whose lists are not proven.
@@ -115,11 +131,11 @@ def best_first(log_probs: Tensor, trie: Trie, k: int) -> tuple[TopK, Tensor]:
         still = (needed > upto) | (needed == MOST_CODES)
         alive, done, needed, budget = alive[still], upto[still], needed[still], budget * 8
         # What going on costs each user; more than any scan where the codes looked at cannot prove anything.
-        costs = POSTING_COST * postings[alive, needed - 1]
-        costs = costs.where(needed < MOST_CODES, len(trie) * (SCAN_SETUP + 1) + 1)
+        costs = POSTING_COST * postings[alive, needed - 1].double()
+        costs = costs.where(needed < MOST_CODES, len(trie) * (setup + 1) + 1)
         dear = costs > len(trie)
         sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # the first round's bar says too little
-        if sure and costs[dear].sum() > len(trie) * (SCAN_SETUP + int(dear.sum())):
+        if sure and costs[dear].sum() > len(trie) * (setup + int(dear.sum())):
             unproven = torch.cat([unproven, alive[dear]])
             alive, done, needed = alive[~dear], done[~dear], needed[~dear]
     return best, unproven
