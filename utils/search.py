@@ -57,7 +57,8 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
             unproven = torch.cat([unproven, others])
     for start in range(0, len(unproven), SCAN_USERS):
         users = unproven[start : start + SCAN_USERS]
-        best.items[users], best.scores[users] = scan(log_probs[users], trie, k)
+        part = log_probs if len(users) == len(logits) else log_probs[users]  # a copy only where need be
+        best.items[users], best.scores[users] = scan(part, trie, k)
     return best
 
 
