@@ -76,7 +76,7 @@ WAYS = {
     "one chunk": {},
     "many chunks": {"FIRST_ITEMS": 1, "SCAN_ITEMS": 3, "SCAN_USERS": 2},
     "best-first": {"BEST_FIRST_FROM": 0, "POSTING_COST": 0, "FIRST_POSTINGS": 1, "POSTINGS_AT_ONCE": 5},
-    "best-first, few codes": {"BEST_FIRST_FROM": 0, "POSTING_COST": 0, "FIRST_POSTINGS": 3, "MOST_CODES": 8, "PROBED": 1},
+    "few codes": {"BEST_FIRST_FROM": 0, "POSTING_COST": 0, "FIRST_POSTINGS": 3, "MOST_CODES": 8, "PROBED": 1},
     "giving up": {"BEST_FIRST_FROM": 0, "POSTING_COST": 1 << 20, "FIRST_POSTINGS": 1, "SCAN_USERS": 1, "PROBED": 2},
 }
 
