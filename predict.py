@@ -170,13 +170,20 @@ def recommend(
     search: Callable[[torch.Tensor], TopK],
     args: argparse.Namespace,
 ) -> TopK:
-    """The k best items of every user, (U, k) each on the CPU, in the order of `histories`."""
+    """The k best items of every user, (U, k) each on the CPU, in the order of `histories`.
+
+    Raises:
+        InputError: the model predicts something that is no number.
+    """
     device = next(model.parameters()).device
     found, order = [], []
     with tqdm(total=len(histories), unit="user", desc="predict", mininterval=1.0) as progress:
         for rows in batches(histories, args):
             batch = make_batch(histories.select(rows), catalog, args.protocol == "released").to(device)
-            top = search(model.next_item_logits(batch))
+            logits = model.next_item_logits(batch)
+            if not torch.isfinite(logits).all():
+                raise InputError("the model's logits are not finite: its weights are damaged. Use another checkpoint.")
+            top = search(logits)
             found.append(TopK(top.items.cpu(), top.scores.cpu()))
             order.append(rows)
             progress.update(len(rows))

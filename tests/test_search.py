@@ -128,7 +128,11 @@ def test_a_saved_trie_opens_by_mapping(tmp_path):
     logits = random_logits(2, 0)
     assert torch.equal(exact_search(logits, opened, 5).items, exact_search(logits, trie, 5).items)
     np.save(tmp_path / "index/items.npy", np.arange(299, dtype=np.int32))
-    with pytest.raises(InputError, match="the header says 300 items"):
+    with pytest.raises(InputError, match=r"items.npy holds \(299,\) .* does not fit the 300 items"):
+        Trie.open(tmp_path / "index")
+    trie.save(tmp_path / "index")
+    np.save(tmp_path / "index/postings.npy", np.zeros((4, 300)))
+    with pytest.raises(InputError, match=r"postings.npy holds \(4, 300\) torch.float64"):
         Trie.open(tmp_path / "index")
     (tmp_path / "index/codes.npy").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"codes.npy is not a whole .npy"):
@@ -187,3 +191,13 @@ def test_empty_catalog_and_no_users():
 def test_trie_refuses_what_is_no_catalog(codes):
     with pytest.raises(ValueError, match="codes must"):
         Trie(codes)
+
+
+def test_trie_refuses_ids_that_are_none():
+    codes = np.ones((3, 4), dtype=int)
+    with pytest.raises(ValueError, match="item 5 is there twice"):
+        Trie(codes, np.array([5, 2, 5]))
+    with pytest.raises(ValueError, match="item 2 is there twice"):
+        Trie(codes).extend(codes[:1], np.array([2]))
+    with pytest.raises(ValueError, match="the mask has 2 answers, the ids go up to 2"):
+        Trie(codes).restrict(np.ones(2, dtype=bool))

@@ -34,7 +34,8 @@ class Trie:
         """Build from codes (N, K) of any integer type; `items` (N,) are their ids, 0 to N - 1 by default.
 
         Raises:
-            ValueError: codes are not (N, 4) integers in [0, 15360), or ids are not one whole number for each.
+            ValueError: codes are not (N, 4) integers in [0, 15360), or ids are not one whole number for each, all
+                different.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
@@ -46,6 +47,8 @@ class Trie:
             raise ValueError(f"items must be ({len(codes)},) integers, found {ids.shape} {ids.dtype}")
         codes = codes.astype(np.int16, copy=False)
         order = np.argsort(ids, kind="stable") if items is not None else None
+        if order is not None and (twice := np.flatnonzero(np.diff(ids[order]) == 0)).size:
+            raise ValueError(f"item {ids[order][twice[0]]} is there twice: every item has one id and one row of codes")
         for column in reversed(range(CODES_PER_ITEM)):  # least significant first: 16-bit radix sorts, each stable
             keys = codes[:, column] if order is None else codes[order, column]
             rank = np.argsort(keys, kind="stable")
@@ -90,9 +93,14 @@ class Trie:
             raise InputError(f"{folder}/trie.json is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
         trie = object.__new__(cls)
         trie._take(lambda name: torch.from_numpy(load_array(folder / f"{name}.npy", REMEDY, mode="c")))
-        found = {len(trie.codes), len(trie.items), trie.postings.shape[-1], *(int(start[-1]) for start in trie.starts)}
-        if found != {header.get("items")}:
-            raise InputError(f"{folder}: the header says {header.get('items')} items, its files {found}. {REMEDY}")
+        for name, tensor in trie._tensors().items():
+            kind, shape = _layout(name, header.get("items"))
+            whole = len(shape) == tensor.ndim and all(a in (None, b) for a, b in zip(shape, tensor.shape, strict=True))
+            if tensor.dtype not in kind or not whole:
+                raise InputError(
+                    f"{folder}/{name}.npy holds {tuple(tensor.shape)} {tensor.dtype}, which does not fit the "
+                    f"{header.get('items')} items of trie.json. {REMEDY}"
+                )
         return trie
 
     def _tensors(self) -> dict[str, Tensor]:
@@ -168,7 +176,13 @@ class Trie:
         return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]].long()
 
     def restrict(self, allowed: np.ndarray) -> "Trie":
-        """The index of a subset (in stock, not yet seen); `allowed` is a bool mask over item ids."""
+        """The index of a subset (in stock, not yet seen); `allowed` is a bool mask over item ids.
+
+        Raises:
+            ValueError: the mask is shorter than the ids need.
+        """
+        if len(self) and len(allowed) <= self.items.max():
+            raise ValueError(f"the mask has {len(allowed)} answers, the ids go up to {self.items.max()}")
         keep = np.asarray(allowed, dtype=bool)[self.items.numpy()]
         subset = object.__new__(Trie)
         subset._set(self.codes.numpy()[keep], self.items.numpy()[keep])
@@ -178,7 +192,7 @@ class Trie:
         """The index with new items (M, K) of the given ids (M,): merged in, sorted anew where ids are out of order."""
         new = Trie(codes, items)
         old_codes, old_items = self.codes.numpy(), self.items.numpy()
-        if len(self) and len(new) and new.items.min() < self.items.max():
+        if len(self) and len(new) and new.items.min() <= self.items.max():
             return Trie(np.concatenate([old_codes, new.codes]), np.concatenate([old_items, new.items]))
         # Every new id is higher, so that a new item goes behind all old ones of the same codes.
         places = np.searchsorted(_keys(old_codes), _keys(new.codes.numpy()), side="right")
@@ -186,6 +200,16 @@ class Trie:
         ids = np.insert(old_items.astype(np.int64), places, new.items.numpy())
         grown._set(np.insert(old_codes, places, new.codes.numpy(), axis=0), ids)
         return grown
+
+
+def _layout(name: str, items: int) -> tuple[tuple[torch.dtype, ...], tuple[int | None, ...]]:
+    """Types and shape that an array of an index of so many items may have; None for any length."""
+    return {
+        "codes": ((torch.int16,), (items, CODES_PER_ITEM)),
+        "items": ((torch.int32, torch.int64), (items,)),
+        "postings": ((torch.int32,), (CODES_PER_ITEM, items)),
+        "code_starts": ((torch.int64,), (CODES_PER_ITEM, CODEBOOK_SIZE + 1)),
+    }.get(name, ((torch.int32,), (None,)))
 
 
 def _keys(codes: np.ndarray) -> np.ndarray:
