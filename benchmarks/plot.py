@@ -18,7 +18,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from utils.cli import parser, run
+from utils.cli import parser, positive_float, run
 from utils.errors import InputError
 from utils.files import check_writable, read_jsonl
 
@@ -28,6 +28,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--results", required=True, metavar="FILE.jsonl", help="what the benchmarks appended")
     flags.add_argument("--output", default="docs/performance.png", metavar="FILE.png", help="the plot")
+    flags.add_argument("--entropy", type=positive_float, default=2.0, help="draw the searches at this entropy, in nats")
     args = flags.parse_args()
     check_writable(args.output)
     results = [result for _, result in read_jsonl(args.results, "Run the benchmarks with --results.")]
@@ -35,12 +36,11 @@ def main() -> None:
         raise InputError(f"{args.results} is empty. Run the benchmarks with --results {args.results}.")
     figure, (by_items, by_length) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
 
-    searches = [result for result in results if result.get("benchmark") == "search"]
+    searches = [r for r in results if r.get("benchmark") == "search" and r.get("entropy") == args.entropy]
     for way in ("exact", "scan", "beam", "published"):
         key = f"{way}_ms_per_user"
-        for entropy in sorted({result["entropy"] for result in searches}):
-            line(by_items, [r for r in searches if r["entropy"] == entropy], "items", key, f"{way}, {entropy:g} nats")
-    finish(by_items, "items in the catalog", "search: ms per user")
+        line(by_items, searches, "items", key, way)
+    finish(by_items, f"items in the catalog (codes of {args.entropy:g} nats)", "search: ms per user")
 
     for name, key in (("predict", "users_per_s"), ("train", "histories_per_s")):
         runs = [result for result in results if result.get("benchmark") == name and result.get("length")]

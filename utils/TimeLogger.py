@@ -1,4 +1,4 @@
-"""One progress line and one JSON line per report: step, loss, throughput, padding, waiting, time left."""
+"""One progress line and one JSON line per report: step, loss, throughput, attention's padding, waiting, time left."""
 
 import json
 import time
