@@ -28,6 +28,8 @@ from utils.util import set_seed
 
 CHECKPOINT_STEPS = 5000
 TENTHS = 10
+# Flags that the JSON beside a checkpoint repeats; the sizes are in its config.
+TOLD = ("lr", "weight_decay", "batch_size", "tokens_per_batch", "epoch", "mixed_precision", "seed", "data_path")
 
 
 def parse() -> argparse.Namespace:
@@ -183,7 +185,7 @@ def about(
         "config": {**vars(config), "heads": config.gpt2().n_head},
         "step": step,
         "loss": loss.item(),
-        "training": {name: vars(args)[name] for name in ("lr", "weight_decay", "batch_size", "seed", "data_path")},
+        "training": {name: vars(args)[name] for name in TOLD},
         "versions": {"torch": torch.__version__},
         **known,
     }

@@ -27,18 +27,22 @@ EMBEDDING_WIDTH = 768
 def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
     """The flags that every benchmark has."""
     flags = parser(docstring)
-    flags.add_argument("--sequences", metavar="FILE", help="test.pkl whose histories are used, ids modulo --items")
-    flags.add_argument("--length", type=positive_int, help="histories of exactly so many items, the target not counted")
     flags.add_argument("--items", type=positive_int, default=15066, help="items of the catalog")
     flags.add_argument("--repeats", type=positive_int, default=5, help="timed repeats, after one warm-up")
     flags.add_argument("--published_repeats", type=positive_int, default=3, help="the same, of the published one")
     flags.add_argument("--no_published", action="store_true", help="do not time the published formulation")
-    flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
-    flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
     flags.add_argument("--seed", type=seed, default=0, help="weights, catalog, histories")
     flags.add_argument("--results", metavar="FILE", help="append the result as one JSON line")
     add_device_flags(flags)
     return flags
+
+
+def add_model_flags(flags: argparse.ArgumentParser) -> None:
+    """What the benchmarks that run the model have beyond these."""
+    flags.add_argument("--sequences", metavar="FILE", help="test.pkl whose histories are used, ids modulo --items")
+    flags.add_argument("--length", type=positive_int, help="histories of exactly so many items, the target not counted")
+    flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
+    flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
 
 
 def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generator) -> Sequences:
@@ -120,7 +124,7 @@ def report(name: str, args: argparse.Namespace, device: torch.device, result: di
         **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},
         "copy_gb_per_s": round(copy_rate(device) / 1e9, 1),
         **settings,
-        "histories": Path(args.sequences).name if args.sequences else "drawn",
+        **({"histories": Path(args.sequences).name if args.sequences else "drawn"} if "sequences" in args else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),

@@ -13,11 +13,6 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
-
 from utils.cli import parser, positive_float, run
 from utils.errors import InputError
 from utils.files import check_writable, read_jsonl
@@ -30,6 +25,11 @@ def main() -> None:
     flags.add_argument("--output", default="docs/performance.png", metavar="FILE.png", help="the plot")
     flags.add_argument("--entropy", type=positive_float, default=2.0, help="draw the searches at this entropy, in nats")
     args = flags.parse_args()
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise InputError("matplotlib is missing: pip install -r requirements-dev.txt") from error
+    plt.switch_backend("Agg")
     check_writable(args.output)
     results = [result for _, result in read_jsonl(args.results, "Run the benchmarks with --results.")]
     if not results:

@@ -36,6 +36,7 @@ DESIGN_RATE = 131e9  # operations/s of the matrix product at which the project s
 def main() -> None:
     """Build, check, time, report."""
     flags = common.benchmark_parser(__doc__)
+    common.add_model_flags(flags)
     flags.add_argument("--users", type=positive_int, default=1000, help="users per repeat, drawn at random")
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
     args = flags.parse_args()

@@ -34,6 +34,7 @@ CHECKED = 40  # histories whose loss is compared
 def main() -> None:
     """Build, check, time, report."""
     flags = common.benchmark_parser(__doc__)
+    common.add_model_flags(flags)
     flags.add_argument("--batch_size", type=positive_int, default=40, help="histories per step")
     flags.add_argument("--published_batch_size", type=positive_int, default=8, help="the same, of the published one")
     pre_train.add_speed_flags(flags)

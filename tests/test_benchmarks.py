@@ -11,7 +11,7 @@ import torch
 from utils.cli import run
 from utils.search import exact_search
 
-SMALL = "--items 300 --repeats 1 --published_repeats 1 --device cpu "
+SMALL = "--items 300 --repeats 2 --published_repeats 1 --device cpu "
 MODEL = SMALL + "--tf_layer 1 --width 64 "
 COMMANDS = {
     "search": SMALL + "--users 3 --entropy 3",
@@ -30,10 +30,14 @@ def benchmark(monkeypatch, name, further=""):
 def test_results_are_appended_and_drawn(monkeypatch, tmp_path, name):
     pytest.importorskip("matplotlib")
     results = tmp_path / "results.jsonl"
-    for length in (3, 5):
-        benchmark(monkeypatch, name, f" --results {results} --length {length}")
+    for size in (3, 5):
+        benchmark(
+            monkeypatch,
+            name,
+            f" --results {results} " + (f"--items {size}" if name == "search" else f"--length {size}"),
+        )
     first, second = (json.loads(line) for line in results.read_text().splitlines())
-    assert first["benchmark"] == name and second["length"] == 5
+    assert first["benchmark"] == name and second["items" if name == "search" else "length"] == 5
     assert first["ratio"] > 0 and {"device", "torch", "date", "threads"} <= first.keys()
     benchmark(monkeypatch, "plot", f" --results {results} --output {tmp_path / 'plot.png'} --entropy 3")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

@@ -12,7 +12,7 @@ from utils.files import load_matrix, load_pickle, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 
 MAKE_PRE_TRAIN = (
-    "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your data)."
+    "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."
 )
 MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) or make it (make_eval.py)."
 MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (make_dataset.py)."

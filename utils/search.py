@@ -55,6 +55,7 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
             unproven = torch.cat([unproven, _try(best, log_probs, trie, others, SCAN_SETUP)])
         else:
             unproven = torch.cat([unproven, others])
+    unproven = unproven.sort().values
     for start in range(0, len(unproven), SCAN_USERS):
         users = unproven[start : start + SCAN_USERS]
         part = log_probs if len(users) == len(logits) else log_probs[users]  # a copy only where need be
