@@ -119,6 +119,15 @@ def test_best_first_proves_what_a_scan_finds(sharpness, monkeypatch):
     assert torch.equal(top.items, expected.items) and torch.equal(top.scores, expected.scores)
 
 
+def test_users_given_up_in_any_order_get_their_own_lists(monkeypatch):
+    trie, logits = Trie(np.random.default_rng(0).integers(0, 30, (500, 4))), random_logits(3, 1)
+    expected = exact_search(logits, trie, 5)
+    monkeypatch.setattr(search, "BEST_FIRST_FROM", 0)
+    nothing = search.TopK(torch.full((3, 5), -1), torch.full((3, 5), -torch.inf))
+    monkeypatch.setattr(search, "best_first", lambda *_: (nothing, torch.tensor([2, 0, 1])))
+    assert torch.equal(exact_search(logits, trie, 5).items, expected.items)
+
+
 def test_a_saved_trie_opens_by_mapping(tmp_path):
     rng = np.random.default_rng(1)
     trie = Trie(rng.integers(0, 20, (300, 4)))
