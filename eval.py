@@ -100,7 +100,7 @@ def check_fit(path: Path, model: RecGPT, tokenizer: str | None, data: Interactio
 
 @torch.inference_mode()
 def evaluate(model: RecGPT, data: Interactions, batch_size: int, name: str) -> EvalLoss:
-    """Next-item loss over all histories (the last 256 items of each), in file order."""
+    """Next-item loss over all histories (the last `window` items of each), in file order."""
     device = next(model.parameters()).device
     sequences = data.sequences.last(model.config.window)
     total, targets, means = 0.0, 0, []

@@ -43,6 +43,8 @@ def item_block_attention(
     if groups is None:
         rows = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
         return rows.transpose(1, 2), None
+    if key.shape[2] != query.shape[2]:
+        raise ValueError("a cache that already holds keys needs rows and a mask in place of groups")
     per_item = query.shape[2] // len(groups.places)
     outputs = []
     for q, k, v in _grouped((query, key, value), groups, per_item):
@@ -86,9 +88,14 @@ class GPT2ItemModel(GPT2Model):
             position_ids: places in the position embedding.
             groups: which slots attention takes together.
             attention_mask: for rows, (R, 1, T, keys).
-            past_key_values: receives keys and values, in front of which it may hold earlier ones.
+            past_key_values: receives keys and values; with rows it may hold earlier ones, which come first. Not with
+                `last`.
             last: (B,) int64 slots of the histories' last items: the last block computes only these. Returns (B, K, D).
         """
+        if last is not None and past_key_values is not None:
+            raise ValueError(
+                "the last block keeps no keys where it computes the last items only: leave out one of both"
+            )
         hidden = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h if last is None else self.h[:-1]:
             hidden = block(hidden, past_key_values, attention_mask, groups=groups)

@@ -29,7 +29,17 @@ from utils.util import set_seed
 CHECKPOINT_STEPS = 5000
 TENTHS = 10
 # Flags that the JSON beside a checkpoint repeats; the sizes are in its config.
-TOLD = ("lr", "weight_decay", "batch_size", "tokens_per_batch", "epoch", "mixed_precision", "seed", "data_path")
+TOLD = (
+    "lr",
+    "weight_decay",
+    "batch_size",
+    "tokens_per_batch",
+    "epoch",
+    "mixed_precision",
+    "drop_short",
+    "seed",
+    "data_path",
+)
 
 
 def parse() -> argparse.Namespace:
@@ -150,7 +160,7 @@ def training_batches(
     processes = accelerator.num_processes
     for rows in epoch_rows(data, config, args, accelerator, epoch):
         share = rows[accelerator.process_index :: processes]
-        if not len(share):  # a last step of fewer histories than processes
+        if not len(share):  # a step of fewer histories than processes: the first counts twice
             share = rows[:1]
         batch = training_batch(data.sequences.select(share).last(config.window), data.catalog)
         yield batch.pin_memory() if accelerator.device.type == "cuda" else batch

@@ -15,13 +15,16 @@ import torch
 import transformers
 
 from utils.cli import parser, positive_int, seed
-from utils.data import Catalog, Sequences, cumulate
+from utils.data import WINDOW, Catalog, Sequences, cumulate
+from utils.errors import InputError
+from utils.files import check_writable
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.release import load_sequences
 from utils.report import append_results
 from utils.util import add_device_flags
 
 EMBEDDING_WIDTH = 768
+TOP = 20  # items in a list
 
 
 def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
@@ -45,6 +48,23 @@ def add_model_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
 
 
+def check_flags(args: argparse.Namespace) -> None:
+    """Refuse a place for the results that cannot be written to, before anything is built."""
+    if args.results:
+        check_writable(args.results)
+
+
+def check_model_flags(args: argparse.Namespace) -> None:
+    """The same, and what cannot be measured with the flags of `add_model_flags`."""
+    check_flags(args)
+    if args.items < TOP:
+        raise InputError(f"--items {args.items}: lists of {TOP} are searched; name at least as many.")
+    if args.length and args.sequences:
+        raise InputError("--length draws histories and --sequences reads them: leave out one of both.")
+    if args.length and args.length >= WINDOW:
+        raise InputError(f"--length {args.length} is more than the model reads; at most {WINDOW - 1}.")
+
+
 def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generator) -> Sequences:
     """`count` random histories of --sequences, or of lengths like those of the released Steam test set.
 
@@ -55,6 +75,8 @@ def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generato
         return Sequences(np.arange(count), rng.integers(0, args.items, lengths.sum()), cumulate(lengths))
     if args.sequences:
         sequences = load_sequences(Path(args.sequences), "Name a test.pkl.")
+        if count > len(sequences):
+            print(f"{args.sequences} has {len(sequences)} histories, {count} are drawn: some more than once")
         drawn = sequences.select(rng.choice(len(sequences), count, replace=count > len(sequences)))
         return Sequences(drawn.users, drawn.items % args.items, drawn.offsets)
     lengths = np.minimum(5 + rng.lognormal(1.35, 1.15, count), 1000).astype(np.int64)

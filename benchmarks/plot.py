@@ -31,6 +31,9 @@ def main() -> None:
         raise InputError("matplotlib is missing: pip install -r requirements-dev.txt") from error
     plt.switch_backend("Agg")
     check_writable(args.output)
+    formats = plt.gcf().canvas.get_supported_filetypes()
+    if Path(args.output).suffix[1:] not in formats:
+        raise InputError(f"--output {args.output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
     results = [result for _, result in read_jsonl(args.results, "Run the benchmarks with --results.")]
     if not results:
         raise InputError(f"{args.results} is empty. Run the benchmarks with --results {args.results}.")
@@ -48,6 +51,8 @@ def main() -> None:
         line(by_length, runs, "length", key, f"{name}: {unit}")
         line(by_length, runs, "length", f"published_{key}", f"{name}, published formulation: {unit}")
     finish(by_length, "items in a history", "throughput")
+    if not by_items.lines and not by_length.lines:
+        raise InputError(f"{args.results} has no search at --entropy {args.entropy:g} and no run with --length.")
     figure.savefig(args.output, dpi=130)
     print(f"wrote {args.output}: {len(results)} results")
 

@@ -9,6 +9,7 @@ in turn: exact search, a scan of the whole catalog, our beam search, and the pub
 Python dictionaries per user and beam (approximate; not for millions of items: its dictionaries take kilobytes an item).
 """
 
+import math
 import statistics
 import sys
 import tempfile
@@ -30,7 +31,6 @@ from utils.search import SCAN_USERS, TopK, beam_search, exact_search, scan
 from utils.Trie import Trie
 from utils.util import pick_device
 
-TOP = 20
 CHECKED_USERS = 2
 
 
@@ -40,6 +40,8 @@ def main() -> None:
     flags.add_argument("--users", type=positive_int, default=48, help="users per batch")
     flags.add_argument("--entropy", type=positive_float, nargs="+", default=[2.0, 4.0, 6.0], help="mean, in nats")
     args = flags.parse_args()
+    common.check_flags(args)
+    check_entropies(args.entropy)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)
     codes = common.draw_codes(args.items, rng)
@@ -63,12 +65,12 @@ def main() -> None:
         logits = (random * scale_for(entropy, random[: args.users])).to(device).split(args.users)
         shares = check(logits[0], trie, codes)
         ways = {
-            "exact": lambda part: exact_search(part, trie, TOP),
+            "exact": lambda part: exact_search(part, trie, common.TOP),
             "scan": lambda part: whole_scan(part, trie),
-            "beam": lambda part: beam_search(part, trie, TOP),
+            "beam": lambda part: beam_search(part, trie, common.TOP),
         }
         if dictionaries is not None:
-            ways["published"] = lambda part: walk_trie(part.cpu(), dictionaries, TOP)
+            ways["published"] = lambda part: walk_trie(part.cpu(), dictionaries, common.TOP)
         times: dict[str, list[float]] = {name: [] for name in ways}
         for repeat, part in enumerate(logits):
             part.sum()  # touch it: no way is to pay for being the first
@@ -92,6 +94,13 @@ def main() -> None:
         )
 
 
+def check_entropies(entropies: list[float]) -> None:
+    """Refuse what no scale of logits gives: more than a uniform distribution's entropy."""
+    most = math.log(VOCABULARY)
+    if max(entropies) >= most:
+        raise InputError(f"--entropy {max(entropies):g} cannot be reached; a uniform distribution has {most:.2f} nats.")
+
+
 def rotated(ways: dict, by: int) -> list:
     """The ways, another one first in every repeat."""
     items = list(ways.items())
@@ -111,13 +120,13 @@ def scale_for(entropy: float, random: torch.Tensor) -> float:
 
 def whole_scan(logits: torch.Tensor, trie: Trie) -> TopK:
     """The exact search that scores every item."""
-    parts = [scan(part, trie, TOP) for part in logits.log_softmax(-1).split(SCAN_USERS)]
+    parts = [scan(part, trie, common.TOP) for part in logits.log_softmax(-1).split(SCAN_USERS)]
     return TopK(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> dict[str, float]:
     """InputError unless the lists are those of a full sort, and of a scan; otherwise what a proof has to look at."""
-    found, scanned = exact_search(logits, trie, TOP), whole_scan(logits, trie)
+    found, scanned = exact_search(logits, trie, common.TOP), whole_scan(logits, trie)
     if not torch.equal(found.items, scanned.items):
         raise InputError("wrong: the search's lists are not those of a scan of the catalog; no time is reported")
     for user in range(min(CHECKED_USERS, len(logits))):
@@ -125,7 +134,7 @@ def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> dict[str, floa
         scores = log_probs[0, codes[:, 0]]
         for place in range(1, CODES_PER_ITEM):
             scores = scores + log_probs[place, codes[:, place]]
-        best = np.argsort(-scores, kind="stable")[:TOP]
+        best = np.argsort(-scores, kind="stable")[: common.TOP]
         if not np.array_equal(best, found.items[user, : len(best)].cpu()):
             raise InputError(f"wrong: user {user}'s list is not the best of the catalog; no time is reported")
     return needed_shares(logits, trie, found.scores[:, -1])

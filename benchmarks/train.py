@@ -39,6 +39,7 @@ def main() -> None:
     flags.add_argument("--published_batch_size", type=positive_int, default=8, help="the same, of the published one")
     pre_train.add_speed_flags(flags)
     args = flags.parse_args()
+    common.check_model_flags(args)
     set_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)

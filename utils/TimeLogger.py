@@ -17,13 +17,13 @@ class TimeLogger:
     The loss is read from the device only when a report is due, since that waits for the device.
     """
 
-    def __init__(self, total: int, first: int = 0, path: Path | None = None, every: int = 10, quiet: bool = False):
-        self.bar = tqdm(total=total, initial=first, unit="step", desc="pre-train", mininterval=1.0, disable=quiet)
+    def __init__(self, total: int, path: Path | None = None, every: int = 10, quiet: bool = False):
+        self.bar = tqdm(total=total, unit="step", desc="pre-train", mininterval=1.0, disable=quiet)
         self.file = None
         if path is not None and not quiet:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a", encoding="utf-8")
-        self.step, self.total, self.every = first, total, every
+        self.step, self.total, self.every = 0, total, every
         self._start_interval()
 
     def _start_interval(self) -> None:
@@ -36,7 +36,7 @@ class TimeLogger:
         self.waiting += seconds
 
     def update(self, loss: Any, batch: SeqBatch) -> None:
-        """Count one step; `loss` is a () tensor in nats, `batch` the rows of this process, still on the CPU."""
+        """Count one step; `loss` is a () tensor in nats, `batch` the histories of this process."""
         self.step += 1
         self.losses.append(loss)
         self.histories += len(batch.last)

@@ -161,10 +161,10 @@ class Trie:
         return self.has_prefix(codes)
 
     def next_codes(self, prefix: Tensor) -> Tensor:
-        """Codes that may follow one prefix (d,), ascending; empty where no item has the prefix."""
+        """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix."""
         depth, node = len(prefix), self.find(prefix[None])
         if node.item() < 0:
-            return torch.empty(0, dtype=torch.int64)
+            return torch.empty(0, dtype=torch.int64, device=self.items.device)
         first, end = self.children(node, depth)
         return self.node_codes(torch.arange(first.item(), end.item(), device=self.items.device), depth + 1)
 

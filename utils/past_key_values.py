@@ -29,12 +29,15 @@ class UserCache(NamedTuple):
 
 
 def split_cache(cache: DynamicCache, last: Tensor) -> list[UserCache]:
-    """A batch's cache cut into one per history; `last` (B,) int64 is the batch's: each history's last item slot."""
+    """A batch's cache cut into one per history, each a copy; `last` (B,) int64 are the batch's last item slots."""
     keys = torch.cat([layer.keys for layer in cache.layers])  # (layers, heads, T, D / heads)
     values = torch.cat([layer.values for layer in cache.layers])
     ends = ((last.sort().values + 1) * CODES_PER_ITEM).tolist()
     lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    caches = [UserCache(*sides) for sides in zip(keys.split(lengths, 2), values.split(lengths, 2), strict=True)]
+    caches = [
+        UserCache(*(side.clone() for side in sides))
+        for sides in zip(keys.split(lengths, 2), values.split(lengths, 2), strict=True)
+    ]
     return [caches[history] for history in torch.searchsorted(last.sort().values, last).tolist()]
 
 
