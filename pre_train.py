@@ -22,7 +22,8 @@ from utils.data import WINDOW, SeqBatch, epoch_batches, equal_work_batches, pref
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM, check_width
-from utils.release import Interactions, load_pre_train
+from utils.packed import fits, open_packed, pack
+from utils.release import Interactions
 from utils.TimeLogger import TimeLogger
 from utils.util import set_seed
 
@@ -80,12 +81,12 @@ def main() -> None:
     """Load, build, train, save."""
     args = parse()
     config = check_sizes(args)
-    data = load_pre_train(args.data_path, args.drop_short)
-    config = RecGPTConfig(**config, embedding_width=data.catalog.embeddings.shape[1])
-    check_width(config.embedding_width, data.catalog.source)
     accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=args.mixed_precision)
     if accelerator.device.type == "cpu":
         accelerator.print("no GPU in use: training on the CPU")
+    data, header = open_data(args, accelerator)
+    config = RecGPTConfig(**config, embedding_width=data.catalog.embeddings.shape[1])
+    check_width(config.embedding_width, data.catalog.source)
 
     set_seed(args.seed)
     model = compiled(RecGPT(config), args)
@@ -99,7 +100,7 @@ def main() -> None:
         f"{len(data.sequences)} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
         f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {steps} steps of "
         f"{len(data.sequences) / steps_per_epoch:.4g} histories; "
-        f"guessing from code frequencies has a loss of {guessing_loss(data):.3f} nats"
+        f"guessing from code frequencies has a loss of {header['guessing_loss']:.3f} nats"
     )
 
     step, loss = 0, None
@@ -119,6 +120,15 @@ def main() -> None:
             if step == steps:
                 break
     accelerator.print(f"finished {step} steps, last loss {loss.item():.4f} nats; checkpoints in {args.ckpt_dir}")
+
+
+def open_data(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
+    """The packed form of --data_path and its header, mapped; one process makes it where there is none that fits."""
+    if accelerator.is_main_process and not fits(args.data_path, args.drop_short):
+        print(f"packing {args.data_path}, once: a few minutes where there are millions of histories")
+        pack(args.data_path, drop_short=args.drop_short)
+    accelerator.wait_for_everyone()
+    return open_packed(args.data_path)
 
 
 def train_step(
@@ -199,17 +209,6 @@ def about(
         "versions": {"torch": torch.__version__},
         **known,
     }
-
-
-def guessing_loss(data: Interactions) -> float:
-    """Loss in nats of guessing each of the four codes by how often it occurs at its place among the interactions."""
-    counts = np.bincount(data.sequences.items, minlength=len(data.catalog))  # (N,)
-    entropies = []
-    for codes in data.catalog.codes.T:  # the four places
-        frequency = np.bincount(codes, weights=counts)
-        frequency = frequency[frequency > 0] / frequency.sum()
-        entropies.append(-(frequency * np.log(frequency)).sum())
-    return float(np.mean(entropies))
 
 
 def check_sizes(args: argparse.Namespace) -> dict[str, int]:

@@ -5,27 +5,33 @@
 
 Reads item_text_dict.pkl of each directory and writes beside it item_text_embeddings.npy (largest item id + 1, width)
 float32, unit rows, zero where an item has no text, and item_text_embeddings.json (encoder, rows, width). The encoder is
-any sentence-transformers model, by its name on the Hub or as a local directory; no code of a model is run.
+any sentence-transformers model, by its name on the Hub or as a local directory; no code of a model is run. A run that
+was killed goes on where it stopped.
 """
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
-from data_processing.data_process_2 import REMEDY, count_items, load_item_texts
+from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import save_json, save_matrix
+from utils.files import read_json, require_file, save_json
+from utils.resume import fingerprint, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 DEFAULT_BATCH = 64  # texts
+CHUNK = 1 << 12  # items whose texts are sorted by length, and encoded, together
 
 
 def main() -> None:
@@ -34,17 +40,35 @@ def main() -> None:
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
     flags.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
     flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument("--devices", nargs="+", help="one process each, such as cuda:0 cuda:1, or cpu cpu")
     add_device_flags(flags)
     args = flags.parse_args()
+    if args.devices and args.device:
+        raise InputError("--device and --devices both say where to encode: leave out one of both.")
 
     directories = [Path(path) for path in args.input]
-    texts = [written_texts(load_item_texts(path / "item_text_dict.pkl"), path) for path in directories]
-    device = pick_device(args)
+    for directory in directories:
+        require_file(directory / "item_text_dict.pkl", REMEDY)
+    device = torch.device("cpu") if args.devices else pick_device(args)
     encoder = load_encoder(args.encoder, device)
-    for directory, item_texts in zip(directories, texts, strict=True):
-        embeddings = embed_items(item_texts, count_items(directory), encoder, args.batch_size, device)
-        save_embeddings(directory, embeddings, args.encoder)
-        print(f"{directory}: {len(embeddings)} items, {len(embeddings) - len(item_texts)} of them without text")
+    with process_pool(encoder, args.devices) as pool:
+        for directory in directories:
+            encode_directory(directory, args.encoder, Encoding(encoder, args.batch_size, device, pool))
+
+
+def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
+    """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name."""
+    source = directory / "item_text_dict.pkl"
+    about = {"encoder": name, "texts": fingerprint(source)}
+    made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
+    if made.is_file() and noted.is_file() and about.items() <= read_json(noted).items():
+        print(f"{directory}: encoded already")
+        return
+    texts = written_texts(load_item_texts(source), directory)
+    count = count_ids(directory)
+    with embedding_matrix(directory, texts, count, encoding, about):
+        pass
+    print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
 
 def item_text(fields: dict[str, Any]) -> str:
@@ -76,29 +100,39 @@ def load_encoder(name: str, device: torch.device | str) -> Any:
         ) from error
 
 
-def encode_texts(texts: list[str], encoder: Any, batch_size: int, device: torch.device | str) -> np.ndarray:
-    """Texts -> (n, E) float32 sentence embeddings of unit length.
+class Encoding(NamedTuple):
+    """An encoder and how to use it."""
 
-    Args:
-        texts: n texts.
-        encoder: a SentenceTransformer, or the name or directory of one.
-        batch_size: texts encoded at once.
-        device: where to encode.
+    encoder: Any  # a SentenceTransformer
+    batch_size: int  # texts encoded at once
+    device: torch.device | str
+    pool: dict[str, Any] | None = None  # processes that share the work, see `process_pool`
 
-    Raises:
-        InputError: the encoder cannot be loaded.
-    """
-    if isinstance(encoder, str):
-        encoder = load_encoder(encoder, device)
-    embeddings = encoder.encode(
-        texts,
-        batch_size=batch_size,
-        device=str(device),
-        normalize_embeddings=True,
-        convert_to_numpy=True,
-        show_progress_bar=True,
-    )
-    return np.asarray(embeddings, dtype=np.float32)
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Texts -> (n, E) float32 sentence embeddings of unit length."""
+        where = {"device": str(self.device)} if self.pool is None else {"pool": self.pool}
+        embeddings = self.encoder.encode(
+            texts,
+            batch_size=self.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+            **where,
+        )
+        return np.asarray(embeddings, dtype=np.float32)
+
+
+@contextlib.contextmanager
+def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, Any] | None]:
+    """sentence-transformers' processes, one for each device; None where no devices are named."""
+    if devices is None:
+        yield None
+        return
+    pool = encoder.start_multi_process_pool(devices)
+    try:
+        yield pool
+    finally:
+        encoder.stop_multi_process_pool(pool)
 
 
 def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> dict[int, str]:
@@ -114,21 +148,29 @@ def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> 
     return texts
 
 
-def embed_items(
-    texts: dict[int, str], count: int, encoder: Any, batch_size: int, device: torch.device | str
-) -> np.ndarray:
-    """Item id -> text, as (count, E) float32; rows of items without text are zero. See `encode_texts`."""
-    encoded = encode_texts(list(texts.values()), encoder, batch_size, device)
-    embeddings = np.zeros((count, encoded.shape[1]), dtype=np.float32)
-    embeddings[list(texts)] = encoded
-    return embeddings
+@contextlib.contextmanager
+def embedding_matrix(
+    directory: Path, texts: dict[int, str], count: int, encoding: Encoding, about: dict[str, Any]
+) -> Iterator[None]:
+    """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; zero rows for other items.
 
-
-def save_embeddings(directory: Path, embeddings: np.ndarray, encoder: str | None) -> None:
-    """Write item_text_embeddings.npy and, beside it, where they come from (`encoder` None: not known)."""
-    rows, width = embeddings.shape
-    save_matrix(directory / "item_text_embeddings.npy", embeddings)
-    save_json(directory / "item_text_embeddings.json", {"encoder": encoder, "rows": rows, "width": width})
+    It appears under its name when the block ends without an error, with a JSON of `about`, rows and width beside it; a
+    killed run goes on where it stopped. Which texts are encoded together does not depend on where that was.
+    """
+    path = directory / "item_text_embeddings.npy"
+    shape = (count, encoding.encoder.get_embedding_dimension())
+    job = {**about, "batch_size": encoding.batch_size}
+    with resumable_matrix(path, shape, np.float32, job) as filling:
+        with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
+            for start in range(filling.done, count, CHUNK):
+                end = min(start + CHUNK, count)
+                written = [item for item in range(start, end) if item in texts]
+                if written:
+                    filling.matrix[written] = encoding.encode([texts[item] for item in written])
+                filling.note(end)
+                progress.update(end - start)
+        yield
+        save_json(path.with_suffix(".json"), {**about, "rows": count, "width": shape[1]})
 
 
 if __name__ == "__main__":

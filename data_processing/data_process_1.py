@@ -7,27 +7,65 @@
 Reads JSON lines, gzip-compressed or not, in the form of Amazon Reviews 2023: reviews with user_id, parent_asin and
 timestamp, metadata with parent_asin and the text fields. Writes to OUTPUT train.pkl and test.pkl (dict user -> item ids
 in time order) and item_text_dict.pkl (dict item id -> dict of text fields). Users and items are numbered from 0.
+
+Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
+killed goes on with the tables that were finished.
 """
 
 import argparse
 import json
 import math
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import duckdb
 import numpy as np
 from tqdm import tqdm
 
-from utils.cli import parser, positive_int, run, seed
+from utils.cli import parser, positive_float, positive_int, run, seed
+from utils.data import Sequences, cumulate
 from utils.errors import InputError
-from utils.files import read_jsonl, save_pickle
+from utils.files import read_jsonl, require_file, save_dict, staged_directory
+from utils.tables import MEMORY, Tables, first_line, source, workspace
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
 REMEDY = "Fetch it with data_processing/data_download.py --amazon CATEGORY."
+AT_ONCE = 1 << 16  # histories turned into lists
+
+REVIEWS = """
+    SELECT row_number() OVER () AS line, user_id AS reviewer, parent_asin AS item, TRY_CAST(timestamp AS DOUBLE) AS time
+    FROM read_json(?, format = 'newline_delimited',
+                   columns = {user_id: 'VARCHAR', parent_asin: 'VARCHAR', timestamp: 'VARCHAR'})
+"""
+WHOLE_REVIEW = "coalesce(reviewer <> '' AND item <> '' AND isfinite(time), false)"
+USERS = """
+    SELECT reviewer, row_number() OVER (ORDER BY min(line)) - 1 AS id FROM reviews
+    GROUP BY reviewer HAVING count(*) >= ?
+"""
+EVENTS = """
+    SELECT id AS user_id, item, row_number() OVER (ORDER BY id, time, line) AS place
+    FROM reviews JOIN users USING (reviewer)
+"""
+ITEMS = "SELECT item, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
+HISTORIES = """
+    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item FROM events JOIN items USING (item) ORDER BY place
+"""
+METADATA = f"""
+    SELECT row_number() OVER () AS line, json->>'$.parent_asin' AS item,
+           json_extract(json, {[f"$.{name}" for name in TEXT_FIELDS]}) AS fields
+    FROM read_json_objects(?, format = 'newline_delimited')
+"""
+TEXTS = """
+    SELECT id, fields FROM
+        (SELECT id, fields FROM metadata JOIN items USING (item)
+         QUALIFY row_number() OVER (PARTITION BY id ORDER BY line DESC) = 1)
+    WHERE len(list_filter(fields, lambda field: field IS NOT NULL)) > 0
+"""
 
 
 def main() -> None:
@@ -38,24 +76,24 @@ def main() -> None:
     flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
     flags.add_argument("--min_interactions", type=positive_int, default=5, help="leave out users with fewer items")
     add_split_flags(flags)
+    flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
     args = flags.parse_args()
 
-    histories, item_names = number_histories(read_reviews(args.reviews), args.min_interactions)
-    if not histories:
-        raise InputError(
-            f"{args.reviews}: no user has {args.min_interactions} or more reviews. Lower --min_interactions."
-        )
-    texts = read_texts(args.meta, item_names)
-    train, test = split_users(histories, args.test_share, args.seed)
-
+    reviews, meta = require_file(args.reviews, REMEDY), require_file(args.meta, REMEDY)
     output = Path(args.output)
-    save_pickle(output / "train.pkl", train)
-    save_pickle(output / "test.pkl", test)
-    save_pickle(output / "item_text_dict.pkl", texts)
+    job = {"reviews": source(reviews), "meta": source(meta), "min_interactions": args.min_interactions}
+    with workspace(output, job, args.memory) as tables:
+        histories = number_histories(tables, reviews, args.min_interactions)
+        made = gather_texts(tables, meta)
+        in_test = draw_test(len(histories), args.test_share, args.seed)
+        with staged_directory(output) as staging:
+            save_dict(staging / "train.pkl", numbered(histories, ~in_test))
+            save_dict(staging / "test.pkl", numbered(histories, in_test))
+            save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))
+        items = tables.value("SELECT count(*) FROM items")
     print(
-        f"{output}: {len(train)} train users, {len(test)} test users, "
-        f"{sum(map(len, histories.values()))} interactions, {len(item_names)} items, "
-        f"{len(item_names) - len(texts)} of them without text"
+        f"{output}: {len(histories) - in_test.sum()} train users, {in_test.sum()} test users, "
+        f"{len(histories.items)} interactions, {items} items, {items - made} of them without text"
     )
 
 
@@ -76,67 +114,85 @@ def share(text: str) -> float:
     return value
 
 
-def read_reviews(path: str | Path) -> dict[str, list[str]]:
-    """User name -> item names in time order, users by first appearance; equal times keep the file's order.
+def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Sequences:
+    """Users with enough interactions, numbered by first appearance in the file; items by first one in the histories.
+
+    Each history is in time order, equal times in the file's order; the names of the items stay in the table `items`.
 
     Raises:
-        InputError: a line without user_id, parent_asin or a numeric timestamp.
+        InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough of them.
     """
-    timed: dict[str, list[tuple[float, str]]] = {}
-    for line, review in tqdm(read_jsonl(path, REMEDY), desc="reviews", unit=" lines"):
-        user, item, time = review.get("user_id"), review.get("parent_asin"), review.get("timestamp")
-        if not user or not item:
-            missing = "parent_asin" if user else "user_id"
-            raise InputError(f"{path}, line {line}: no {missing}, expected user_id, parent_asin and timestamp.")
-        timed.setdefault(user, []).append((_number(time, path, line), item))
-    return {user: [item for _, item in sorted(events, key=_time)] for user, events in timed.items()}
+    read_lines(tables, "reviews", REVIEWS, reviews, check_review)
+    if tables.value(f"SELECT count(*) FROM reviews WHERE NOT ({WHOLE_REVIEW})"):
+        name_bad_line(reviews, check_review)
+    users = tables.make("users", USERS, min_interactions)
+    if not users:
+        raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
+    tables.make("events", EVENTS)
+    tables.make("items", ITEMS)
+    columns = tables.columns(HISTORIES)
+    return Sequences(None, columns["item"], cumulate(np.bincount(columns["user_id"], minlength=users)))
 
 
-def _time(event: tuple[float, str]) -> float:
-    return event[0]
+def gather_texts(tables: Tables, meta: Path) -> int:
+    """The text fields of every item in the table `texts`; of repeated metadata the last wins. Returns their number.
+
+    Raises:
+        InputError: a line without parent_asin.
+    """
+    read_lines(tables, "metadata", METADATA, meta, check_metadata)
+    if tables.value("SELECT count(*) FROM metadata WHERE item IS NULL OR item = ''"):
+        name_bad_line(meta, check_metadata)
+    return tables.make("texts", TEXTS)
 
 
-def _number(time: Any, path: str | Path, line: int) -> float:
+def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callable) -> None:
+    """Make a table of JSON lines; where DuckDB refuses one, InputError with its number."""
+    print(f"reading {path}")
+    try:
+        tables.make(name, query, str(path))
+    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+        name_bad_line(path, check, first_line(error))
+
+
+def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:
+    """InputError naming the first line of JSON lines that `check` refuses: DuckDB does not count them reliably."""
+    for line, record in read_jsonl(path, REMEDY):
+        check(record, f"{path}, line {line}")
+    raise InputError(f"{path}: {reason}. {REMEDY}")
+
+
+def check_review(review: dict[str, Any], place: str) -> None:
+    """InputError naming the place unless a review has a user, an item and a finite time."""
+    for name in ("user_id", "parent_asin"):
+        if review.get(name) in (None, ""):
+            raise InputError(f"{place}: no {name}, expected user_id, parent_asin and timestamp.")
+    time = review.get("timestamp")
     try:
         number = float(time)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
         raise InputError(
-            f"{path}, line {line}: timestamp {time!r} is not a number; expected seconds or milliseconds. "
-            "Mend or remove the line."
+            f"{place}: timestamp {time!r} is not a number; expected seconds or milliseconds. Mend or remove the line."
         )
-    return number
 
 
-def number_histories(
-    histories: dict[str, list[str]], min_interactions: int
-) -> tuple[dict[int, list[int]], dict[str, int]]:
-    """Leave out short histories; number the users and, walking along their histories, the items, both from 0.
-
-    Returns:
-        dict user -> item ids, and dict item name -> item id.
-    """
-    item_ids: dict[str, int] = {}
-    kept = (items for items in histories.values() if len(items) >= min_interactions)
-    numbered = {user: [item_ids.setdefault(item, len(item_ids)) for item in items] for user, items in enumerate(kept)}
-    return numbered, item_ids
+def check_metadata(metadata: dict[str, Any], place: str) -> None:
+    """InputError naming the place unless metadata have an item."""
+    if metadata.get("parent_asin") in (None, ""):
+        raise InputError(f"{place}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
 
 
-def read_texts(path: str | Path, item_ids: dict[str, int]) -> dict[int, dict[str, Any]]:
-    """Item id -> text fields, ascending; of repeated metadata the last wins, items without any field are left out.
-
-    Raises:
-        InputError: a line without parent_asin.
-    """
-    texts: dict[int, dict[str, Any]] = {}
-    for line, metadata in tqdm(read_jsonl(path, REMEDY), desc="metadata", unit=" lines"):
-        item = metadata.get("parent_asin")
-        if not item:
-            raise InputError(f"{path}, line {line}: no parent_asin, expected it and text fields ({TEXT_FIELDS}).")
-        if item in item_ids:
-            texts[item_ids[item]] = text_fields(metadata)
-    return {item: texts[item] for item in sorted(texts) if texts[item]}
+def texts(tables: Tables) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Item id and text fields, ascending."""
+    for item, fields in tables.rows("SELECT id, fields FROM texts ORDER BY id"):
+        yield (
+            item,
+            text_fields(
+                {name: json.loads(field) for name, field in zip(TEXT_FIELDS, fields, strict=True) if field is not None}
+            ),
+        )
 
 
 def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:
@@ -147,15 +203,19 @@ def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -> tuple[dict, dict]:
-    """Split users at random into train and test; both keep the order of `histories`."""
-    drawn = np.random.default_rng(seed).permutation(len(histories))[: round(test_share * len(histories))]
-    in_test = set(drawn.tolist())
-    train: dict[Any, list[int]] = {}
-    test: dict[Any, list[int]] = {}
-    for place, (user, items) in enumerate(histories.items()):
-        (test if place in in_test else train)[user] = items
-    return train, test
+def draw_test(users: int, test_share: float, seed: int) -> np.ndarray:
+    """(users,) bool: the share of the users, drawn at random, that go to test.pkl."""
+    in_test = np.zeros(users, dtype=bool)
+    in_test[np.random.default_rng(seed).permutation(users)[: round(test_share * users)]] = True
+    return in_test
+
+
+def numbered(histories: Sequences, chosen: np.ndarray) -> Iterator[tuple[int, list[int]]]:
+    """Row and item ids of the chosen (U,) bool histories."""
+    rows = np.flatnonzero(chosen)
+    for start in range(0, len(rows), AT_ONCE):
+        part = histories.select(rows[start : start + AT_ONCE])
+        yield from zip(rows[start : start + AT_ONCE].tolist(), part.lists(), strict=True)
 
 
 if __name__ == "__main__":

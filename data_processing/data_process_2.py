@@ -4,10 +4,13 @@
 
 Writes to OUTPUT train.pkl (dict user -> merged item ids, users numbered from 0) and item_id_maps.pkl (dict data set
 name -> int64 array, own item id -> merged item id). Every item of every data set is kept, also those that only its test
-users have: they are candidates too, and a data set's ids stay one block.
+users have: they are candidates too, and a data set's ids stay one block. One data set at a time is in memory.
 """
 
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
@@ -17,10 +20,13 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.cli import parser, run
+from utils.data import Sequences
 from utils.errors import InputError
-from utils.files import load_pickle, save_pickle
+from utils.files import load_matrix, load_pickle, require_file, save_dict, save_pickle, staged_directory
+from utils.release import check_ids, load_sequences
 
-REMEDY = "Make it with data_processing/data_process_1.py or make_dataset.py."
+REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
+AT_ONCE = 1 << 16  # histories turned into lists
 
 
 def main() -> None:
@@ -30,16 +36,26 @@ def main() -> None:
     flags.add_argument("--output", default="./data/pre_train", metavar="DIR", help="directory to write to")
     args = flags.parse_args()
 
-    directories = named_directories(args.datasets)
-    histories = [load_histories(directory / "train.pkl") for directory in directories.values()]
-    maps = id_maps({name: count_items(directory) for name, directory in directories.items()})
-    train = merge_histories(histories, list(maps.values()))
-
     output = Path(args.output)
-    save_pickle(output / "train.pkl", train)
-    save_pickle(output / "item_id_maps.pkl", maps)
+    directories = named_directories(args.datasets)
+    for directory in directories.values():
+        require_file(directory / "train.pkl", REMEDY)
+    maps = id_maps({name: count_items(directory) for name, directory in directories.items()})
+    data_sets = (load_histories(directories[name] / "train.pkl", len(id_map)) for name, id_map in maps.items())
+    counts = Counter()
+    with staged_directory(output) as staging:
+        save_dict(staging / "train.pkl", enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
+        save_pickle(staging / "item_id_maps.pkl", maps)
     items = sum(map(len, maps.values()))
-    print(f"{output}: {len(train)} users, {sum(map(len, train.values()))} interactions, {items} items")
+    print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")
+
+
+def counted(histories: Iterator[list[int]], counts: Counter) -> Iterator[list[int]]:
+    """The same histories; adds them up on their way."""
+    for items in tqdm(histories, desc="histories", unit=" users"):
+        counts["users"] += 1
+        counts["interactions"] += len(items)
+        yield items
 
 
 def named_directories(paths: list[str]) -> dict[str, Path]:
@@ -62,19 +78,17 @@ def named_directories(paths: list[str]) -> dict[str, Path]:
     return named
 
 
-def load_histories(path: Path) -> dict:
-    """A pickled dict user -> list of item ids, checked: every history has an item, every item is an id of 0 or more.
+def load_histories(path: Path, count: int) -> Sequences:
+    """A pickled dict user -> list of item ids below `count`, each list with an item or more.
 
     Raises:
         InputError: missing or damaged file, or a history that is none; names the user.
     """
-    histories = load_pickle(path, dict, REMEDY)
-    for user, items in histories.items():
-        ids = np.asarray(items) if isinstance(items, list | tuple | np.ndarray) else np.empty(0)
-        if ids.ndim != 1 or ids.size == 0 or ids.dtype.kind not in "iu" or ids.min() < 0:
-            raise InputError(
-                f"{path}, user {user!r}: found {str(items)[:60]}, expected a list of one or more item ids. {REMEDY}"
-            )
+    histories = load_sequences(path, REMEDY, shortest=0)
+    if not histories.lengths.all():
+        user = histories.users[np.argmin(histories.lengths)]
+        raise InputError(f"{path}, user {user!r}: the list is empty, expected one or more item ids. {REMEDY}")
+    check_ids(histories, count, path, "the data set's items")
     return histories
 
 
@@ -94,14 +108,24 @@ def load_item_texts(path: Path) -> dict[int, dict]:
 
 
 def count_items(directory: Path) -> int:
+    """Items of a data set: the rows of its embeddings, or, before these are made, one more than its largest item id.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    if (directory / "item_text_embeddings.npy").is_file():
+        return len(load_matrix(directory / "item_text_embeddings.npy", REMEDY))
+    return count_ids(directory)
+
+
+def count_ids(directory: Path) -> int:
     """One more than the largest item id in a data set's texts and histories: the rows its embeddings must have."""
     largest = -1
     if (directory / "item_text_dict.pkl").is_file():
         largest = max(load_item_texts(directory / "item_text_dict.pkl"), default=-1)
     for name in ("train.pkl", "test.pkl"):
         if (directory / name).is_file():
-            histories = load_histories(directory / name)
-            largest = max(largest, max(map(max, histories.values()), default=-1))
+            largest = max(largest, load_sequences(directory / name, REMEDY, shortest=0).items.max(initial=-1))
     return int(largest) + 1
 
 
@@ -114,15 +138,12 @@ def id_maps(counts: dict[str, int]) -> dict[str, np.ndarray]:
     return maps
 
 
-def merge_histories(data_sets: list[dict], maps: list[np.ndarray]) -> dict[int, list[int]]:
-    """All histories with merged item ids; users numbered from 0 in the order of the data sets."""
-    with tqdm(total=sum(map(len, data_sets)), desc="histories", unit=" users") as progress:
-        merged: dict[int, list[int]] = {}
-        for histories, id_map in zip(data_sets, maps, strict=True):
-            for items in histories.values():
-                merged[len(merged)] = id_map[items].tolist()
-                progress.update()
-    return merged
+def merge_histories(data_sets: Iterable[Sequences], maps: Iterable[np.ndarray]) -> Iterator[list[int]]:
+    """All histories with merged item ids, in the order of the data sets, of which one at a time is in memory."""
+    for histories, id_map in zip(data_sets, maps, strict=True):
+        for start in range(0, len(histories), AT_ONCE):
+            part = histories.select(np.arange(start, min(start + AT_ONCE, len(histories))))
+            yield from replace(part, items=id_map[part.items]).lists()
 
 
 if __name__ == "__main__":

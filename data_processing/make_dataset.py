@@ -15,6 +15,7 @@ cold_test.pkl (of each user a piece of 2 to 4 items), item_text_dict.pkl, item_t
 times, test_times.pkl. --test_share 1 makes everyone a test user: a zero-shot test.
 """
 
+import contextlib
 import gzip
 import json
 import sys
@@ -27,19 +28,19 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 
 import numpy as np
 
-from data_processing.data_process_1 import add_split_flags, split_users
+from data_processing.data_process_1 import add_split_flags, draw_test
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
-    embed_items,
+    Encoding,
+    embedding_matrix,
     load_encoder,
-    save_embeddings,
     written_texts,
 )
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import load_matrix, read_json, read_jsonl, save_pickle, staged_directory
+from utils.files import load_matrix, read_json, read_jsonl, save_json, save_matrix, save_pickle, staged_directory
 from utils.util import add_device_flags, pick_device
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
@@ -78,26 +79,36 @@ def main() -> None:
         )
     train, test = split_users(kept, args.test_share, args.seed)
     if args.embeddings is not None:
-        embeddings, encoder_name = given_embeddings(Path(args.embeddings), len(texts))
+        matrix = given_matrix(output, Path(args.embeddings), len(texts))
     else:
         written = written_texts(texts, directory)
-        device, encoder_name = pick_device(args), args.encoder
-        embeddings = embed_items(written, len(texts), load_encoder(encoder_name, device), args.batch_size, device)
+        device = pick_device(args)
+        encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
+        matrix = embedding_matrix(output, written, len(texts), encoding, {"encoder": args.encoder})
 
     (output / "test_times.pkl").unlink(missing_ok=True)  # of an earlier run
-    with staged_directory(output) as staging:
+    with matrix, staged_directory(output) as staging:
         save_pickle(staging / "train.pkl", train)
         save_pickle(staging / "test.pkl", test)
         save_pickle(staging / "cold_train.pkl", cold_pieces(train, np.random.default_rng((args.seed, 1))))
         save_pickle(staging / "cold_test.pkl", cold_pieces(test, np.random.default_rng((args.seed, 2))))
         save_pickle(staging / "item_text_dict.pkl", texts)
-        save_embeddings(staging, embeddings, encoder_name)
         if histories.times is not None:
             save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
     print(
         f"{output}: {len(train)} train users, {len(test)} test users, {len(histories.items) - len(kept)} left out "
         f"(fewer than {args.min_interactions} items); {sum(map(len, kept.values()))} interactions, {len(texts)} items"
     )
+
+
+def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -> tuple[dict, dict]:
+    """Split users at random into train and test; both keep the order of `histories`."""
+    in_test = draw_test(len(histories), test_share, seed).tolist()
+    train: dict[Any, list[int]] = {}
+    test: dict[Any, list[int]] = {}
+    for (user, items), is_test in zip(histories.items(), in_test, strict=True):
+        (test if is_test else train)[user] = items
+    return train, test
 
 
 def find(directory: Path, name: str) -> Path:
@@ -202,8 +213,11 @@ def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
         raise InputError(f"{path}, after line {line}: cannot be read ({error}). {REMEDY}") from error
 
 
-def given_embeddings(path: Path, count: int) -> tuple[np.ndarray, str | None]:
-    """The matrix (count, E) of a file as it is, and its encoder where a JSON beside it names one.
+@contextlib.contextmanager
+def given_matrix(output: Path, path: Path, count: int) -> Iterator[None]:
+    """Copy the matrix (count, E) of a file as it is; written when the block ends without an error.
+
+    The encoder is noted where a JSON beside the file names one.
 
     Raises:
         InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
@@ -213,7 +227,10 @@ def given_embeddings(path: Path, count: int) -> tuple[np.ndarray, str | None]:
         raise InputError(f"--embeddings {path} has {len(matrix)} rows, expected {count}: one per item, in id order.")
     check_finite(matrix, 0, f"--embeddings {path}")
     about = path.with_suffix(".json")
-    return matrix, read_json(about).get("encoder") if about.is_file() else None
+    encoder = read_json(about).get("encoder") if about.is_file() else None
+    yield
+    save_matrix(output / "item_text_embeddings.npy", matrix)
+    save_json(output / "item_text_embeddings.json", {"encoder": encoder, "rows": count, "width": matrix.shape[1]})
 
 
 def cold_pieces(histories: dict[Any, list[int]], random: np.random.Generator) -> dict[Any, list[int]]:

@@ -19,9 +19,10 @@ import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
 from data_processing.data_process_2 import REMEDY, id_maps, load_histories, merge_histories, named_directories
-from data_processing.make_token_list import save_token_list, tokenize_rows
-from data_processing.pre_train_data_process import common_encoder, load_embeddings, merge_embeddings
+from data_processing.make_token_list import save_token_list
+from data_processing.pre_train_data_process import common_encoder, load_embeddings, merged_matrix
 from utils.cli import parser, positive_int, run, seed
+from utils.data import Sequences, cumulate
 from utils.errors import InputError
 from utils.files import save_pickle, staged_directory
 from utils.util import add_device_flags, pick_device
@@ -47,12 +48,12 @@ def main() -> None:
         for directory, matrix in zip(directories.values(), matrices.values(), strict=True)
     ]
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
-    codes = np.concatenate([tokenize_rows(tokenizer, matrix, path) for path, matrix in matrices.items()])
+    codes = np.concatenate([tokenizer.tokenize(matrix, str(path)) for path, matrix in matrices.items()])
 
     output = Path(args.output)
-    merged = merge_histories(histories, maps)
-    with staged_directory(output) as staging:
-        merge_embeddings(matrices, maps, staging / "all_item_text_embeddings_eval.npy", "float32")
+    merged = dict(enumerate(merge_histories(histories, maps)))
+    matrix_path = output / "all_item_text_embeddings_eval.npy"
+    with merged_matrix(matrix_path, matrices, maps, "float32"), staged_directory(output) as staging:
         save_pickle(staging / "eval.pkl", merged)
         save_pickle(staging / "eval_id_map.pkl", {item: item for item in range(len(codes))})
         save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer)
@@ -62,8 +63,8 @@ def main() -> None:
     )
 
 
-def all_histories(directory: Path, count: int) -> dict[int, list[int]]:
-    """The histories of a data set's train.pkl and test.pkl, of which there must be one, numbered from 0.
+def all_histories(directory: Path, count: int) -> Sequences:
+    """The histories of a data set's train.pkl and test.pkl, of which there must be one.
 
     Raises:
         InputError: neither file, a damaged one, or an item id without one of the `count` embeddings.
@@ -71,24 +72,16 @@ def all_histories(directory: Path, count: int) -> dict[int, list[int]]:
     paths = [path for path in (directory / "train.pkl", directory / "test.pkl") if path.is_file()]
     if not paths:
         raise InputError(f"{directory} has neither train.pkl nor test.pkl. {REMEDY}")
-    found: list[list[int]] = []
-    for path in paths:
-        for user, items in load_histories(path).items():
-            if max(items) >= count:
-                raise InputError(
-                    f"{path}, user {user!r}: item {max(items)} has no row in item_text_embeddings.npy, "
-                    f"which has {count}. Run data_processing/TextEncoder_batch.py again."
-                )
-            found.append(items)
-    return dict(enumerate(found))
+    parts = [load_histories(path, count) for path in paths]
+    lengths = np.concatenate([part.lengths for part in parts])
+    return Sequences(None, np.concatenate([part.items for part in parts]), cumulate(lengths))
 
 
-def draw_users(histories: dict[int, list[int]], users: int | None, seed: int) -> dict[int, list[int]]:
+def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
     """At most `users` histories at random, in their order; all of them where `users` is None."""
     if users is None or users >= len(histories):
         return histories
-    drawn = np.random.default_rng(seed).choice(len(histories), users, replace=False)
-    return {user: histories[user] for user in sorted(drawn.tolist())}
+    return histories.select(np.sort(np.random.default_rng(seed).choice(len(histories), users, replace=False)))
 
 
 if __name__ == "__main__":

@@ -228,16 +228,16 @@ def main() -> None:
     args = flags.parse_args()
 
     if args.encoder:
-        from data_processing.TextEncoder_batch import encode_texts, item_text, load_encoder  # needs torch
+        from data_processing.TextEncoder_batch import DEFAULT_BATCH, Encoding, item_text, load_encoder  # needs torch
 
-        encoder = load_encoder(args.encoder, "cpu")
+        encoding = Encoding(load_encoder(args.encoder, "cpu"), DEFAULT_BATCH, "cpu")
     for name, domain in DOMAINS.items():
         items, users = make_domain(name, args.seed)
         save_jsonl(args.output / name / "items.jsonl.gz", items)
         save_jsonl(args.output / name / "sequences.jsonl.gz", users)
         if args.encoder:
             texts = [item_text(item["text"]) for item in items]
-            embeddings = encode_texts(texts, encoder, batch_size=64, device="cpu")
+            embeddings = encoding.encode(texts)
             save_matrix(args.output / name / "embeddings.npy", embeddings.astype("float16"))  # (N, E)
         bought = sum(len(user["items"]) for user in users)
         print(f"{name} ({domain.role}): {len(items)} items, {len(users)} users, {bought} purchases")

@@ -4,11 +4,14 @@
         --output data/pre_train/token_id_list.pkl
     python data_processing/make_token_list.py --embeddings E.npy --vae_ckpt vae_ckpt/mine.pt --output codes.pkl
 
-Writes OUTPUT, a list of N lists of four codes in row order, and beside it OUTPUT with .json in place of .pkl: the
-tokenizer's fingerprint, the number of items and the embedding width. Prints how well the codes tell items apart.
+Writes OUTPUT, a list of N lists of four codes in row order; beside it, with .npy in place of .pkl, the same codes as an
+array (N, 4) int16, and with .json the tokenizer's fingerprint, the number of items and the embedding width. Prints how
+well the codes tell items apart. Only a chunk of the embeddings is in memory; a run that was killed goes on where it
+stopped.
 """
 
 import sys
+from itertools import chain
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
@@ -21,8 +24,9 @@ from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, codebook_report, describe
 from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import load_matrix, save_json, save_pickle
+from utils.files import forget_pages, load_matrix, save_json, save_list
 from utils.fsq import CODES_PER_ITEM
+from utils.resume import Filling, fingerprint, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 CHUNK = 65_536  # rows between two steps of the progress bar
@@ -38,35 +42,46 @@ def main() -> None:
     add_device_flags(flags)
     args = flags.parse_args()
 
+    output = check_name(args.output)
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
-    codes = tokenize_rows(tokenizer, load_matrix(args.embeddings, REMEDY), args.embeddings)
-    save_token_list(args.output, codes, tokenizer)
-    print(describe(codebook_report(codes)))
+    embeddings = load_matrix(args.embeddings, REMEDY)
+    job = {"embeddings": fingerprint(args.embeddings), "tokenizer": tokenizer.fingerprint()}
+    shape = (len(embeddings), CODES_PER_ITEM)
+    with resumable_matrix(output.with_suffix(".npy"), shape, np.int16, job) as filling:
+        tokenize_rows(tokenizer, embeddings, args.embeddings, filling)
+        save_token_list(output, filling.matrix, tokenizer)
+        print(describe(codebook_report(filling.matrix)))
 
 
-def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | Path) -> np.ndarray:
-    """(N, E) float -> codes (N, K) int16, with a progress bar; only a chunk of a memory-mapped matrix is in memory.
+def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | Path, filling: Filling) -> None:
+    """(N, E) float -> codes (N, K) int16 in a matrix to fill, with a progress bar.
 
     Raises:
         InputError: another width than the tokenizer's, or an embedding that is not finite; names the row of `source`.
     """
-    codes = np.empty((len(embeddings), CODES_PER_ITEM), dtype=np.int16)
-    with tqdm(total=len(embeddings), desc=f"codes of {source}", unit=" items") as progress:
-        for start in range(0, len(embeddings), CHUNK):
+    total, done = len(embeddings), filling.done
+    with tqdm(total=total, initial=done, desc=f"codes of {source}", unit=" items") as progress:
+        for start in range(done, total, CHUNK):
             chunk = np.array(embeddings[start : start + CHUNK], dtype=np.float32)
             check_finite(chunk, start, str(source))  # names the row in the file; tokenize would name it in the chunk
-            codes[start : start + CHUNK] = tokenizer.tokenize(chunk, str(source))
+            filling.matrix[start : start + CHUNK] = tokenizer.tokenize(chunk, str(source))
+            forget_pages(embeddings)
+            filling.note(start + len(chunk))
             progress.update(len(chunk))
-    return codes
 
 
-def save_token_list(path: str | Path, codes: np.ndarray, tokenizer: AutoEncoder) -> None:
-    """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them."""
+def check_name(path: str | Path) -> Path:
+    """InputError unless the codes are to go into a .pkl: files of that name with other endings come beside it."""
     if Path(path).suffix != ".pkl":
         raise InputError(f"{path}: the codes go into a .pkl, and a .json beside it. Name a file that ends in .pkl.")
+    return Path(path)
+
+
+def save_token_list(path: Path, codes: np.ndarray, tokenizer: AutoEncoder) -> None:
+    """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them."""
     about = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
-    save_pickle(path, codes.tolist())
-    save_json(Path(path).with_suffix(".json"), about)
+    save_list(path, chain.from_iterable(codes[start : start + CHUNK].tolist() for start in range(0, len(codes), CHUNK)))
+    save_json(path.with_suffix(".json"), about)
 
 
 if __name__ == "__main__":

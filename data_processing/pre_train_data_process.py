@@ -4,11 +4,11 @@
 
 Reads item_text_embeddings.npy of each data set and OUTPUT/item_id_maps.pkl (from data_process_2.py, with the same
 --datasets); writes OUTPUT/all_item_text_embeddings.npy (N, E) and all_item_text_embeddings.json (encoder, rows, width).
-The matrix is written through a memory map: it may be larger than memory.
+The matrix is written through a memory map: it may be larger than memory. A run that was killed goes on where it
+stopped.
 """
 
 import contextlib
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +23,8 @@ from data_processing.data_process_2 import named_directories
 from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import atomic_write, load_matrix, load_pickle, read_json, save_json
+from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json
+from utils.resume import fingerprint, resumable_matrix
 
 CHUNK = 16_384  # rows copied at once
 REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
@@ -44,9 +45,9 @@ def main() -> None:
     matrices = load_embeddings(list(directories.values()))
     encoder = common_encoder(list(directories.values()))
     merged = output / "all_item_text_embeddings.npy"
-    merge_embeddings(matrices, [maps[name] for name in directories], merged, args.dtype)
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
-    save_json(merged.with_suffix(".json"), {"encoder": encoder, "rows": rows, "width": width})
+    with merged_matrix(merged, matrices, [maps[name] for name in directories], args.dtype):
+        save_json(merged.with_suffix(".json"), {"encoder": encoder, "rows": rows, "width": width})
     print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
 
 
@@ -104,8 +105,11 @@ def common_encoder(directories: list[Path]) -> str | None:
     return next(iter(known), None)
 
 
-def merge_embeddings(matrices: dict[Path, np.ndarray], maps: list[np.ndarray], output: Path, dtype: str) -> None:
+@contextlib.contextmanager
+def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.ndarray], dtype: str) -> Iterator[None]:
     """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E).
+
+    It appears under its name when the block ends without an error; a killed run goes on where it stopped.
 
     Raises:
         InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.
@@ -116,36 +120,22 @@ def merge_embeddings(matrices: dict[Path, np.ndarray], maps: list[np.ndarray], o
                 f"{path} has {len(matrix)} rows, the data set has {len(id_map)} items. "
                 "Run data_process_2.py and TextEncoder_batch.py again, so that both see the same items."
             )
-    shape = (sum(map(len, maps)), next(iter(matrices.values())).shape[1])
-    with new_matrix(output, shape, dtype) as merged, tqdm(total=shape[0], desc="embeddings", unit=" items") as progress:
-        for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
-            for start in range(0, len(matrix), CHUNK):
-                with np.errstate(over="ignore"):
-                    chunk = matrix[start : start + CHUNK].astype(dtype)
-                check_finite(chunk, start, str(path))
-                merged[id_map[start : start + CHUNK]] = chunk
-                progress.update(len(chunk))
-
-
-@contextlib.contextmanager
-def new_matrix(path: Path, shape: tuple[int, int], dtype: str) -> Iterator[np.ndarray]:
-    """A memory-mapped `.npy` to fill; it appears under its name when the block ends without an error.
-
-    Raises:
-        InputError: no space for it. The space is taken first: a map on a full disk would end the process by a signal.
-    """
-    header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
-    with atomic_write(path) as file:
-        np.lib.format.write_array_header_1_0(file, header)
-        file.flush()
-        size = np.dtype(dtype).itemsize * shape[0] * shape[1]
-        if hasattr(os, "posix_fallocate") and size:
-            os.posix_fallocate(file.fileno(), file.tell(), size)
-        else:
-            file.truncate(file.tell() + size)
-        matrix = np.lib.format.open_memmap(file.name, mode="r+")
-        yield matrix
-        matrix.flush()
+    total, width = sum(map(len, maps)), next(iter(matrices.values())).shape[1]
+    job = {"from": [fingerprint(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
+    with resumable_matrix(output, (total, width), dtype, job) as filling:
+        with tqdm(total=total, initial=filling.done, desc="embeddings", unit=" items") as progress:
+            before = 0  # rows of the matrices in front
+            for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
+                for start in range(max(0, filling.done - before), len(matrix), CHUNK):
+                    with np.errstate(over="ignore"):
+                        chunk = matrix[start : start + CHUNK].astype(dtype)
+                    check_finite(chunk, start, str(path))
+                    filling.matrix[id_map[start : start + CHUNK]] = chunk
+                    forget_pages(matrix)
+                    filling.note(before + start + len(chunk))
+                    progress.update(len(chunk))
+                before += len(matrix)
+        yield
 
 
 if __name__ == "__main__":

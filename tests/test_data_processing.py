@@ -26,7 +26,9 @@ from data_processing import (
     make_token_list,
     pre_train_data_process,
 )
+from utils.data import Sequences
 from utils.errors import InputError
+from utils.resume import Filling
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -70,6 +72,9 @@ def save(path: Path, value: object) -> None:
 
 class HashEncoder:
     """Stands for a SentenceTransformer: the same text has the same unit vector."""
+
+    def get_embedding_dimension(self):
+        return WIDTH
 
     def encode(self, texts, **_):
         rows = [np.random.default_rng(list(text.encode())).normal(size=WIDTH) for text in texts]
@@ -136,13 +141,13 @@ def test_reviews_become_histories(call, tmp_path, ending):
 
 def test_split_is_seeded_and_has_the_share():
     histories = {user: [user] for user in range(50)}
-    train, test = data_process_1.split_users(histories, 0.1, 7)
+    train, test = make_dataset.split_users(histories, 0.1, 7)
     assert len(test) == 5
     assert {**train, **test} == histories
     assert list(test) == sorted(test)
-    assert data_process_1.split_users(histories, 0.1, 7)[1] == test
-    assert data_process_1.split_users(histories, 0.1, 8)[1] != test
-    assert data_process_1.split_users(histories, 1.0, 0) == ({}, histories)
+    assert make_dataset.split_users(histories, 0.1, 7)[1] == test
+    assert make_dataset.split_users(histories, 0.1, 8)[1] != test
+    assert make_dataset.split_users(histories, 1.0, 0) == ({}, histories)
 
 
 @pytest.mark.parametrize(
@@ -154,10 +159,13 @@ def test_split_is_seeded_and_has_the_share():
         ({"user_id": "a", "parent_asin": "p"}, "line 2: timestamp None is not a number"),
     ],
 )
-def test_bad_review_is_named(tmp_path, review, message):
+def test_bad_review_is_named(call, tmp_path, review, message):
+    write_reviews(tmp_path)
     write_lines(tmp_path / "r.jsonl", [{"user_id": "a", "parent_asin": "p", "timestamp": 1}, review])
+    arguments = ("--reviews", tmp_path / "r.jsonl", "--meta", tmp_path / "meta.jsonl", "--output", tmp_path / "o")
     with pytest.raises(InputError, match=message):
-        data_process_1.read_reviews(tmp_path / "r.jsonl")
+        call("data_process_1", *arguments)
+    assert not list(tmp_path.glob(".o*"))
 
 
 def test_no_user_left_and_bad_metadata(call, tmp_path):
@@ -315,7 +323,7 @@ def test_encoder_that_cannot_be_loaded(monkeypatch, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", unreachable)
     with pytest.raises(InputError, match="connect.*name a local directory"):
-        TextEncoder_batch.encode_texts(["a"], "some/model", 4, "cpu")
+        TextEncoder_batch.load_encoder("some/model", "cpu")
 
 
 def test_bad_item_texts_are_named(call, tmp_path, encoder):
@@ -383,9 +391,10 @@ def test_make_eval(call, tmp_path, two_data_sets, tokenizer_file):
     assert np.shape(load(tmp_path / "eval/token_id_list_eval.pkl")) == (8, 4)
     assert json.loads((tmp_path / "eval/token_id_list_eval.json").read_text())["items"] == 8
 
-    drawn = [make_eval.draw_users({user: [user] for user in range(90)}, 20, seed) for seed in (0, 0, 1)]
+    ninety = Sequences(None, np.arange(90), np.arange(91))
+    drawn = [make_eval.draw_users(ninety, 20, seed).items.tolist() for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert [len(users) for users in drawn] == [20, 20, 20]
+    assert [len(set(users)) for users in drawn] == [20, 20, 20]
     call("make_eval", *arguments, "--output", tmp_path / "few", "--users", 2)
     assert len(load(tmp_path / "few/eval.pkl")) == 4
 
@@ -404,13 +413,19 @@ def test_bad_data_sets_are_named(call, tmp_path, two_data_sets, tokenizer_file):
         call("pre_train_data_process", *merge[1:], b)
     for history in ([], [0.5], [-1], "0", [[0]]):
         save(b / "train.pkl", {9: history})
-        with pytest.raises(InputError, match="b/train.pkl, user 9: found .* expected a list of one or more item ids"):
+        with pytest.raises(
+            InputError, match="b/train.pkl, user 9: .*(expected a list|list is empty|not a whole number|has no row)"
+        ):
             call(*merge, b)
     save(b / "train.pkl", {9: [0, 3]})
-    with pytest.raises(InputError, match="user 9: item 3 has no row in item_text_embeddings.npy, which has 3"):
+    with pytest.raises(InputError, match="user 9: item id 3 has no row in .* .expected 0 to 2"):
         call("make_eval", "--datasets", b, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "o")
+    with pytest.raises(InputError, match="user 9: item id 3 has no row in .* .expected 0 to 2"):
+        call(*merge, b)
+    save(b / "train.pkl", {9: [0, 2]})
     call(*merge, b)
-    with pytest.raises(InputError, match="b/item_text_embeddings.npy has 3 rows, the data set has 4 items"):
+    np.save(b / "item_text_embeddings.npy", np.ones((4, WIDTH), dtype=np.float32))
+    with pytest.raises(InputError, match="b/item_text_embeddings.npy has 4 rows, the data set has 3 items"):
         call("pre_train_data_process", *merge[1:], b)
     assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl"}
 
@@ -446,7 +461,8 @@ def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
     embeddings = np.zeros((10, WIDTH), dtype=np.float32)
     embeddings[9] = np.inf
     with pytest.raises(InputError, match="rows.npy, row 9"):
-        make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy")
+        filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None)
+        make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy", filling)
 
 
 # data_download

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ GROUP_PADDING = 0.125  # of a history's places in its attention group, at most
 class Sequences:
     """Many histories as one flat array: user i's items are `items[offsets[i]:offsets[i + 1]]`."""
 
-    users: np.ndarray  # (U,) int64 or object: the keys of the file, in its order
+    users: np.ndarray | None  # (U,) int64 or object: the keys of the file, in its order; None where nobody asks
     items: np.ndarray  # (sum of lengths,) int32 or int64 item ids in time order
     offsets: np.ndarray  # (U + 1,) int64
 
@@ -35,8 +36,15 @@ class Sequences:
 
     def select(self, rows: np.ndarray) -> "Sequences":
         """The histories of the given rows, in that order."""
-        lengths = self.lengths[rows]
-        return Sequences(self.users[rows], self.items[spans(self.offsets[rows], lengths)], cumulate(lengths))
+        starts = self.offsets[rows]
+        lengths = self.offsets[rows + 1] - starts  # not by self.lengths, which reads the offsets of all users
+        users = None if self.users is None else self.users[rows]
+        return Sequences(users, self.items[spans(starts, lengths)], cumulate(lengths))
+
+    def lists(self) -> list[list[int]]:
+        """The items of each history as a list."""
+        flat = self.items.tolist()
+        return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def last(self, window: int) -> "Sequences":
         """Every history cut to its most recent `window` items."""
@@ -196,7 +204,7 @@ def group_by_length(lengths: np.ndarray) -> Groups:
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
     """Rows of each step of one epoch: a permutation that depends only on (seed, epoch), cut into batches."""
-    order = np.random.default_rng([seed, epoch]).permutation(count)
+    order = np.random.default_rng([seed, epoch]).permutation(np.arange(count, dtype=np.int32))
     for start in range(0, count, batch_size):
         yield order[start : start + batch_size]
 

@@ -6,3 +6,7 @@ class InputError(Exception):
 
     Scripts print the message without a traceback and exit with code 2 (see `utils.cli.run`).
     """
+
+
+class DiskError(InputError):
+    """A file could not be written, for want of space or permission: what long work has done so far is kept."""

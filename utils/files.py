@@ -1,18 +1,20 @@
 """Reading files from others as data only, and writing files whole or not at all."""
 
 import contextlib
+import gc
 import gzip
 import json
+import mmap
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from utils.errors import InputError
+from utils.errors import DiskError, InputError
 
 # What a pickle of plain containers and numpy arrays may ask for. Everything else is refused before it is looked up.
 ALLOWED_GLOBALS = {
@@ -70,7 +72,7 @@ def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str
     """
     path = require_file(path, remedy)
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, _without_garbage_collection():
             loaded = PlainUnpickler(file).load()
     except ForbiddenGlobalError as error:
         raise InputError(
@@ -87,6 +89,18 @@ def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str
         names = expected.__name__ if isinstance(expected, type) else " or ".join(kind.__name__ for kind in expected)
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected a {names}. {remedy}")
     return loaded
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Millions of new lists would set it off again and again, to find nothing: half of the time of loading them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
@@ -118,6 +132,13 @@ def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
             f"matrix (items, width). {remedy}"
         )
     return matrix
+
+
+def forget_pages(matrix: np.ndarray) -> None:
+    """Give back the memory through which a mapped file was read or written so far; its contents stay."""
+    mapped = getattr(matrix, "_mmap", None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -165,7 +186,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     followed; a device or pipe is written to directly.
 
     Raises:
-        InputError: the file cannot be written.
+        DiskError: the file cannot be written.
     """
     path = Path(path).resolve()
     encoding = None if "b" in mode else "utf-8"
@@ -184,7 +205,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except OSError as error:
         partial.unlink(missing_ok=True)
         reason = error.strerror or str(error)  # numpy reports a full disk without an error number
-        raise InputError(f"{path} could not be written ({reason}). Free some space, or name another place.") from error
+        raise DiskError(f"{path} could not be written ({reason}). Free some space, or name another place.") from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -222,7 +243,7 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
         for file in sorted(staging.iterdir()):
             file.replace(output / file.name)
     except OSError as error:
-        raise InputError(f"{output} could not be written ({error.strerror or error}). Name another place.") from error
+        raise DiskError(f"{output} could not be written ({error.strerror or error}). Name another place.") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
@@ -231,6 +252,34 @@ def save_pickle(path: str | Path, value: Any) -> None:
     """Write a pickle atomically."""
     with atomic_write(path) as file:
         pickle.dump(value, file, protocol=4)
+
+
+def save_dict(path: str | Path, pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Write the pickle of a dict atomically, from pairs as they come: the dict is never in memory."""
+    _save_stream(path, _Stream((dict, (), None, None, iter(pairs))))
+
+
+def save_list(path: str | Path, values: Iterable[Any]) -> None:
+    """Write the pickle of a list atomically, from values as they come: the list is never in memory."""
+    _save_stream(path, _Stream((list, (), None, iter(values), None)))
+
+
+class _Stream:
+    """Pickled as the dict or list that it is reduced to."""
+
+    def __init__(self, reduced: tuple):
+        self.reduced = reduced
+
+    def __reduce__(self) -> tuple:
+        return self.reduced
+
+
+def _save_stream(path: str | Path, stream: _Stream) -> None:
+    with atomic_write(path) as file:
+        pickler = pickle.Pickler(file, protocol=4)
+        # No memo of what was written: it would hold all of it, and make the bytes depend on which equal values are one.
+        pickler.fast = True
+        pickler.dump(stream)
 
 
 def save_matrix(path: str | Path, matrix: np.ndarray) -> None:

@@ -18,6 +18,9 @@ MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) o
 MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (make_dataset.py)."
 
 
+HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # of pre_train
+
+
 class Interactions(NamedTuple):
     """Sequences with the catalog they refer to."""
 
@@ -41,7 +44,7 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
 
     Raises:
         InputError: not such a dict, ids that are no whole numbers, or histories shorter than `shortest` items
-            (a history and a target); with `drop_short` those are left out.
+            (a history and a target); with `drop_short` those are left out. An empty file, unless `shortest` is 0.
     """
     users = load_pickle(path, dict, remedy)
     for user, items in users.items():
@@ -66,7 +69,7 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
         )
     if len(short):
         sequences = sequences.select(np.flatnonzero(lengths >= shortest))
-    if not len(sequences):
+    if not len(sequences) and shortest:
         raise InputError(f"{path} holds no user with {shortest} or more items. {remedy}")
     return sequences
 
@@ -103,14 +106,18 @@ def codes_array(listed: list[Any], path: Path) -> np.ndarray:
     Raises:
         InputError: a row that is not four whole numbers in [0, 15360).
     """
-    row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
-    if row is not None or not len(listed):
-        found = repr(listed[row])[:60] if row is not None else "no rows"
-        raise InputError(
-            f"{path}, row {row or 0}: found {found}, expected {CODES_PER_ITEM} whole numbers. "
-            "Make it again (make_token_list.py)."
-        )
-    codes = np.array(listed, dtype=np.int64)
+    plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {CODES_PER_ITEM}
+    flat = whole_numbers(list(chain.from_iterable(listed))) if plain else None  # in C: there may be millions of rows
+    if flat is None:
+        row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
+        if row is not None or not len(listed):
+            found = repr(listed[row])[:60] if row is not None else "no rows"
+            raise InputError(
+                f"{path}, row {row or 0}: found {found}, expected {CODES_PER_ITEM} whole numbers. "
+                "Make it again (make_token_list.py)."
+            )
+        flat = np.array(listed, dtype=np.int64)
+    codes = flat.reshape(-1, CODES_PER_ITEM)
     outside = ((codes < 0) | (codes >= CODEBOOK_SIZE)).any(axis=1)
     if outside.any():
         row = int(np.argmax(outside))
@@ -138,8 +145,8 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
         InputError: see the parts; or codes and embeddings that differ in number.
     """
     folder = Path(folder)
-    sequences = load_sequences(folder / "train.pkl", MAKE_PRE_TRAIN, drop_short)
-    codes_path, matrix_path = folder / "token_id_list.pkl", folder / "all_item_text_embeddings.npy"
+    sequences = load_sequences(folder / HISTORIES, MAKE_PRE_TRAIN, drop_short)
+    codes_path, matrix_path = folder / CODES, folder / EMBEDDINGS
     codes = codes_array(load_pickle(codes_path, list, MAKE_PRE_TRAIN), codes_path)
     embeddings = load_matrix(matrix_path, MAKE_PRE_TRAIN)
     if len(codes) != len(embeddings):
@@ -147,7 +154,7 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
             f"{codes_path} has {len(codes)} items, {matrix_path} {len(embeddings)} rows; they must be the same items. "
             "Make the codes again from this matrix (make_token_list.py)."
         )
-    check_ids(sequences, len(codes), folder / "train.pkl", str(codes_path))
+    check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
     return Interactions(sequences, Catalog(codes, embeddings, source=str(matrix_path)), codes_fingerprint(codes_path))
 
 
@@ -215,8 +222,8 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     check_ids(sequences, len(embeddings), path, str(embeddings_path))
 
     popularity, train_path = None, folder / "train.pkl"
-    if train_path.is_file() and load_pickle(train_path, dict, MAKE_TEST):
-        train = load_sequences(train_path, MAKE_TEST, shortest=0)
+    train = load_sequences(train_path, MAKE_TEST, shortest=0) if train_path.is_file() else None
+    if train:
         check_ids(train, len(embeddings), train_path, str(embeddings_path))
         popularity = np.bincount(train.items, minlength=len(embeddings))
     times = None if cold else load_last_times(folder / "test_times.pkl", sequences, path)

@@ -1,0 +1,171 @@
+"""The packed form of pre-training data: flat arrays that open by memory mapping, whatever their size.
+
+    data/pre_train/packed/items.npy      (interactions,) int32, all histories one after another
+                          offsets.npy    (U + 1,) int64, history i is items[offsets[i]:offsets[i + 1]]
+                          codes.npy      (N, K) int16
+                          embeddings.npy (N, E) float16 or float32, only where a dtype was asked for
+                          packed.json    counts, encoder, tokenizer, and a fingerprint of each file
+
+Without embeddings.npy the header refers to all_item_text_embeddings.npy beside the folder, which is mapped as it is.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.data import Catalog, Sequences, check_finite
+from utils.errors import InputError
+from utils.files import forget_pages, load_array, load_matrix, read_json, save_json, save_matrix, staged_directory
+from utils.fsq import CODES_PER_ITEM
+from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
+from utils.resume import fingerprint, resumable_matrix
+
+FORMAT = 1
+HEADER = "packed.json"
+CHUNK = 1 << 14  # rows of embeddings converted at once
+COUNTED = 1 << 24  # interactions whose codes are counted at once
+PACK = "Make the packed form again: python data_processing/pack.py --data_path {} --force."
+
+
+def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False) -> dict[str, Any]:
+    """Make FOLDER/packed from train.pkl, token_id_list.pkl and all_item_text_embeddings.npy; returns its header.
+
+    Args:
+        folder: release layout.
+        dtype: float16 or float32 for embeddings of its own; None to map the matrix of the folder as it is.
+        drop_short: leave out histories of fewer than two items, instead of refusing them.
+
+    Raises:
+        InputError: see `load_pre_train`; or a full disk.
+    """
+    folder = Path(folder)
+    data = load_pre_train(folder, drop_short)
+    packed = folder / "packed"
+    embeddings, matrix = f"../{EMBEDDINGS}", folder / EMBEDDINGS
+    if dtype is not None:
+        embeddings, matrix = "embeddings.npy", packed / "embeddings.npy"
+        convert(folder / EMBEDDINGS, matrix, dtype)
+    with staged_directory(packed) as staging:
+        save_matrix(staging / "items.npy", data.sequences.items.astype(np.int32, copy=False))
+        save_matrix(staging / "offsets.npy", data.sequences.offsets)
+        save_matrix(staging / "codes.npy", data.catalog.codes)
+        written = {path.name: fingerprint(path) for path in sorted(staging.glob("*.npy"))}
+        about = folder / EMBEDDINGS.replace(".npy", ".json")
+        header = {
+            "format": FORMAT,
+            "histories": len(data.sequences),
+            "interactions": len(data.sequences.items),
+            "items": len(data.catalog),
+            "embedding_width": data.catalog.embeddings.shape[1],
+            "guessing_loss": guessing_loss(data.sequences, data.catalog),
+            "drop_short": drop_short,
+            "encoder": read_json(about).get("encoder") if about.is_file() else None,
+            "tokenizer": data.tokenizer,
+            "embeddings": embeddings,
+            "dtype": dtype,
+            "files": {**written, embeddings: fingerprint(matrix)},
+            "sources": {name: fingerprint(folder / name) for name in (HISTORIES, CODES, EMBEDDINGS)},
+        }
+        save_json(staging / HEADER, header)
+    return header
+
+
+def convert(source: Path, output: Path, dtype: str) -> None:
+    """Copy a matrix (N, E) to another dtype; goes on where an earlier run stopped."""
+    matrix = load_matrix(source, MAKE_PRE_TRAIN)
+    job = {"from": fingerprint(source)}
+    with (
+        resumable_matrix(output, matrix.shape, dtype, job) as filling,
+        _progress(len(matrix), filling.done) as progress,
+    ):
+        for start in range(filling.done, len(matrix), CHUNK):
+            with np.errstate(over="ignore"):
+                rows = matrix[start : start + CHUNK].astype(dtype)
+            check_finite(rows, start, str(source))
+            filling.matrix[start : start + CHUNK] = rows
+            forget_pages(matrix)
+            filling.note(start + len(rows))
+            progress.update(len(rows))
+
+
+def _progress(total: int, done: int) -> tqdm:
+    return tqdm(total=total, initial=done, desc="embeddings", unit=" items")
+
+
+def fits(folder: str | Path, drop_short: bool = False, dtype: str | None = None) -> bool:
+    """Whether FOLDER/packed is there and was made, with the same `drop_short`, from the files in FOLDER.
+
+    A source that is not there any more is not asked for; `dtype` None takes embeddings of any.
+    """
+    folder = Path(folder)
+    if not (folder / "packed" / HEADER).is_file():
+        return False
+    header = read_json(folder / "packed" / HEADER)
+    sources = header.get("sources")
+    return (
+        header.get("format") == FORMAT
+        and isinstance(sources, dict)
+        and dtype in (None, header.get("dtype"))
+        and (header.get("drop_short") == drop_short or not (folder / HISTORIES).is_file())
+        and all(fingerprint(folder / name) == made for name, made in sources.items() if (folder / name).is_file())
+    )
+
+
+def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
+    """Memory-map FOLDER/packed; returns its data and its header. No copy is made, no item is touched.
+
+    Raises:
+        InputError: no packed form, one of another version, or a file that is not the one the header was written with.
+    """
+    folder = Path(folder)
+    packed, again = folder / "packed", PACK.format(folder)
+    path = packed / HEADER
+    if not path.is_file():
+        raise InputError(f"{path} does not exist. {again}")
+    header = read_json(path)
+    if header.get("format") != FORMAT:
+        raise InputError(f"{path} has format {header.get('format')!r}, this program reads {FORMAT}. {again}")
+    try:
+        users, interactions, items = (header[name] for name in ("histories", "interactions", "items"))
+        embeddings, prints = header["embeddings"], dict(header["files"])
+        shapes = {
+            "items.npy": ((interactions,), "int32"),
+            "offsets.npy": ((users + 1,), "int64"),
+            "codes.npy": ((items, CODES_PER_ITEM), "int16"),
+            embeddings: ((items, header["embedding_width"]), None),
+        }
+        if embeddings not in ("embeddings.npy", f"../{EMBEDDINGS}") or set(prints) != set(shapes):
+            raise ValueError("other files than a packed form has")
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} is not a header of a packed form ({error}). {again}") from error
+    arrays = {name: _mapped(packed / name, *shape, again) for name, shape in shapes.items()}
+    for name, expected in prints.items():
+        if fingerprint(packed / name) != expected:
+            raise InputError(f"{packed / name} is not the file that {path} was written with. {again}")
+    sequences = Sequences(None, arrays["items.npy"], arrays["offsets.npy"])
+    catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str((packed / embeddings).resolve()))
+    return Interactions(sequences, catalog, header.get("tokenizer")), header
+
+
+def _mapped(path: Path, shape: tuple[int, ...], dtype: str | None, again: str) -> np.ndarray:
+    array = load_array(path, again)
+    if array.shape != shape or (array.dtype != dtype if dtype else array.dtype.kind != "f"):
+        raise InputError(
+            f"{path} holds {array.shape}, {array.dtype}, expected {shape}, {dtype or 'a float type'}. {again}"
+        )
+    return array
+
+
+def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:
+    """Loss in nats of guessing each of the four codes by how often it occurs at its place among the interactions."""
+    counts = np.zeros(len(catalog), dtype=np.int64)  # (N,)
+    for start in range(0, len(sequences.items), COUNTED):
+        counts += np.bincount(sequences.items[start : start + COUNTED], minlength=len(catalog))
+    entropies = []
+    for codes in catalog.codes.T:  # the four places
+        frequency = np.bincount(codes, weights=counts)
+        frequency = frequency[frequency > 0] / frequency.sum()
+        entropies.append(-(frequency * np.log(frequency)).sum())
+    return float(np.mean(entropies))
