@@ -1,16 +1,13 @@
 """The data scripts, on small worlds: formats, order, determinism, and what they say of bad input."""
 
 import gzip
-import io
 import json
 import os
 import pickle
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 
-import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -463,98 +460,3 @@ def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
     with pytest.raises(InputError, match="rows.npy, row 9"):
         filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None)
         make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy", filling)
-
-
-# data_download
-
-
-def test_download_asks_the_hub_for_the_release(call, tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda **where: asked.append(where) or "file")
-
-    def snapshot(**where):
-        asked.append(where)
-        (tmp_path / "data" / where["allow_patterns"][0].split("/")[0]).mkdir(parents=True, exist_ok=True)
-        return "folder"
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    call("data_download", "--release", "all", "--ckpt_dir", tmp_path / "ckpt", "--data_dir", tmp_path / "data")
-    call("data_download", "--amazon", "Baby_Products", "--output", tmp_path / "raw")
-    assert asked[0]["repo_id"] == "hkuds/RecGPT_model"
-    assert asked[0]["filename"] == "recgpt_layer_3_weight.pt"
-    assert [where["allow_patterns"] for where in asked[1:4]] == [["pre_train/*"], ["eval/*"], ["test/*"]]
-    assert {where["repo_id"] for where in asked[1:4]} == {"hkuds/RecGPT_dataset"}
-    assert [where["filename"] for where in asked[4:]] == [
-        "raw/review_categories/Baby_Products.jsonl",
-        "raw/meta_categories/meta_Baby_Products.jsonl",
-    ]
-    assert {where["repo_type"] for where in asked[1:]} == {"dataset"}
-
-
-def test_hub_out_of_reach(call, tmp_path, monkeypatch):
-    def offline(**_):
-        raise huggingface_hub.errors.LocalEntryNotFoundError("Name or service not known\nmore")
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
-    with pytest.raises(InputError, match=r"recgpt_layer_3_weight.pt cannot be fetched \(Name.* HF_ENDPOINT"):
-        call("data_download", "--release", "weights", "--ckpt_dir", tmp_path)
-    with pytest.raises(InputError, match="Nothing to fetch"):
-        call("data_download")
-
-
-def write_rar_parts(folder: Path, numbers: list[int]) -> None:
-    for number in numbers:
-        (folder / f"all_item_text_embeddings.tar.gz.part.part{number:02d}.rar").write_bytes(b"part%d" % number)
-
-
-def test_unpack_joins_the_parts(tmp_path, monkeypatch):
-    write_rar_parts(tmp_path, [2, 1, 10, *range(3, 10)])
-    joined = []
-
-    def unpack_rar(parts, scratch):
-        joined.extend(path.read_text() for path in parts)
-        with tarfile.open(scratch / "all_item_text_embeddings.tar.gz.part", "w:gz") as archive:
-            member = tarfile.TarInfo("inner/all_item_text_embeddings.npy")
-            member.size = 3
-            archive.addfile(member, io.BytesIO(b"npy"))
-
-    monkeypatch.setattr(data_download, "unpack_rar", unpack_rar)
-    data_download.unpack_parts(tmp_path)
-    assert joined == [f"part{number}" for number in range(1, 11)]
-    assert (tmp_path / "all_item_text_embeddings.npy").read_bytes() == b"npy"
-    assert not list(tmp_path.glob(".unpack*"))
-    data_download.unpack_parts(tmp_path)  # already there
-    assert len(joined) == 10
-
-
-@pytest.mark.parametrize("damage", ["flip", "cut"])
-def test_damaged_archive_is_noticed(tmp_path, damage):
-    packed = io.BytesIO()
-    content = np.random.default_rng(0).bytes(50_000)
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        member = tarfile.TarInfo("all_item_text_embeddings.npy")
-        member.size = len(content)
-        archive.addfile(member, io.BytesIO(content))
-    whole = packed.getvalue()
-    damaged = whole[:20_000] + bytes([whole[20_000] ^ 1]) + whole[20_001:] if damage == "flip" else whole[:20_000]
-    (tmp_path / "all_item_text_embeddings.tar.gz.part").write_bytes(damaged)
-    with pytest.raises(InputError, match="not a whole archive"):
-        data_download.unpack_tar(tmp_path)
-
-
-def test_parts_that_cannot_be_unpacked(tmp_path, monkeypatch):
-    data_download.unpack_parts(tmp_path)  # nothing to do
-    write_rar_parts(tmp_path, [1, 4])
-    with pytest.raises(InputError, match="rar parts 2, 3 of 4 are missing"):
-        data_download.unpack_parts(tmp_path)
-    write_rar_parts(tmp_path, [2, 3])
-    monkeypatch.setattr(data_download.shutil, "which", lambda name: None)
-    with pytest.raises(InputError, match="needs unrar or bsdtar, neither is installed"):
-        data_download.unpack_parts(tmp_path)
-    program = tmp_path / "bsdtar"
-    program.write_text("#!/bin/sh\ncat >/dev/null\necho 'not a rar archive' >&2\nexit 1\n")
-    program.chmod(0o755)
-    monkeypatch.setattr(data_download.shutil, "which", lambda name: str(program) if name == "bsdtar" else None)
-    with pytest.raises(InputError, match=r"unpacking failed \(not a rar archive\)"):
-        data_download.unpack_parts(tmp_path)
-    assert not list(tmp_path.glob(".unpack*"))
