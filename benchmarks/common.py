@@ -149,14 +149,22 @@ def report(name: str, args: argparse.Namespace, device: torch.device, result: di
         **({"histories": Path(args.sequences).name if args.sequences else "drawn"} if "sequences" in args else {}),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
         "threads": torch.get_num_threads(),
+        **machine(),
+    }
+    for key, value in result.items():
+        print(f"{key:>28}  {value}")
+    append_results(args.results, [result])
+
+
+def machine() -> dict[str, str]:
+    """Processor, versions and date."""
+    return {
+        "cpu": cpu_name(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "date": datetime.date.today().isoformat(),
     }
-    for key, value in result.items():
-        print(f"{key:>28}  {value}")
-    append_results(args.results, [result])
 
 
 def cpu_name() -> str:

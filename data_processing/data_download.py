@@ -45,6 +45,7 @@ DATA = "hkuds/RecGPT_dataset"
 DATA_FOLDERS = ("pre_train", "eval", "test")
 AMAZON = "McAuley-Lab/Amazon-Reviews-2023"
 AMAZON_FILES = ("raw/review_categories/{}.jsonl", "raw/meta_categories/meta_{}.jsonl")
+RAW = "./data/raw"
 HUB_NAME = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?/(?P<path>.+)")
 RAR_PART = re.compile(r"(?P<name>.+)\.part(?P<number>\d+)\.rar")
 BLOCK = 1 << 24  # bytes
@@ -73,7 +74,7 @@ def main() -> None:
     choices = ("weights", *DATA_FOLDERS, "all")
     flags.add_argument("--release", nargs="+", choices=choices, default=[], help="parts of the release")
     flags.add_argument("--amazon", nargs="+", metavar="CATEGORY", default=[], help="such as Baby_Products")
-    flags.add_argument("--output", default="./data/raw", metavar="DIR", help="for --amazon")
+    flags.add_argument("--output", default=RAW, metavar="DIR", help="for --amazon")
     flags.add_argument("--ckpt_dir", default="./ckpt", metavar="DIR", help="for the weights of --release")
     flags.add_argument("--data_dir", default="./data", metavar="DIR", help="for the data of --release")
     args = flags.parse_args()

@@ -5,8 +5,10 @@
     python data_processing/data_process_1.py --reviews r.jsonl.gz --meta m.jsonl.gz --output data/mine --test_share 0
 
 Reads JSON lines, gzip-compressed or not, in the form of Amazon Reviews 2023: reviews with user_id, parent_asin and
-timestamp, metadata with parent_asin and the text fields. Writes to OUTPUT train.pkl and test.pkl (dict user -> item ids
-in time order) and item_text_dict.pkl (dict item id -> dict of text fields). Users and items are numbered from 0.
+timestamp, metadata with parent_asin and the text fields. Names such as
+hf://datasets/McAuley-Lab/Amazon-Reviews-2023/raw/review_categories/Baby_Products.jsonl are fetched to data/raw first.
+Writes to OUTPUT train.pkl and test.pkl (dict user -> item ids in time order) and item_text_dict.pkl (dict item id ->
+dict of text fields). Users and items are numbered from 0.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
 killed goes on with the tables that were finished.
@@ -27,6 +29,7 @@ import duckdb
 import numpy as np
 from tqdm import tqdm
 
+from data_processing.data_download import RAW, local_file
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
@@ -71,15 +74,15 @@ TEXTS = """
 def main() -> None:
     """Parse, read, number, split, write."""
     flags = parser(__doc__)
-    flags.add_argument("--reviews", required=True, metavar="FILE", help="reviews, .jsonl or .jsonl.gz")
-    flags.add_argument("--meta", required=True, metavar="FILE", help="item metadata, .jsonl or .jsonl.gz")
+    flags.add_argument("--reviews", required=True, metavar="FILE", help="reviews, .jsonl or .jsonl.gz, or hf://…")
+    flags.add_argument("--meta", required=True, metavar="FILE", help="item metadata, likewise")
     flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
     flags.add_argument("--min_interactions", type=positive_int, default=5, help="leave out users with fewer items")
     add_split_flags(flags)
     flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
     args = flags.parse_args()
 
-    reviews, meta = require_file(args.reviews, REMEDY), require_file(args.meta, REMEDY)
+    reviews, meta = (require_file(local_file(name, RAW), REMEDY) for name in (args.reviews, args.meta))
     output = Path(args.output)
     job = {"reviews": source(reviews), "meta": source(meta), "min_interactions": args.min_interactions}
     with workspace(output, job, args.memory) as tables:
