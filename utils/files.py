@@ -2,11 +2,13 @@
 
 import contextlib
 import gc
+import glob
 import gzip
 import json
 import mmap
 import os
 import pickle
+import platform
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -194,7 +196,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         with path.open(mode, encoding=encoding) as file:
             yield file
         return
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         check_writable(path)
         with partial.open(mode, encoding=encoding) as file:
@@ -209,6 +211,26 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _partial(path: Path) -> Path:
+    """A hidden name beside `path` for this process; removes what processes that were killed here left under theirs."""
+    host = platform.node()
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.partial"):
+        owner = left.name.split(".")[-2]
+        if owner.isdecimal() and (int(owner) == os.getpid() or not _alive(int(owner))):
+            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+    return path.with_name(f".{path.name}.{host}.{os.getpid()}.partial")
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def check_writable(path: str | Path) -> None:
@@ -234,7 +256,7 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
     Files of an earlier run are replaced; on failure they stay as they were, and nothing new appears.
     """
     output = Path(output).resolve()
-    staging = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    staging = _partial(output)
     try:
         check_writable(staging)
         staging.mkdir()
