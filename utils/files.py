@@ -138,9 +138,18 @@ def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
 
 def forget_pages(matrix: np.ndarray) -> None:
     """Give back the memory through which a mapped file was read or written so far; its contents stay."""
+    _advise(matrix, "MADV_DONTNEED")
+
+
+def expect_random_rows(matrix: np.ndarray) -> None:
+    """Have the system read no more of a mapped file than the rows asked for: it may read megabytes ahead of each."""
+    _advise(matrix, "MADV_RANDOM")
+
+
+def _advise(matrix: np.ndarray, advice: str) -> None:
     mapped = getattr(matrix, "_mmap", None)
-    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
+    if mapped is not None and hasattr(mmap, advice):
+        mapped.madvise(getattr(mmap, advice))
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

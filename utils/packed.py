@@ -17,7 +17,16 @@ from tqdm import tqdm
 
 from utils.data import Catalog, Sequences, check_finite
 from utils.errors import InputError
-from utils.files import forget_pages, load_array, load_matrix, read_json, save_json, save_matrix, staged_directory
+from utils.files import (
+    expect_random_rows,
+    forget_pages,
+    load_array,
+    load_matrix,
+    read_json,
+    save_json,
+    save_matrix,
+    staged_directory,
+)
 from utils.fsq import CODES_PER_ITEM
 from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
 from utils.resume import fingerprint, resumable_matrix
@@ -144,6 +153,7 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     for name, expected in prints.items():
         if fingerprint(packed / name) != expected:
             raise InputError(f"{packed / name} is not the file that {path} was written with. {again}")
+    expect_random_rows(arrays[embeddings])
     sequences = Sequences(None, arrays["items.npy"], arrays["offsets.npy"])
     catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str((packed / embeddings).resolve()))
     return Interactions(sequences, catalog, header.get("tokenizer")), header
