@@ -23,6 +23,7 @@ from data_processing import (
     make_token_list,
     pre_train_data_process,
 )
+from utils import resume
 from utils.data import Sequences
 from utils.errors import InputError
 from utils.resume import Filling
@@ -163,6 +164,43 @@ def test_bad_review_is_named(call, tmp_path, review, message):
     with pytest.raises(InputError, match=message):
         call("data_process_1", *arguments)
     assert not list(tmp_path.glob(".o*"))
+
+
+GOOD = b'{"user_id": "a", "parent_asin": "p", "timestamp": 1}\n'
+
+
+@pytest.mark.parametrize(
+    ("content", "ending", "message"),
+    [
+        (GOOD + b'{"user_id": \n' + GOOD, "", "line 2: not valid JSON"),
+        (GOOD + GOOD[:-9], "", "line 2: not valid JSON"),
+        (GOOD + b"[1, 2]\n", "", "line 2: found a JSON list, expected an object"),
+        (GOOD + b"\n" + GOOD + b'{"user_id": "b"}\n', "", "line 4: no parent_asin"),
+        (GOOD + b'{"user_id": "\xe9", "parent_asin": "p", "timestamp": 1}\n', "", "cannot be read .*utf-8"),
+        (GOOD + b'{"user_id": "a", "parent_asin": "p", "timestamp": Infinity}\n', "", "line 2: timestamp inf is not"),
+        (gzip.compress(GOOD * 50_000)[:-300], ".gz", "after line .* cannot be read .*end-of-stream"),
+        (GOOD, ".gz", "cannot be read .*[Nn]ot a gzipped file"),
+        (b"", "", "no user has 5 or more reviews"),
+    ],
+)
+def test_damaged_reviews_are_named_by_line(call, tmp_path, content, ending, message):
+    write_reviews(tmp_path)
+    (tmp_path / f"r.jsonl{ending}").write_bytes(content)
+    arguments = ("--reviews", tmp_path / f"r.jsonl{ending}", "--meta", tmp_path / "meta.jsonl")
+    with pytest.raises(InputError, match=message) as caught:
+        call("data_process_1", *arguments, "--output", tmp_path / "o")
+    assert len(str(caught.value).splitlines()) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {f"r.jsonl{ending}", "reviews.jsonl", "meta.jsonl"}
+
+
+def test_names_that_json_escapes_and_texts_that_are_null(call, tmp_path):
+    reviews = [{"user_id": 'ü\u0001"', "parent_asin": "日本", "timestamp": time} for time in (3, 2, 1)]
+    write_lines(tmp_path / "r.jsonl", reviews)
+    write_lines(tmp_path / "m.jsonl", [{"parent_asin": "日本", "title": None, "description": ['a "b"', "é\n"]}])
+    arguments = ("--reviews", tmp_path / "r.jsonl", "--meta", tmp_path / "m.jsonl", "--output", tmp_path / "o")
+    call("data_process_1", *arguments, "--min_interactions", 3, "--test_share", 0)
+    assert load(tmp_path / "o/train.pkl") == {0: [0, 0, 0]}
+    assert load(tmp_path / "o/item_text_dict.pkl") == {0: {"title": None, "description": ['a "b"', "é\n"]}}
 
 
 def test_no_user_left_and_bad_metadata(call, tmp_path):
@@ -308,6 +346,43 @@ def test_text_encoder_covers_every_item(call, tmp_path, encoder):
     assert embeddings.shape == (5, WIDTH)
     assert np.linalg.norm(embeddings, axis=1).round(5).tolist() == [0, 0, 1, 0, 0]
     assert json.loads((tmp_path / "d/item_text_embeddings.json").read_text())["encoder"] == "some-model"
+
+
+def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
+    texts = {item: {"title": f"item {item}"} for item in range(23) if item % 5}
+    for name in ("a", "b"):
+        save(tmp_path / name / "item_text_dict.pkl", texts)
+
+    class Breaking(HashEncoder):
+        left = 100
+
+        def encode(self, texts, **how):
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+            return super().encode(texts, **how)
+
+    encoder = Breaking()
+    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(TextEncoder_batch, "CHUNK", 4)
+    monkeypatch.setattr(resume, "NOTE_EVERY", 0.0)
+    call("TextEncoder_batch", "--input", tmp_path / "a")
+    Breaking.left = encoder.left = 2
+    with pytest.raises(KeyboardInterrupt):
+        call("TextEncoder_batch", "--input", tmp_path / "b")
+    assert {path.name for path in (tmp_path / "b").glob("*")} & {"item_text_embeddings.npy"} == set()
+    encoder.left = 4  # six chunks, two are done
+    call("TextEncoder_batch", "--input", tmp_path / "b")
+    assert encoder.left == 0
+    for name in ("item_text_embeddings.npy", "item_text_embeddings.json"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == sorted(
+        path.name for path in (tmp_path / "a").iterdir()
+    )
+    call("TextEncoder_batch", "--input", tmp_path / "b")  # would be interrupted if it encoded anything
+    assert "encoded already" in capsys.readouterr().out
+    with pytest.raises(InputError, match="leave out one of both"):
+        call("TextEncoder_batch", "--input", tmp_path / "b", "--device", "cpu", "--devices", "cpu", "cpu")
 
 
 def test_encoder_that_cannot_be_loaded(monkeypatch, tmp_path):
