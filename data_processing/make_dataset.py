@@ -19,7 +19,7 @@ import contextlib
 import gzip
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -90,8 +90,8 @@ def main() -> None:
     with matrix, staged_directory(output) as staging:
         save_pickle(staging / "train.pkl", train)
         save_pickle(staging / "test.pkl", test)
-        save_pickle(staging / "cold_train.pkl", cold_pieces(train, np.random.default_rng((args.seed, 1))))
-        save_pickle(staging / "cold_test.pkl", cold_pieces(test, np.random.default_rng((args.seed, 2))))
+        save_pickle(staging / "cold_train.pkl", dict(cold_pieces(train.items(), np.random.default_rng((args.seed, 1)))))
+        save_pickle(staging / "cold_test.pkl", dict(cold_pieces(test.items(), np.random.default_rng((args.seed, 2)))))
         save_pickle(staging / "item_text_dict.pkl", texts)
         if histories.times is not None:
             save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
@@ -233,19 +233,19 @@ def given_matrix(output: Path, path: Path, count: int) -> Iterator[None]:
     save_json(output / "item_text_embeddings.json", {"encoder": encoder, "rows": count, "width": matrix.shape[1]})
 
 
-def cold_pieces(histories: dict[Any, list[int]], random: np.random.Generator) -> dict[Any, list[int]]:
-    """Of each history a contiguous piece of 2 to 4 items, length and place drawn as in the release.
+def cold_pieces(
+    histories: Iterable[tuple[Any, list[int]]], random: np.random.Generator
+) -> Iterator[tuple[Any, list[int]]]:
+    """Of each user's history a contiguous piece of 2 to 4 items, length and place drawn as in the release.
 
     A history of fewer than two items has no such piece and is left out.
     """
-    pieces = {}
-    for user, items in histories.items():
+    for user, items in histories:
         if len(items) < SHORTEST_PIECE:
             continue
         length = int(random.integers(SHORTEST_PIECE, min(LONGEST_PIECE, len(items)) + 1))
         start = int(random.integers(max(0, len(items) - LONGEST_PIECE) + 1))
-        pieces[user] = items[start : start + length]
-    return pieces
+        yield user, items[start : start + length]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def non_negative_int(text: str) -> int:
+    """argparse type for counts of zero or more."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
+    return int(text)
+
+
 def seed(text: str) -> int:
     """argparse type for --seed."""
     if not text.isdecimal() or int(text) >= 2**32:

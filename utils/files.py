@@ -10,6 +10,7 @@ import os
 import pickle
 import platform
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -185,7 +186,7 @@ def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, A
                 yield number, record
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}, after line {number}: cannot be read ({error}). {remedy}") from error
 
 

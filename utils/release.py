@@ -15,7 +15,7 @@ MAKE_PRE_TRAIN = (
     "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."
 )
 MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) or make it (make_eval.py)."
-MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (make_dataset.py)."
+MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (import_dataset.py)."
 
 
 HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # of pre_train

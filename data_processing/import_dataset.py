@@ -1,0 +1,382 @@
+"""Make a data set directory of interactions and items as shops, papers and other programs keep them.
+
+    python data_processing/import_dataset.py --interactions clicks.csv --items products.csv --output data/test/shop
+    python data_processing/import_dataset.py --interactions ml-1m/ratings.dat --items ml-1m/movies.dat \\
+        --output data/test/ml-1m
+    python data_processing/import_dataset.py --interactions toys.inter --items toys.item --output data/test/toys \\
+        --split time --split_time 2023-01-01
+    python data_processing/import_dataset.py --check data/test/shop
+
+INTERACTIONS has columns for user, item and time, ITEMS for the item and its texts: CSV, TSV, Parquet, JSON lines,
+RecBole's .inter and .item, MovieLens' u.data and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv. Text
+may be gzip-compressed under a name that ends in .gz. Times are numbers (seconds, or fractions of them, as their size
+tells) or dates (2023-01-31, 2023-01-31T12:30:00Z); equal times keep the file's order. Of an item that is given twice
+the last row counts.
+
+The filters come after --repeats, again and again until nothing changes: with the defaults the 5-core is left. The
+catalog is then the items with interactions; --min_item_interactions 0 also keeps items with text that nobody had.
+Items without text have a zero embedding. Files may be larger than memory: DuckDB sorts them, within --memory, in a
+hidden file beside OUTPUT. A run that was killed goes on.
+
+Splits, of which lists with one item are left out:
+    leave_last_out   everyone is a test user, the last item is the target; train.pkl has the lists without it
+    time             train.pkl has what was before --split_time; test.pkl that and each user's next item, the target
+    users            --test_share of the users are test users, with whole lists, as in the release; the split for
+                     make_eval.py, which reads train.pkl and test.pkl
+
+Writes to OUTPUT what make_dataset.py writes (test_times.pkl, in seconds, where there are times), with the names of
+users as they were, and item_ids.jsonl with those of items, {"id": 0, "item": "B00X"} and so on, by which the lists of
+predict.py --output are read back. Names are whole numbers where all of them are.
+"""
+
+import argparse
+import contextlib
+import datetime
+import hashlib
+import itertools
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):  # run as a file: let the repository root be found
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+
+from data_processing.data_process_1 import AT_ONCE, add_split_flags
+from data_processing.formats import FORMATS, Table, columns_of, find_column, open_table
+from data_processing.interactions import REPEATS, SPLITS, Histories, Source, gather, read_files, split, unit
+from data_processing.make_dataset import cold_pieces
+from data_processing.TextEncoder_batch import (
+    DEFAULT_BATCH,
+    DEFAULT_ENCODER,
+    Encoding,
+    embedding_matrix,
+    load_encoder,
+    written_texts,
+)
+from utils.check import check_directory
+from utils.cli import non_negative_int, parser, positive_float, positive_int, run
+from utils.data import Sequences, check_finite, cumulate, spans
+from utils.errors import InputError
+from utils.files import atomic_write, forget_pages, load_matrix, read_json, save_dict, save_json, staged_directory
+from utils.fsq import check_width
+from utils.resume import fingerprint, resumable_matrix
+from utils.tables import MEMORY, Tables, source, workspace
+from utils.util import add_device_flags, pick_device
+
+CHUNK = 1 << 14  # rows of given embeddings copied at once
+
+
+def main() -> None:
+    """Check a directory; or look at the files, read, filter, split, embed, write."""
+    args = parse()
+    if args.check is not None:
+        check(Path(args.check))
+        return
+    interactions, items = open_sources(args)
+    output = Path(args.output)
+    encoding = None
+    if args.embeddings is None:
+        device = pick_device(args)
+        encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
+        check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
+
+    with workspace(output, job_of(args, interactions, items), args.memory) as tables:
+        items = read_files(tables, interactions, items, output)
+        histories = gather(tables, args, interactions)
+        parts = split(histories, args)
+        texts = item_texts(tables, items.texts)
+        if encoding is None:
+            matrix = given_rows(tables, args)
+        elif not texts:
+            raise InputError(
+                f"{items.table.path}: no item has any text in {', '.join(items.texts)}. Name other --text_columns, or "
+                "give --embeddings."
+            )
+        else:
+            written = written_texts(texts, items.table.path)
+            about = {"encoder": args.encoder, "text_digest": digest(written)}
+            matrix = embedding_matrix(output, written, tables.value("SELECT count(*) FROM items"), encoding, about)
+        write(tables, histories, parts, args, texts, matrix)
+        tell(tables, histories, parts, args)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--interactions", metavar="FILE", help="who had which item, and when")
+    flags.add_argument("--items", metavar="FILE", help="the items and their texts")
+    flags.add_argument("--output", metavar="DIR", help="data set directory to write to")
+    flags.add_argument("--check", metavar="DIR", help="tell all that is wrong with a data set directory; nothing else")
+    both = "one for both files, or one for each"
+    flags.add_argument("--format", nargs="+", choices=FORMATS, default=[], help=f"by name and content, or so: {both}")
+    flags.add_argument("--encoding", help="of text files, such as latin-1; utf-8 by default")
+    flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
+    flags.add_argument("--user_column", metavar="NAME", help="where it has no usual name")
+    flags.add_argument("--item_column", nargs="+", metavar="NAME", default=[], help=f"the same, of the item: {both}")
+    flags.add_argument("--time_column", metavar="NAME", help="the same, of the time")
+    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item; all by default")
+    count = {"type": non_negative_int, "default": 5, "metavar": "N"}
+    flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
+    flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
+    flags.add_argument("--repeats", choices=REPEATS, default="keep", help="of items that a user has several times")
+    flags.add_argument("--split", choices=SPLITS, default="leave_last_out", help="see above")
+    flags.add_argument("--split_time", type=moment, metavar="T", help="a time, or a share of the interactions; 0.9")
+    add_split_flags(flags)
+    given = flags.add_mutually_exclusive_group()
+    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
+    given.add_argument("--embeddings", metavar="FILE", help=".npy (rows of ITEMS, width) to use instead of an encoder")
+    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
+    add_device_flags(flags)
+    args = flags.parse_args()
+    problems = wrong_together(args)
+    if problems:
+        flags.error("; ".join(problems))
+    return args
+
+
+def moment(text: str) -> float:
+    """argparse type for --split_time: a share between 0 and 1, or Unix seconds."""
+    try:
+        number = float(text)
+    except ValueError:
+        try:
+            date = datetime.datetime.fromisoformat(text.replace("/", "-"))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is neither a number nor a date such as 2023-01-31 or 2023-01-31T12:30:00"
+            ) from None
+        return date.replace(tzinfo=date.tzinfo or datetime.UTC).timestamp()
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not finite")
+    return number / unit(number)
+
+
+def wrong_together(args: argparse.Namespace) -> list[str]:
+    """Flags that are missing, or that contradict each other."""
+    problems = []
+    needed = ("interactions", "items", "output")
+    missing = [f"--{name}" for name in needed if getattr(args, name) is None]
+    if args.check is None and missing:
+        problems.append(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing")
+    if args.check is not None and len(missing) < len(needed):
+        problems.append("--check goes without --interactions, --items and --output")
+    problems += [f"--{name} takes one or two" for name in ("format", "item_column") if len(getattr(args, name)) > 2]
+    if args.split_time is not None and args.split != "time":
+        problems.append("--split_time needs --split time")
+    if args.encoding is not None:
+        try:
+            "".encode(args.encoding)
+        except LookupError:
+            problems.append(f"--encoding {args.encoding} is unknown; latin-1 and cp1252, for example, are not")
+    return problems
+
+
+def check(directory: Path) -> None:
+    """Print all that is wrong with a data set directory.
+
+    Raises:
+        InputError: something is.
+    """
+    report = check_directory(directory)
+    for fault in report.faults:
+        print(f"wrong: {fault}")
+    for remark in report.remarks:
+        print(f"remark: {remark}")
+    if report.faults:
+        raise InputError(f"{directory}: {len(report.faults)} kind(s) of fault, listed above.")
+    print(f"{directory}: nothing wrong; {report.summary}")
+
+
+def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
+    """Both files and their columns, told to the user.
+
+    Raises:
+        InputError: see `open_table` and `find_column`; no text column, unless embeddings are given.
+    """
+    kinds, names = args.format or [None], args.item_column or [None]
+    quotes = not args.no_quotes
+    table = open_table(Path(args.interactions), "interactions", kinds[0], args.encoding, quotes)
+    interactions = Source(
+        table,
+        find_column(table, "user", args.user_column),
+        find_column(table, "item", names[0]),
+        find_column(table, "time", args.time_column),
+        None,
+    )
+    print(f"{table.path}: user {interactions.user}, item {interactions.item}, time {interactions.time or 'unknown'}")
+    if interactions.time is None:
+        if args.split == "time":
+            raise InputError(
+                f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
+                f"--time_column. {columns_of(table)}"
+            )
+        print(f"{table.path} has no column with a usual name for the time: the order of its rows counts")
+
+    table = open_table(Path(args.items), "items", kinds[-1], args.encoding, quotes)
+    name = names[-1]
+    if len(names) == 1 and name not in table.columns:  # of the interactions alone
+        name = None
+    item = find_column(table, "item", name, also=("id",))
+    items = Source(table, None, item, None, text_columns(table, item, args))
+    print(f"{table.path}: item {item}, text {'all other fields' if items.texts is None else ', '.join(items.texts)}")
+    return interactions, items
+
+
+def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
+    """Names of the columns that describe an item; None for all fields of JSON lines.
+
+    Raises:
+        InputError: a column that is not there, or none at all.
+    """
+    if args.text_columns is None and table.format == "jsonl":
+        return None
+    wanted = args.text_columns or [name for name in table.texts if name != item]
+    missing = [name for name in wanted if name not in table.columns and table.format != "jsonl"]
+    if missing or (not wanted and args.embeddings is None):
+        found = f"no column {missing[0]!r} (--text_columns)" if missing else "no column with text"
+        raise InputError(f"{table.path}: {found}. {columns_of(table)}")
+    return wanted
+
+
+def job_of(args: argparse.Namespace, interactions: Source, items: Source) -> dict[str, Any]:
+    """What decides the contents of the tables."""
+    options = ("min_user_interactions", "min_item_interactions", "repeats", "embeddings")
+    return {
+        "files": [source(interactions.table.path), source(items.table.path)],
+        "read": [interactions, items],
+        "options": [getattr(args, name) for name in options],
+    }
+
+
+def write(
+    tables: Tables,
+    histories: Histories,
+    parts: tuple[np.ndarray, np.ndarray],
+    args: argparse.Namespace,
+    texts: dict[int, dict[str, Any]],
+    matrix: contextlib.AbstractContextManager,
+) -> None:
+    """Write the data set: lists, texts, names of items, and the embeddings that `matrix` makes."""
+    output = Path(args.output)
+    with matrix, staged_directory(output) as staging:
+        for draw, (name, lengths) in enumerate(zip(("train", "test"), parts, strict=True), start=1):
+            save_dict(staging / f"{name}.pkl", lists(tables, histories, histories.items, lengths))
+            pieces = cold_pieces(
+                lists(tables, histories, histories.items, lengths), np.random.default_rng((args.seed, draw))
+            )
+            save_dict(staging / f"cold_{name}.pkl", pieces)
+        if histories.times is not None:
+            save_dict(staging / "test_times.pkl", lists(tables, histories, histories.times, parts[1]))
+        save_dict(staging / "item_text_dict.pkl", texts.items())
+        with atomic_write(staging / "item_ids.jsonl", "w") as file:
+            for item, name in enumerate(names(tables, "items")):
+                file.write(json.dumps({"id": item, "item": name}, ensure_ascii=False) + "\n")
+    if histories.times is None:
+        (output / "test_times.pkl").unlink(missing_ok=True)  # of an earlier run
+
+
+def lists(tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[Any, list]]:
+    """Name and the first values of each user who has any: so many of (interactions,) `values` as (U,) `lengths` say."""
+
+    def prefixes() -> Iterator[list]:
+        rows = np.flatnonzero(lengths)
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            taken = values[spans(histories.offsets[part], lengths[part])]
+            yield from Sequences(None, taken, cumulate(lengths[part])).lists()
+
+    return zip(itertools.compress(names(tables, "users"), lengths > 0), prefixes(), strict=True)
+
+
+def names(tables: Tables, name: str) -> Iterator[int | str]:
+    """Original names in the order of the new ids, of the table `users` or `items`; numbers where all of them are."""
+    whole = tables.value(f"SELECT bool_and(regexp_full_match(name, '0|-?[1-9][0-9]{{0,17}}')) FROM {name}")
+    for (found,) in tables.rows(f"SELECT name FROM {name} ORDER BY id"):
+        yield int(found) if whole else found
+
+
+def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
+    """Item id -> text fields, ascending, of the items that have text."""
+    return {
+        item: {name: json.loads(field) for name, field in zip(columns, fields, strict=True) if field is not None}
+        for item, fields in tables.rows("SELECT id, fields FROM items WHERE has_text ORDER BY id")
+    }
+
+
+def digest(texts: dict[int, str]) -> str:
+    """What tells whether embeddings that a killed run has left are of these texts."""
+    made = hashlib.blake2b(digest_size=16)
+    for item, text in texts.items():
+        made.update(f"{item} {len(text)} {text}".encode())
+    return made.hexdigest()
+
+
+@contextlib.contextmanager
+def given_rows(tables: Tables, args: argparse.Namespace) -> Iterator[None]:
+    """Copy the items' rows of --embeddings, which has those of the items file; zero rows for items that are not there.
+
+    It appears under its name when the block ends without an error; a killed run goes on where it stopped.
+
+    Raises:
+        InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
+    """
+    source_path, path = Path(args.embeddings), Path(args.output) / "item_text_embeddings.npy"
+    matrix = load_matrix(source_path, "Leave out --embeddings to encode the texts.")
+    check_width(matrix.shape[1], f"--embeddings {source_path}")
+    expected = tables.value("SELECT count(*) FROM item_lines")
+    if len(matrix) != expected:
+        raise InputError(
+            f"--embeddings {source_path} has {len(matrix)} rows, expected {expected}: one for each row of {args.items}."
+        )
+    rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
+    shape = (len(rows), matrix.shape[1])
+    job = {"from": fingerprint(source_path), "rows": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
+    with resumable_matrix(path, shape, matrix.dtype, job) as filling:
+        for start in range(filling.done, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            known = np.flatnonzero(part >= 0)
+            values = matrix[part[known]]
+            check_finite(values, part[known], f"--embeddings {source_path}")
+            filling.matrix[start + known] = values
+            forget_pages(matrix)
+            filling.note(start + len(part))
+        yield
+        about = source_path.with_suffix(".json")
+        encoder = read_json(about).get("encoder") if about.is_file() else None
+        save_json(path.with_suffix(".json"), {"encoder": encoder, "rows": shape[0], "width": shape[1]})
+
+
+def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarray], args: argparse.Namespace) -> None:
+    """Print what was made, and what was left out or lacks something."""
+    train, test = ((lengths > 0).sum() for lengths in parts)
+    items = tables.value("SELECT count(*) FROM items")
+    print(f"{args.output}: {train} train users, {test} test users, {len(histories.items)} interactions, {items} items")
+    lacking = "last IS NULL" if args.embeddings is not None else "NOT has_text"
+    all_users, neither = tables.value("SELECT count(*) FROM people"), ((parts[0] + parts[1]) == 0).sum()
+    remarks = {
+        "interactions left out by --repeats and the filters": tables.value("SELECT count(*) FROM said")
+        - len(histories.items),
+        "users left out by the filters": all_users - len(histories.lengths),
+        "users left out for want of a history and a target": neither,
+        "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_lines")
+        - tables.value("SELECT count(*) FROM described"),
+        f"interactions with items that {args.items} does not have": tables.value(
+            "SELECT count(*) FROM events JOIN items USING (item) WHERE last IS NULL"
+        ),
+        "items with a zero embedding, which are not recommended": tables.value(
+            f"SELECT count(*) FROM items WHERE {lacking}"
+        ),
+    }
+    for what, number in remarks.items():
+        if number:
+            print(f"  {number} {what}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,254 @@
+"""Interactions and items in DuckDB: read, checked, numbered, filtered; and the lists split for training and test."""
+
+import argparse
+import datetime
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data_processing.data_process_1 import draw_test
+from data_processing.formats import Table, field_names, json_column, place_of, read_table
+from utils.data import cumulate
+from utils.errors import InputError
+from utils.tables import Tables
+
+DEFAULT_SPLIT_TIME = 0.9  # share of the interactions
+SHORTEST = 2  # items of a list: a history and a target
+IN_ORDER = "OVER (PARTITION BY person, item ORDER BY time {0}, line {0})"
+REPEATS = {  # what is left of the items that a user has several times
+    "keep": "",
+    "first": f"QUALIFY row_number() {IN_ORDER.format('ASC')} = 1",
+    "last": f"QUALIFY row_number() {IN_ORDER.format('DESC')} = 1",
+    "consecutive": "QUALIFY item IS DISTINCT FROM lag(item) OVER (PARTITION BY person ORDER BY time, line)",
+}
+NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOUBLE) END"
+MOMENT = """
+    CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
+"""
+UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
+BLANK = r"""["\[\]{},\s]*|null|NaN"""  # JSON without anything in it
+PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
+DESCRIBED = """
+    SELECT item_name, first, last, fields, len(list_filter(fields, lambda field: field IS NOT NULL)) > 0 AS has_text
+    FROM (SELECT item_name, min(line) AS first, max(line) AS last FROM item_lines GROUP BY item_name)
+    JOIN (SELECT line AS last, fields FROM item_lines) USING (last)
+"""
+THINGS = """
+    SELECT item_name, last, fields, coalesce(has_text, false) AS has_text, line IS NOT NULL AS had,
+           row_number() OVER (ORDER BY first NULLS LAST, line) - 1 AS item
+    FROM described FULL JOIN (SELECT item_name, min(line) AS line FROM said GROUP BY item_name) USING (item_name)
+"""
+EVENTS = """
+    SELECT person, item, time, line FROM (
+        SELECT person, item, {time} AS time, line FROM said JOIN people USING (user_name) JOIN things USING (item_name)
+    ) {repeats}
+"""
+TOO_FEW = """
+    DELETE FROM events
+    WHERE person IN (SELECT person FROM events GROUP BY person HAVING count(*) < ?)
+       OR item IN (SELECT item FROM events GROUP BY item HAVING count(*) < ?)
+"""
+USERS = """
+    SELECT user_name AS name, person, row_number() OVER (ORDER BY person) - 1 AS id FROM people
+    WHERE person IN (SELECT person FROM events)
+"""
+ITEMS = """
+    SELECT item_name AS name, item, last, fields, has_text, row_number() OVER (ORDER BY item) - 1 AS id FROM things
+    WHERE item IN (SELECT item FROM events) OR ({everything} AND last IS NOT NULL AND (has_text OR {given}))
+"""
+HISTORIES = """
+    SELECT users.id::INTEGER AS user_id, items.id::INTEGER AS item, time
+    FROM events JOIN users USING (person) JOIN items USING (item) ORDER BY person, time, line
+"""
+
+
+class Source(NamedTuple):
+    """A file with the columns that are taken from it."""
+
+    table: Table
+    user: str | None
+    item: str
+    time: str | None
+    texts: list[str] | None  # None: all fields of JSON lines, which only a look at all of them tells
+
+
+class Histories(NamedTuple):
+    """What the users did, in time order, one user after another."""
+
+    items: np.ndarray  # (interactions,) int32
+    times: np.ndarray | None  # (interactions,) float64 seconds, where they are known
+    offsets: np.ndarray  # (U + 1,) int64
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(U,) int64 items of each user."""
+        return np.diff(self.offsets)
+
+
+def read_files(tables: Tables, interactions: Source, items: Source, output: Path) -> Source:
+    """Both files into the tables `said` and `item_lines`; returns `items` with all its text columns.
+
+    Raises:
+        InputError: a damaged file, or a row without user, item or time; names the line.
+    """
+    tables.connection.execute("SET GLOBAL TimeZone = 'UTC'")  # of dates that name none, whatever the machine's is
+    table, line = interactions.table, "row_number() OVER () AS line"
+    print(f"reading {table.path} ({table.format}, {table.encoding})")
+    columns = {"user_name": interactions.user, "item_name": interactions.item, "time": interactions.time}
+    taken = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
+    read_table(tables, "said", ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())]), table, output)
+    refuse(tables, "said", "user_name", f"the user ({interactions.user}) is empty", table, output)
+    refuse(tables, "said", "item_name", f"the item ({interactions.item}) is empty", table, output)
+    if not tables.value("SELECT count(*) FROM said"):
+        raise InputError(f"{table.path} has no row, only the names of columns.")
+    if interactions.time is not None:
+        check_times(tables, interactions, output)
+
+    table = items.table
+    print(f"reading {table.path} ({table.format}, {table.encoding})")
+    if items.texts is None:
+        items = items._replace(texts=[name for name in field_names(tables, table, output) if name != items.item])
+    fields = [(table.columns.get(name) or json_column(name)).json for name in items.texts]
+    cleaned = [f"CASE WHEN NOT regexp_full_match({sql}::VARCHAR, '{BLANK}') THEN {sql}::VARCHAR END" for sql in fields]
+    select = f"{line}, {table.columns[items.item].text} AS item_name, [{', '.join(cleaned)}]::VARCHAR[] AS fields"
+    read_table(tables, "item_lines", select, table, output)
+    refuse(tables, "item_lines", "item_name", f"the item ({items.item}) is empty", table, output)
+    return items
+
+
+def refuse(tables: Tables, name: str, column: str, found: str, table: Table, output: Path) -> None:
+    """InputError naming the first line in which a column is empty."""
+    row = tables.value(f"SELECT min(line) FROM {name} WHERE coalesce(trim({column}), '') = ''")
+    if row is not None:
+        raise InputError(f"{place_of(table, row, output)}: {found}. Fill it in, or remove the line.")
+
+
+def check_times(tables: Tables, interactions: Source, output: Path) -> None:
+    """InputError naming the first line whose time is neither a number nor a date, or not what the others are."""
+    kinds = f"CASE WHEN {NUMBER} IS NOT NULL THEN 'a number' WHEN {MOMENT} IS NOT NULL THEN 'a date' ELSE '' END"
+    found = list(tables.rows(f"SELECT {kinds} AS kind, min(line), count(*) FROM said GROUP BY kind ORDER BY kind"))
+    if len(found) == 1 and found[0][0]:
+        return
+    kind, row, count = found[0] if not found[0][0] else min(found, key=lambda kind: kind[2])
+    time = tables.value("SELECT time FROM said WHERE line = ?", row)
+    place = f"{place_of(interactions.table, row, output)}: the time ({interactions.time}) is {time!r}"
+    if kind:
+        raise InputError(f"{place}, {kind}, which most others are not ({count} like this). Write all in one way.")
+    raise InputError(
+        f"{place}, expected a number or a date such as 2023-01-31 or 2023-01-31T12:30:00Z ({count} like this). Mend or "
+        "remove the line, or name another column with --time_column."
+    )
+
+
+def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Histories:
+    """Who had which items, in time order, after repeats and filters; makes the tables `users` and `items`.
+
+    Raises:
+        InputError: nothing is left, or no interaction is with an item of the items file.
+    """
+    tables.make("people", PEOPLE)
+    tables.make("described", DESCRIBED)
+    tables.make("things", THINGS)
+    if not tables.value("SELECT count(*) FROM things WHERE had AND last IS NOT NULL"):
+        here, there = (tables.value(f"SELECT item_name FROM {name} WHERE line = 1") for name in ("said", "item_lines"))
+        raise InputError(
+            f"{args.items} has none of the items in {args.interactions} ({there!r} there, {here!r} here, for example). "
+            "Name the columns that have the same names of items with --item_column."
+        )
+    time = "NULL::DOUBLE" if interactions.time is None else seconds(tables)
+    tables.make("events", EVENTS.format(time=time, repeats=REPEATS[args.repeats]))
+    least = (args.min_user_interactions, args.min_item_interactions)
+    while tables.value(TOO_FEW, *least):
+        pass
+    if not tables.value("SELECT count(*) FROM events"):
+        raise InputError(
+            f"{args.interactions}: no interaction is left after --min_user_interactions {least[0]} and "
+            f"--min_item_interactions {least[1]}. Lower them, or give more data."
+        )
+    users = tables.make("users", USERS)
+    given = args.embeddings is not None
+    tables.make("items", ITEMS.format(everything=least[1] == 0, given=given))
+    columns = tables.columns(HISTORIES)
+    return Histories(
+        columns["item"],
+        None if interactions.time is None else columns["time"],
+        cumulate(np.bincount(columns["user_id"], minlength=users)),
+    )
+
+
+def seconds(tables: Tables) -> str:
+    """SQL of the time in seconds; of all numbers in the same unit, as the largest one tells."""
+    largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
+    if largest is None:
+        return MOMENT
+    per_second = unit(largest)
+    print(f"times: numbers, {per_second:.0f} to a second")
+    return f"({NUMBER}) / {per_second:.0f}"
+
+
+def unit(number: float) -> float:
+    """Of a time: what a second is in it, as its size tells."""
+    return next(per_second for limit, per_second in UNITS.items() if abs(number) < limit)
+
+
+def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """How many items of each user's list train.pkl and test.pkl have, 0 or two and more: (U,) int64 each.
+
+    Raises:
+        InputError: nobody is left to test, or, where --test_share is 0, to train on.
+    """
+    train, test = (np.where(lengths < SHORTEST, 0, lengths) for lengths in SPLITS[args.split](histories, args))
+    if not test.any() and (args.split != "users" or not train.any()):
+        remedy = "Give users with longer histories"
+        if args.split == "time":
+            remedy += ", or choose another --split_time"
+        raise InputError(
+            f"{args.interactions}: none of {len(test)} users has a history and a target with --split {args.split}. "
+            f"{remedy}."
+        )
+    return train, test
+
+
+def leave_last_out(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """How many items, from the first on, of each user's go to train.pkl and to test.pkl: (U,) int64 each."""
+    return histories.lengths - 1, histories.lengths
+
+
+def split_at_time(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """The same: what was before a time; and that and one more item, of users with items on both sides.
+
+    Raises:
+        InputError: there are no such users.
+    """
+    cut = DEFAULT_SPLIT_TIME if args.split_time is None else args.split_time
+    if 0 < cut < 1:
+        place = int(cut * len(histories.times))
+        cut = float(np.partition(histories.times, place)[place])
+    users = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
+    before = np.bincount(users[histories.times < cut], minlength=len(histories.lengths))
+    both = (before > 0) & (before < histories.lengths)
+    first, at, last = map(date, (histories.times.min(), cut, histories.times.max()))
+    print(f"split at {at} (the interactions are from {first} to {last})")
+    return before, np.where(both, before + 1, 0)
+
+
+def date(time: float) -> str:
+    """Unix seconds for people to read."""
+    try:
+        return f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return f"{time:g}"
+
+
+def split_users(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """The same: whole lists, of users drawn at random among those with two items or more."""
+    lengths = histories.lengths
+    in_test = np.zeros(len(lengths), dtype=bool)
+    eligible = np.flatnonzero(lengths >= SHORTEST)
+    in_test[eligible[draw_test(len(eligible), args.test_share, args.seed)]] = True
+    return np.where(in_test, 0, lengths), np.where(in_test, lengths, 0)
+
+
+SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_users}

@@ -1,0 +1,239 @@
+"""All that is wrong with a data set directory, told at once: of each kind of fault the first few places."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.data import cumulate
+from utils.errors import InputError
+from utils.files import forget_pages, load_matrix, load_pickle, read_json, read_jsonl
+from utils.fsq import check_width
+from utils.release import is_id, whole_numbers
+from utils.resume import fingerprint
+
+REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
+SHORTEST = {"train": 1, "test": 2, "cold_train": 2, "cold_test": 2}  # items of a list
+LONGEST_PIECE = 4  # items of a cold-start list
+EXAMPLES = 3  # places named of each kind of fault
+CHUNK = 1 << 14  # rows of embeddings read at once
+
+Lists = dict[Any, list[int]]
+
+
+class Report:
+    """What is wrong, and what may be meant so: one line for each kind."""
+
+    def __init__(self):
+        self.faults: list[str] = []
+        self.remarks: list[str] = []
+        self.summary = ""
+
+    def fault(self, path: Path, what: str, places: Iterable[Any]) -> None:
+        """Note the places in a file where something is wrong, if there are any."""
+        self.faults += _lines(path, what, places)
+
+    def remark(self, path: Path, what: str, places: Iterable[Any]) -> None:
+        """The same of something that may be meant so."""
+        self.remarks += _lines(path, what, places)
+
+    def attempt(self, load: Callable, *arguments: Any) -> Any:
+        """What `load` returns; None where it raises InputError, which is noted as a fault."""
+        try:
+            return load(*arguments)
+        except InputError as error:
+            self.faults.append(str(error))
+            return None
+
+
+def _lines(path: Path, what: str, places: Iterable[Any]) -> Iterator[str]:
+    places = list(places)
+    if places:
+        more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
+        yield f"{path}: {what}: {', '.join(map(str, places[:EXAMPLES]))}{more}"
+
+
+def check_directory(folder: Path) -> Report:
+    """Look at every file of a data set directory (design: release layout, and what the data scripts add).
+
+    Raises:
+        InputError: it is no directory; whatever is wrong inside is in the report.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--check {folder} is not a directory. Name one with test.pkl and item_text_embeddings.npy.")
+    report = Report()
+    count = check_embeddings(report, folder / "item_text_embeddings.npy")
+    lists = {name: check_lists(report, folder / f"{name}.pkl", shortest, count) for name, shortest in SHORTEST.items()}
+    for name in ("train", "test"):
+        check_pieces(report, folder / f"cold_{name}.pkl", lists[f"cold_{name}"], lists[name])
+    if (folder / "test_times.pkl").is_file():
+        check_times(report, folder / "test_times.pkl", lists["test"])
+    check_texts(report, folder, count)
+    if (folder / "item_ids.jsonl").is_file():
+        check_names(report, folder / "item_ids.jsonl", count)
+    for path in leftovers(folder):
+        report.remark(path, "left by a run that was killed; unless one is at work, delete", ["it"])
+    users = {name: 0 if lists[name] is None else len(lists[name]) for name in ("train", "test")}
+    report.summary = f"{users['train']} train users, {users['test']} test users, {count} items"
+    return report
+
+
+def check_embeddings(report: Report, path: Path) -> int | None:
+    """Width, numbers and notes of the embeddings; returns their rows, None where there are none to be read."""
+    matrix = report.attempt(load_matrix, path, REMEDY)
+    if matrix is None:
+        return None
+    report.attempt(check_width, matrix.shape[1], path)
+    odd, zero = [], 0
+    for start in range(0, len(matrix), CHUNK):
+        rows = matrix[start : start + CHUNK]
+        odd += (start + np.flatnonzero(~np.isfinite(rows).all(axis=1))).tolist()
+        zero += int((~rows.any(axis=1)).sum())
+        forget_pages(matrix)
+    report.fault(path, f"{len(odd)} embeddings with NaN or infinity", [f"row {row}" for row in odd])
+    if zero == len(matrix):
+        report.fault(path, "all embeddings are zero: no item can be recommended. Encode the texts", ["every row"])
+    elif zero:
+        report.remark(path, "items without text, which are not recommended", [f"{zero} zero rows"])
+    check_about(report, path, matrix.shape)
+    return len(matrix)
+
+
+def check_about(report: Report, path: Path, shape: tuple[int, int]) -> None:
+    """The JSON beside the embeddings, where there is one."""
+    about_path, texts = path.with_suffix(".json"), path.with_name("item_text_dict.pkl")
+    about = report.attempt(read_json, about_path) if about_path.is_file() else None
+    if about is None:
+        return
+    for name, found in zip(("rows", "width"), shape, strict=True):
+        if about.get(name, found) != found:
+            report.fault(about_path, f"{name} is {about[name]!r}, the matrix has", [found])
+    if "texts" in about and texts.is_file() and about["texts"] != fingerprint(texts):
+        report.fault(about_path, "the embeddings are of other texts than those in", [texts])
+
+
+def check_lists(report: Report, path: Path, shortest: int, count: int | None) -> Lists | None:
+    """A pickled dict user -> list of item ids below `count`; returns the lists that are lists of whole numbers."""
+    users = report.attempt(load_pickle, path, dict, REMEDY)
+    if users is None:
+        return None
+    other = (_of(user) for user, items in users.items() if not _is_list(items))
+    report.fault(path, "expected a list of item ids, found another type", other)
+    lists = {user: list(items) for user, items in users.items() if _is_list(items)}
+    if whole_numbers(list(chain.from_iterable(lists.values()))) is None:
+        odd = {user: items for user, items in lists.items() if not all(map(is_id, items))}
+        report.fault(path, "item ids that are no whole numbers", map(_of, odd))
+        lists = {user: items for user, items in lists.items() if user not in odd}
+    report.fault(
+        path,
+        f"lists of fewer than {shortest} item(s){' (a history and a target)' if shortest == 2 else ''}",
+        (_of(user) for user, items in lists.items() if len(items) < shortest),
+    )
+    if shortest == 1:
+        alone = (_of(user) for user, items in lists.items() if len(items) == 1)
+        report.remark(path, "lists of one item, which pre_train.py takes only with --drop_short", alone)
+    if path.stem == "test" and not users:
+        report.fault(path, "there is nobody to recommend to", ["no user"])
+    check_range(report, path, lists, count)
+    return lists
+
+
+def check_range(report: Report, path: Path, lists: Lists, count: int | None) -> None:
+    """Item ids from 0 to below `count`; None where that is not known."""
+    items = whole_numbers(list(chain.from_iterable(lists.values())))
+    offsets = cumulate(np.fromiter(map(len, lists.values()), np.int64, len(lists)))
+    keys = list(lists)
+
+    def places(wrong: np.ndarray) -> Iterator[str]:
+        for place in np.flatnonzero(wrong):
+            yield f"{_of(keys[np.searchsorted(offsets, place, side='right') - 1])} has {items[place]}"
+
+    report.fault(path, "negative item ids", places(items < 0))
+    if count is not None:
+        what = f"item ids without a row in item_text_embeddings.npy, which has rows 0 to {count - 1}"
+        report.fault(path, what, places(items >= count))
+
+
+def check_pieces(report: Report, path: Path, pieces: Lists | None, whole: Lists | None) -> None:
+    """Cold-start lists: contiguous pieces of 2 to 4 items of the same users' lists."""
+    if pieces is None or whole is None:
+        return
+    long = (_of(user) for user, items in pieces.items() if len(items) > LONGEST_PIECE)
+    report.fault(path, f"lists of more than {LONGEST_PIECE} items", long)
+    if not whole:
+        return  # the release need not give both
+    owner = path.name.removeprefix("cold_")
+    report.fault(path, f"users that are not in {owner}", (_of(user) for user in pieces if user not in whole))
+    loose = (_of(user) for user, items in pieces.items() if user in whole and not _contains(whole[user], items))
+    report.fault(path, f"lists that are no piece of the same user's list in {owner}", loose)
+
+
+def _contains(whole: list[int], piece: list[int]) -> bool:
+    return any(whole[start : start + len(piece)] == piece for start in range(len(whole) - len(piece) + 1))
+
+
+def check_times(report: Report, path: Path, lists: Lists | None) -> None:
+    """Times of each test user's items, in order."""
+    times = report.attempt(load_pickle, path, dict, REMEDY)
+    if times is None or lists is None:
+        return
+    report.fault(path, "test users without times", (_of(user) for user in lists if user not in times))
+    report.fault(path, "users that are not in test.pkl", (_of(user) for user in times if user not in lists))
+    shared = {user: times[user] for user in lists if user in times}
+    odd = {user for user, listed in shared.items() if not _is_list(listed) or not all(map(_is_time, listed))}
+    report.fault(path, "times that are no finite numbers", map(_of, odd))
+    shared = {user: listed for user, listed in shared.items() if user not in odd}
+    unequal = (
+        f"{_of(user)} has {len(listed)} times and {len(lists[user])} items"
+        for user, listed in shared.items()
+        if len(listed) != len(lists[user])
+    )
+    report.fault(path, "not one time for each item", unequal)
+    falling = (_of(user) for user, listed in shared.items() if any(late < early for early, late in pairwise(listed)))
+    report.fault(path, "times that go back", falling)
+
+
+def check_texts(report: Report, folder: Path, count: int | None) -> None:
+    """A pickled dict item id -> dict of text fields."""
+    path = folder / "item_text_dict.pkl"
+    texts = report.attempt(load_pickle, path, dict, REMEDY)
+    if texts is None:
+        return
+    unknown = (repr(item) for item in texts if not is_id(item) or item < 0 or (count is not None and item >= count))
+    report.fault(path, "texts of items that are not among the rows of item_text_embeddings.npy", unknown)
+    odd = (f"item {item!r} ({type(fields).__name__})" for item, fields in texts.items() if not isinstance(fields, dict))
+    report.fault(path, "texts that are no dicts of fields", odd)
+
+
+def check_names(report: Report, path: Path, count: int | None) -> None:
+    """The original names of all items, line by line in the order of their ids."""
+    lines = report.attempt(lambda: list(read_jsonl(path, REMEDY)))
+    if lines is None:
+        return
+    wrong = (f"line {line}" for place, (line, record) in enumerate(lines) if record.get("id") != place)
+    report.fault(path, "lines that are not in the order of the ids", wrong)
+    if count not in (None, len(lines)):
+        report.fault(path, f"{len(lines)} items, item_text_embeddings.npy has", [count])
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """Hidden files of killed runs in a directory and beside it."""
+    folder = folder.resolve()
+    beside = [path for path in folder.parent.glob(".*") if path.name.startswith(f".{folder.name}.")]
+    return sorted(path for path in (*folder.glob(".*"), *beside) if ".partial" in path.name or ".duckdb" in path.name)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
+def _is_time(value: Any) -> bool:
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+
+
+def _of(user: Any) -> str:
+    return f"user {user!r}"
