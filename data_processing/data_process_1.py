@@ -15,6 +15,7 @@ killed goes on with the tables that were finished.
 """
 
 import argparse
+import glob
 import json
 import math
 import sys
@@ -153,7 +154,7 @@ def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callabl
     """Make a table of JSON lines; where DuckDB refuses one, InputError with its number."""
     print(f"reading {path}")
     try:
-        tables.make(name, query, str(path))
+        tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
     except (duckdb.InvalidInputException, duckdb.IOException) as error:
         name_bad_line(path, check, first_line(error))
 
@@ -190,12 +191,8 @@ def check_metadata(metadata: dict[str, Any], place: str) -> None:
 def texts(tables: Tables) -> Iterator[tuple[int, dict[str, Any]]]:
     """Item id and text fields, ascending."""
     for item, fields in tables.rows("SELECT id, fields FROM texts ORDER BY id"):
-        yield (
-            item,
-            text_fields(
-                {name: json.loads(field) for name, field in zip(TEXT_FIELDS, fields, strict=True) if field is not None}
-            ),
-        )
+        named = zip(TEXT_FIELDS, fields, strict=True)
+        yield item, text_fields({name: json.loads(field) for name, field in named if field is not None})
 
 
 def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:

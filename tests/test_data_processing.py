@@ -197,7 +197,9 @@ def test_names_that_json_escapes_and_texts_that_are_null(call, tmp_path):
     reviews = [{"user_id": 'ü\u0001"', "parent_asin": "日本", "timestamp": time} for time in (3, 2, 1)]
     write_lines(tmp_path / "r.jsonl", reviews)
     write_lines(tmp_path / "m.jsonl", [{"parent_asin": "日本", "title": None, "description": ['a "b"', "é\n"]}])
-    arguments = ("--reviews", tmp_path / "r.jsonl", "--meta", tmp_path / "m.jsonl", "--output", tmp_path / "o")
+    (tmp_path / "r.jsonl").rename(tmp_path / "r[1]*.jsonl")  # not a pattern
+    write_lines(tmp_path / "r1.jsonl", [])
+    arguments = ("--reviews", tmp_path / "r[1]*.jsonl", "--meta", tmp_path / "m.jsonl", "--output", tmp_path / "o")
     call("data_process_1", *arguments, "--min_interactions", 3, "--test_share", 0)
     assert load(tmp_path / "o/train.pkl") == {0: [0, 0, 0]}
     assert load(tmp_path / "o/item_text_dict.pkl") == {0: {"title": None, "description": ['a "b"', "é\n"]}}
