@@ -98,14 +98,13 @@ def measured(command: list[str]) -> dict[str, float]:
     Raises:
         InputError: the command failed.
     """
-    peak = [0]
+    peak, ended = [0], threading.Event()
     started = time.perf_counter()
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def watch() -> None:
-        while process.poll() is None:
+        while not ended.wait(0.02):  # not poll(), which would take the usage from wait4 below
             peak[0] = max(peak[0], status(process.pid, "RssAnon"))
-            time.sleep(0.02)
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -113,6 +112,7 @@ def measured(command: list[str]) -> dict[str, float]:
     _, code, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(code)
     seconds = time.perf_counter() - started
+    ended.set()
     watcher.join()
     if process.returncode:
         raise InputError(f"{' '.join(command)} failed: {said.strip().splitlines()[-1:]}")
