@@ -263,7 +263,8 @@ def main() -> None:
             report = codebook_report(model.tokenize(rows), rows)
             about = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
             path = Path(args.output) / f"{NAME}_ep{epoch}.pt"
-            save_state(path, model, {**about, "embedding_width": model.embedding_width, "data": args.embeddings})
+            about |= {"embedding_width": model.embedding_width, "data": args.embeddings}
+            save_state(path, model.state_dict(), about)
             save_training(state_path, model, optimizer, epoch)
             progress.write(f"{path}: {describe(report)}")
     if first >= args.epoch:

@@ -9,6 +9,7 @@ it. Ends with one line per checkpoint, best first, and the name of the best.
 """
 
 import argparse
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -70,7 +71,8 @@ def main() -> None:
     for path in checkpoints:
         model, about = load_model(path, device, args.tf_layer)
         check_fit(path, model, about.get("tokenizer"), data, args.data_path)
-        losses[path] = evaluate(model, data, args.test_batch_size, path.name)
+        windowed = data._replace(sequences=data.sequences.last(model.config.window))
+        losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
 
     by = "published" if args.protocol == "released" else "loss"
     ranked = sorted(losses, key=lambda path: getattr(losses[path], by))
@@ -98,19 +100,43 @@ def check_fit(path: Path, model: RecGPT, tokenizer: str | None, data: Interactio
         )
 
 
-@torch.inference_mode()
-def evaluate(model: RecGPT, data: Interactions, batch_size: int, name: str) -> EvalLoss:
-    """Next-item loss over all histories (the last `window` items of each), in file order."""
+@torch.no_grad()
+def evaluate(
+    model: torch.nn.Module,
+    data: Interactions,
+    batch_size: int,
+    name: str | None,
+    process: int = 0,
+    processes: int = 1,
+    sum_over_processes: Callable[..., Sequence[float]] = lambda *numbers: numbers,
+) -> EvalLoss:
+    """Next-item loss over all histories, which fit the window, in file order.
+
+    Args:
+        model: in evaluation mode.
+        data: histories with their catalog.
+        batch_size: histories per batch.
+        name: shown with the progress; None shows nothing.
+        process: number of this process, which takes every so-manieth batch.
+        processes: how many there are.
+        sum_over_processes: adds each of its arguments up over them.
+    """
     device = next(model.parameters()).device
-    sequences = data.sequences.last(model.config.window)
-    total, targets, means = 0.0, 0, []
-    for start in tqdm(range(0, len(sequences), batch_size), desc=name, unit="batch", mininterval=1.0):
-        rows = np.arange(start, min(start + batch_size, len(sequences)))
-        output = model(training_batch(sequences.select(rows), data.catalog).to(device))
-        total += output.total.item()
-        targets += output.targets.item()
-        means.append(output.mean.item())
-    return EvalLoss(total / targets, sum(means) / len(means))
+    sequences = data.sequences
+    total, targets, means, batches = 0.0, 0, 0.0, 0
+    rounds = range(0, len(sequences), batch_size * processes)
+    for start in tqdm(rounds, desc=name, unit="batch", mininterval=1.0, disable=name is None):
+        rows = np.arange(start, len(sequences))[process * batch_size :][:batch_size]
+        batch = training_batch(sequences.select(rows if len(rows) else np.array([0])), data.catalog)
+        # Without a share in the last round a process runs along, because the parts of a model may be spread over all.
+        output = model((batch if len(rows) else batch.uncounted()).to(device))
+        if len(rows):
+            total += output.total.item()
+            targets += output.targets.item()
+            means += output.mean.item()
+            batches += 1
+    total, targets, means, batches = sum_over_processes(total, targets, means, batches)
+    return EvalLoss(total / targets, means / batches)
 
 
 if __name__ == "__main__":

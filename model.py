@@ -11,7 +11,7 @@ from transformers import Cache, GPT2Config
 
 from modeling_gpt2_rec import GPT2ItemModel
 from utils.checkpoint import fill_module, load_state, read_about
-from utils.data import WINDOW, SeqBatch, token_positions
+from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
 
@@ -65,10 +65,12 @@ class RecGPT(nn.Module):
     Parameter names are those of the release.
     """
 
-    def __init__(self, config: RecGPTConfig):
+    def __init__(self, config: RecGPTConfig, gradient_checkpointing: bool = False):
         super().__init__()
         self.config = config
         self.gpt2model = GPT2ItemModel(config.gpt2())
+        if gradient_checkpointing:
+            self.gpt2model.gradient_checkpointing_enable()
         self.pred_head = nn.Linear(config.width, VOCABULARY, bias=False)
         self.linear_layer = nn.Linear(config.embedding_width // CODES_PER_ITEM, config.width, bias=False)
         self.norm_seq = nn.LayerNorm(config.width)
@@ -101,7 +103,13 @@ class RecGPT(nn.Module):
             total = F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
         else:
             total = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
-        return LossOutput(total, torch.tensor(targets.numel(), device=total.device))
+        return LossOutput(total, (targets != IGNORED).sum())
+
+    def operations_per_token(self) -> float:
+        """Floating-point operations of training on one token: those of the matrix products, attention left out."""
+        tables = (self.gpt2model.wte, self.gpt2model.wpe)
+        looked_up = sum(table.weight.numel() for table in tables)
+        return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - looked_up)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
         """Logits of the four codes of every history's next item: (B, K, V) float32. For prediction: no dropout."""

@@ -2,146 +2,276 @@
 
     accelerate launch pre_train.py --batch_size 40 --epoch 5 --tf_layer 3
     python pre_train.py --data_path data/mine --width 256 --max_steps 2000
+    torchrun --nproc_per_node 2 pre_train.py --device cpu
+    python pre_train.py --resume
 
-Saves at every tenth of the first epoch, every 5,000 steps, at the end of each epoch and at --max_steps, in --ckpt_dir.
+Saves at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at --max_steps and on SIGTERM, in
+--ckpt_dir. --resume goes on from the checkpoint written last, with the settings it was written with unless others are
+typed; on the CPU the weights come out as if nothing had stopped the run, bit by bit.
 """
 
 import argparse
-from collections.abc import Iterator
+import contextlib
+import importlib.metadata
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor, nn
 
+from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
-from utils.checkpoint import save_state
-from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed
-from utils.data import WINDOW, SeqBatch, epoch_batches, equal_work_batches, prefetched, training_batch
+from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed, share
+from utils.data import WINDOW, SeqBatch, prefetched
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM, check_width
-from utils.packed import fits, open_packed, pack
-from utils.release import Interactions
+from utils.packed import data_fingerprint, fits, open_packed, pack
+from utils.plan import Place, Plan, Work
+from utils.processes import HostSum, Notice, start_accelerator
+from utils.release import Interactions, load_eval
 from utils.TimeLogger import TimeLogger
+from utils.training_state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
 from utils.util import set_seed
 
-CHECKPOINT_STEPS = 5000
-TENTHS = 10
-# Flags that the JSON beside a checkpoint repeats; the sizes are in its config.
-TOLD = (
-    "lr",
-    "weight_decay",
-    "batch_size",
-    "tokens_per_batch",
-    "epoch",
-    "mixed_precision",
-    "drop_short",
-    "seed",
-    "data_path",
-)
+FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
+OF_THIS_START = ("resume", "ckpt_dir", "device", "debug")  # flags that a resumed run does not take from the checkpoint
 
 
-def parse() -> argparse.Namespace:
+def flags() -> argparse.ArgumentParser:
     """The command line; the defaults are the published ones."""
-    flags = parser(__doc__)
-    flags.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
-    flags.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
-    flags.add_argument("--log_file", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
-    flags.add_argument("--lr", type=positive_float, default=1e-4, help="AdamW's learning rate, constant")
-    flags.add_argument(
-        "--weight_decay", type=non_negative_float, default=0.01, help="AdamW's weight decay, on every parameter"
-    )
-    flags.add_argument("--batch_size", type=positive_int, default=12, help="histories per step and process")
-    flags.add_argument("--epoch", type=positive_int, default=5, help="passes over the histories")
-    flags.add_argument("--max_steps", type=positive_int, help="stop, and save, after this many steps")
-    flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
-    flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
-    flags.add_argument("--heads", type=positive_int, help="attention heads; by default one per 64 of width")
-    flags.add_argument("--seed", type=seed, default=0, help="order of the histories, initial weights, dropout")
-    flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
-    flags.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
-    flags.add_argument(
+    made = parser(__doc__)
+    data = made.add_argument_group("data")
+    data.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
+    data.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
+    data.add_argument("--batch_size", type=positive_int, default=12, help="histories per forward pass and process")
+    data.add_argument(
         "--tokens_per_batch",
         type=positive_int,
-        help="batches of equal work instead of --batch_size histories: about this many tokens per step and process",
+        help="batches of equal work instead of --batch_size histories: about this many tokens per pass and process",
     )
-    add_speed_flags(flags)
-    return flags.parse_args()
+    data.add_argument("--epoch", type=positive_int, default=5, help="passes over the histories")
+    data.add_argument("--max_steps", type=positive_int, help="stop, and save, after this many steps")
+    data.add_argument("--seed", type=seed, default=0, help="order of the histories, initial weights, dropout")
+
+    model = made.add_argument_group("model")
+    model.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
+    model.add_argument("--width", type=positive_int, default=768, help="hidden width")
+    model.add_argument("--heads", type=positive_int, help="attention heads; by default one per 64 of width")
+    model.add_argument("--dropout", type=share, default=0.1, help="of embeddings, attention weights and block outputs")
+
+    optimisation = made.add_argument_group("optimisation")
+    optimisation.add_argument("--lr", type=positive_float, default=1e-4, help="AdamW's learning rate")
+    optimisation.add_argument(
+        "--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate after the warm-up"
+    )
+    optimisation.add_argument(
+        "--warmup", type=share, default=0.0, help="share of the training in which it rises from 0"
+    )
+    optimisation.add_argument(
+        "--weight_decay", type=non_negative_float, default=0.01, help="AdamW's weight decay, on every parameter"
+    )
+    optimisation.add_argument("--max_grad_norm", type=positive_float, help="clip the gradient to this norm")
+    optimisation.add_argument(
+        "--gradient_accumulation_steps", type=positive_int, default=1, help="forward passes per step; as exact as one"
+    )
+    optimisation.add_argument(
+        "--gradient_checkpointing", action="store_true", help="compute each block twice to hold less of it in memory"
+    )
+    optimisation.add_argument("--fsdp", action="store_true", help="share weights and moments out among the GPUs")
+    add_speed_flags(optimisation)
+    optimisation.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
+
+    watching = made.add_argument_group("checkpoints and watching")
+    watching.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
+    watching.add_argument("--save_every", type=positive_int, default=5000, help="steps between checkpoints")
+    watching.add_argument(
+        "--keep", type=positive_int, metavar="K", help="keep the last K checkpoints and the best; by default all"
+    )
+    watching.add_argument(
+        "--resume",
+        nargs="?",
+        const=LATEST,
+        metavar="PATH",
+        help=f"go on from the checkpoint written last, or from PATH; {AUTO}: start where there is none",
+    )
+    watching.add_argument("--eval_every", type=positive_int, help="steps between evaluations on --eval_path")
+    watching.add_argument("--eval_path", default="./data/eval", help="held-out histories, as eval.py reads them")
+    watching.add_argument("--log_file", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
+    watching.add_argument(
+        "--log_with",
+        choices=("tensorboard", "trackio", "wandb"),
+        help="also tell a tracker, in a folder beside the log",
+    )
+    return made
 
 
-def add_speed_flags(flags: argparse.ArgumentParser) -> None:
+def add_speed_flags(flags: Any) -> None:
     """What makes a step faster on a GPU, shared with benchmarks/train.py."""
     flags.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: matrix products in it")
     flags.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
 
 
 def main() -> None:
-    """Load, build, train, save."""
-    args = parse()
-    config = check_sizes(args)
-    accelerator = Accelerator(cpu=args.device == "cpu", mixed_precision=args.mixed_precision)
-    if accelerator.device.type == "cpu":
-        accelerator.print("no GPU in use: training on the CPU")
+    """Load, build or resume, train, report."""
+    args, saved = parse()
+    check_flags(args)
+    accelerator = start_accelerator(args)
     data, header = open_data(args, accelerator)
-    config = RecGPTConfig(**config, embedding_width=data.catalog.embeddings.shape[1])
-    check_width(config.embedding_width, data.catalog.source)
-
-    set_seed(args.seed)
-    model = compiled(RecGPT(config), args)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    set_seed(args.seed + accelerator.process_index)  # each process its own dropout
-
-    steps_per_epoch = sum(1 for _ in epoch_rows(data, config, args, accelerator, epoch=0))  # the same in every epoch
-    steps = min(args.max_steps or steps_per_epoch * args.epoch, steps_per_epoch * args.epoch)
-    accelerator.print(
-        f"{len(data.sequences)} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
-        f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters; {steps} steps of "
-        f"{len(data.sequences) / steps_per_epoch:.4g} histories; "
-        f"guessing from code frequencies has a loss of {header['guessing_loss']:.3f} nats"
+    model, optimizer = build(args, data)
+    held_out = load_held_out(args, model, data)
+    operations = model.operations_per_token()
+    checkpoints = Checkpoints(args.ckpt_dir, args.keep, accelerator, facts(args, model.config, data, accelerator))
+    plan = Plan(
+        data, args, model.config.window, accelerator.process_index, accelerator.num_processes, accelerator.device
     )
+    model, optimizer = accelerator.prepare(model, optimizer)
+    place = checkpoints.go_on_from(saved, model, optimizer) if saved else Place()
 
-    step, loss = 0, None
+    steps, log_file = plan.steps(place), Path(args.log_file) if accelerator.is_main_process else None
+    accelerator.print(
+        f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
+        f"{operations / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); {steps} "
+        f"steps, {place.step} of them taken; guessing from code frequencies has a loss of "
+        f"{header['guessing_loss']:.3f} nats"
+    )
+    with TimeLogger(steps, place.step, log_file, operations=operations, track=tracker(args, accelerator)) as logger:
+        logger.note({"start": checkpoints.facts["training"], "processes": accelerator.num_processes}, place.step)
+        place, loss = train(model, optimizer, plan, place, checkpoints, held_out, logger)
+    accelerator.end_training()
+    if loss is None:
+        accelerator.print(f"nothing to do: {place.step} steps were taken")
+    elif place.step < steps:
+        accelerator.print(f"told to stop (SIGTERM) after step {place.step} of {steps}: go on with --resume")
+    else:
+        accelerator.print(f"finished {place.step} steps, last loss {loss:.4f} nats; checkpoints in {args.ckpt_dir}")
+
+
+def train(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    plan: Plan,
+    place: Place,
+    checkpoints: Checkpoints,
+    held_out: Interactions | None,
+    logger: TimeLogger,
+) -> tuple[Place, float | None]:
+    """Take the steps from `place` on, saving and evaluating on the way; returns where it ended and the last loss."""
+    args, accelerator, steps = plan.args, checkpoints.accelerator, plan.steps(place)
+    sum_over_processes = HostSum(accelerator)
+    unread: list[tuple[Work, Tensor]] = []  # losses still on the device, which reading them waits for
+    loss = None
     model.train()
-    with TimeLogger(steps, path=Path(args.log_file), quiet=not accelerator.is_main_process) as logger:
-        for epoch in range(args.epoch):
-            for batch in prefetched(training_batches(data, config, args, accelerator, epoch), logger.waited):
-                loss = train_step(model, optimizer, batch.to(accelerator.device), accelerator)
-                step += 1
-                logger.update(loss, batch)
-                stopping = step == steps and args.max_steps is not None
-                for name in checkpoint_names(args.tf_layer, epoch, step, steps_per_epoch, stopping):
-                    check_loss(loss, step)
-                    save(Path(args.ckpt_dir) / name, model, accelerator, about(args, config, data, step, loss))
-                if step == steps:
-                    break
-            if step == steps:
+    with Notice() as notice:
+        for work in prefetched(plan.work(place), logger.waited):
+            before, place = place, work.place
+            targets, told_to_stop = sum_over_processes(work.targets, notice.given)
+            rate = plan.learning_rate(work)
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            torch.manual_seed(step_seed(args.seed, place.step, plan.process))
+            unread.append((work, train_step(model, optimizer, work.batches, targets, accelerator, args.max_grad_norm)))
+            logger.update(len(work.rows), targets, work.batches)
+
+            names = plan.checkpoint_names(before, place, told_to_stop > 0)
+            evaluating = plan.evaluation_due(place, steps)
+            if names or evaluating or logger.due(place.step) or place.step == steps:
+                losses = read_losses(unread)
+                loss = losses[-1]
+                logger.report(place.step, place.epoch + place.row / plan.histories, sum(losses) / len(losses), rate)
+                unread.clear()
+            with logger.paused():
+                if evaluating:
+                    evaluate_and_mark(model, held_out, plan, place, checkpoints, logger, sum_over_processes)
+                if names:
+                    checkpoints.save(names, model, optimizer, place, loss)
+            if told_to_stop:
                 break
-    accelerator.print(f"finished {step} steps, last loss {loss.item():.4f} nats; checkpoints in {args.ckpt_dir}")
-
-
-def open_data(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
-    """The packed form of --data_path and its header, mapped; one process makes it where there is none that fits."""
-    if accelerator.is_main_process and not fits(args.data_path, args.drop_short):
-        print(f"packing {args.data_path}, once: a few minutes where there are millions of histories")
-        pack(args.data_path, drop_short=args.drop_short)
-    accelerator.wait_for_everyone()
-    return open_packed(args.data_path)
+    return place, loss
 
 
 def train_step(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, batch: SeqBatch, accelerator: Accelerator
-) -> torch.Tensor:
-    """One step on the mean loss over the target tokens of all processes' batches; returns it, () float in nats."""
-    output = model(batch)
-    targets = accelerator.reduce(output.targets, reduction="sum")
-    # Gradients are averaged over processes: weigh each one's sum so that the average is that of one large batch.
-    accelerator.backward(output.total * accelerator.num_processes / targets)
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: list[SeqBatch],
+    targets: int,
+    accelerator: Accelerator,
+    max_grad_norm: float | None = None,
+) -> Tensor:
+    """One step on the mean loss over the `targets` target tokens that all batches of all processes have together.
+
+    Gradients are averaged over processes: each batch's sum is weighed so that the average is that of one large batch.
+
+    Returns:
+        The mean loss, () float in nats, still on the device.
+    """
+    total = torch.zeros((), device=accelerator.device)
+    for number, batch in enumerate(batches, start=1):
+        with contextlib.nullcontext() if number == len(batches) else accelerator.no_sync(model):
+            output = model(batch.to(accelerator.device))
+            accelerator.backward(output.total * accelerator.num_processes / targets)
+        total += output.total.detach()
+    if max_grad_norm:
+        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return accelerator.reduce(output.total.detach(), reduction="sum") / targets
+    return accelerator.reduce(total, reduction="sum") / targets
+
+
+def read_losses(unread: list[tuple[Work, Tensor]]) -> list[float]:
+    """Losses of some steps in nats.
+
+    Raises:
+        InputError: one is not finite; names the step and its histories.
+    """
+    losses = torch.stack([loss for _, loss in unread]).tolist()
+    for (work, _), loss in zip(unread, losses, strict=True):
+        if not math.isfinite(loss):
+            shown = ", ".join(map(str, work.rows[:5])) + (", …" if len(work.rows) > 5 else "")
+            raise InputError(
+                f"the loss is {loss} at step {work.place.step} (epoch {work.place.epoch}, histories number {shown}, "
+                "counted from 0): training has diverged. Lower --lr or give --max_grad_norm, and go on from the last "
+                "checkpoint (--resume), which is kept."
+            )
+    return losses
+
+
+def evaluate_and_mark(
+    model: nn.Module,
+    held_out: Interactions,
+    plan: Plan,
+    place: Place,
+    checkpoints: Checkpoints,
+    logger: TimeLogger,
+    sum_over_processes: HostSum,
+) -> None:
+    """Loss on the held-out histories into the log; the weights of the lowest one so far are kept as layer_3_best.pt."""
+    model.eval()
+    share = (plan.process, plan.processes, sum_over_processes)
+    loss = evaluate(model, held_out, plan.args.batch_size, None, *share).loss
+    model.train()
+    best = checkpoints.best is None or loss < checkpoints.best["eval_loss"]
+    logger.note({"eval_loss": round(loss, 5), "best": best}, place.step)
+    if best:
+        checkpoints.save_best(f"layer_{plan.args.tf_layer}_best.pt", model, place, loss)
+
+
+def build(args: argparse.Namespace, data: Interactions) -> tuple[RecGPT, torch.optim.Optimizer]:
+    """A model as --seed draws it, and its optimizer."""
+    width = data.catalog.embeddings.shape[1]
+    check_width(width, data.catalog.source)
+    set_seed(args.seed)
+    config = RecGPTConfig(args.tf_layer, args.width, heads_of(args), width, dropout=args.dropout)
+    model = compiled(RecGPT(config, args.gradient_checkpointing), args)
+    return model, torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
+
+
+def heads_of(args: argparse.Namespace) -> int:
+    """Attention heads: as typed, or one per 64 of width."""
+    return args.heads or max(1, args.width // HEAD_WIDTH)
 
 
 def compiled(model: RecGPT, args: argparse.Namespace) -> RecGPT:
@@ -152,93 +282,102 @@ def compiled(model: RecGPT, args: argparse.Namespace) -> RecGPT:
     return model
 
 
-def epoch_rows(
-    data: Interactions, config: RecGPTConfig, args: argparse.Namespace, accelerator: Accelerator, epoch: int
-) -> Iterator[np.ndarray]:
-    """Histories of each step of an epoch, all processes together."""
-    processes = accelerator.num_processes
-    if args.tokens_per_batch is None:
-        return epoch_batches(len(data.sequences), args.batch_size * processes, args.seed, epoch)
-    tokens = (np.minimum(data.sequences.lengths, config.window) - 1) * CODES_PER_ITEM
-    return equal_work_batches(tokens, args.tokens_per_batch * processes, args.seed, epoch)
+def tracker(args: argparse.Namespace, accelerator: Accelerator) -> Callable[[dict[str, float], int], None] | None:
+    """What tells --log_with every record; None without it."""
+    if not args.log_with:
+        return None
+    settings = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
+    accelerator.init_trackers("pre_train", settings)
+    return accelerator.log
 
 
-def training_batches(
-    data: Interactions, config: RecGPTConfig, args: argparse.Namespace, accelerator: Accelerator, epoch: int
-) -> Iterator[SeqBatch]:
-    """This process's share of every step's histories, the last `window` items of each."""
-    processes = accelerator.num_processes
-    for rows in epoch_rows(data, config, args, accelerator, epoch):
-        share = rows[accelerator.process_index :: processes]
-        if not len(share):  # a step of fewer histories than processes: the first counts twice
-            share = rows[:1]
-        batch = training_batch(data.sequences.select(share).last(config.window), data.catalog)
-        yield batch.pin_memory() if accelerator.device.type == "cuda" else batch
+# Checks before the work
 
 
-def checkpoint_names(layers: int, epoch: int, step: int, steps_per_epoch: int, stopping: bool) -> Iterator[str]:
-    """Names under which the weights are saved after `step` (from 1); none after most steps."""
-    in_epoch = step - epoch * steps_per_epoch
-    if epoch == 0:
-        for tenth in range(1, TENTHS + 1):
-            if in_epoch == -(-tenth * steps_per_epoch // TENTHS):
-                yield f"layer_{layers}_epoch_0_model_{tenth:02d}.pt"
-    if step % CHECKPOINT_STEPS == 0 or stopping:
-        yield f"layer_{layers}_epoch_{epoch}_step_{step}.pt"
-    if in_epoch == steps_per_epoch:
-        yield f"layer_{layers}_epoch_{epoch}.pt"
+def parse() -> tuple[argparse.Namespace, Saved | None]:
+    """The command line and the training state to go on from, whose settings stand in for what was not typed.
+
+    Raises:
+        InputError: see `find_state`; or a flag that a resumed run cannot change.
+    """
+    made = flags()
+    args = made.parse_args()
+    saved = find_state(args.ckpt_dir, args.resume) if args.resume else None
+    if saved is None:
+        return args, None
+    settings = saved.about["training"]
+    made.set_defaults(**settings)
+    args = made.parse_args()
+    changed = {name: (old, vars(args)[name]) for name, old in settings.items() if vars(args)[name] != old}
+    for name in FIXED:
+        if name in changed:
+            raise InputError(
+                f"--{name} {changed[name][1]} contradicts {saved.path}, which has {changed[name][0]}. Leave the flag "
+                "out, or start without --resume."
+            )
+    told = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
+    print(f"going on from {saved.path}, step {saved.place.step}{': ' + told if told else ''}")
+    return args, saved
 
 
-def save(path: Path, model: torch.nn.Module, accelerator: Accelerator, about: dict[str, Any]) -> None:
-    """Write a checkpoint, from one process."""
-    if accelerator.is_main_process:
-        save_state(path, accelerator.unwrap_model(model), about)
-    accelerator.wait_for_everyone()
-
-
-def about(
-    args: argparse.Namespace, config: RecGPTConfig, data: Interactions, step: int, loss: torch.Tensor
-) -> dict[str, Any]:
-    """What the JSON beside a checkpoint tells."""
-    known = {"tokenizer": data.tokenizer} if data.tokenizer else {}
-    return {
-        "config": {**vars(config), "heads": config.gpt2().n_head},
-        "step": step,
-        "loss": loss.item(),
-        "training": {name: vars(args)[name] for name in TOLD},
-        "versions": {"torch": torch.__version__},
-        **known,
-    }
-
-
-def check_sizes(args: argparse.Namespace) -> dict[str, int]:
-    """Layers, width and heads, and whether there is a place to write to.
+def check_flags(args: argparse.Namespace) -> None:
+    """Sizes that fit each other, and a place to write to.
 
     Raises:
         InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history, or
             a folder that cannot be written.
     """
-    heads = args.heads or max(1, args.width // HEAD_WIDTH)
+    heads = heads_of(args)
     if args.width % heads:
         raise InputError(f"--width {args.width} does not divide by {heads} heads: change --width or --heads.")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
+    if args.fsdp and (args.device == "cpu" or not torch.cuda.is_available()):
+        raise InputError("--fsdp shares a model out among GPUs, and none is in use here. Leave the flag out.")
     if args.tokens_per_batch is not None and args.tokens_per_batch < WINDOW * CODES_PER_ITEM:
         raise InputError(
             f"--tokens_per_batch {args.tokens_per_batch} is less than one history may have: give 1024 or more."
         )
     check_writable(Path(args.ckpt_dir) / "any.pt")
     check_writable(args.log_file)
-    return {"layers": args.tf_layer, "width": args.width, "heads": heads}
 
 
-def check_loss(loss: torch.Tensor, step: int) -> None:
-    """InputError when training has diverged, before such weights are saved."""
-    if not torch.isfinite(loss):
-        raise InputError(
-            f"the loss is {loss.item()} at step {step}: training has diverged. "
-            "Lower --lr; the checkpoints written so far are kept."
-        )
+def open_data(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
+    """The packed form of --data_path and its header, mapped; one process makes it where there is none that fits."""
+    for packs in (accelerator.is_main_process, accelerator.is_local_main_process):  # machines may share a disk, or not
+        if packs and not fits(args.data_path, args.drop_short):
+            print(f"packing {args.data_path}, once: a few minutes where there are millions of histories")
+            pack(args.data_path, drop_short=args.drop_short)
+        accelerator.wait_for_everyone()
+    return open_packed(args.data_path)
+
+
+def load_held_out(args: argparse.Namespace, model: RecGPT, data: Interactions) -> Interactions | None:
+    """The histories of --eval_path, cut to the window; None without --eval_every.
+
+    Raises:
+        InputError: see `load_eval`; or another encoder or tokenizer than that of the training data.
+    """
+    if not args.eval_every:
+        return None
+    held_out = load_eval(args.eval_path, args.drop_short)
+    check_fit(Path(args.data_path), model, data.tokenizer, held_out, args.eval_path)
+    return held_out._replace(sequences=held_out.sequences.last(model.config.window))
+
+
+def facts(
+    args: argparse.Namespace, config: RecGPTConfig, data: Interactions, accelerator: Accelerator
+) -> dict[str, Any]:
+    """What every checkpoint of the run tells: configuration, settings, data, tokenizer, versions."""
+    known = {"tokenizer": data.tokenizer} if data.tokenizer else {}
+    return {
+        "config": {**vars(config), "heads": config.gpt2().n_head},
+        "training": {name: value for name, value in vars(args).items() if name not in OF_THIS_START},
+        "processes": accelerator.num_processes,
+        "data": data_fingerprint(args.data_path),
+        "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
+        **known,
+    }
 
 
 if __name__ == "__main__":

@@ -2,8 +2,7 @@
 
     python benchmarks/plot.py --results results.jsonl --output docs/performance.png
 
-Needs matplotlib (requirements-dev.txt). Draws what the file holds: `search` results by --items, `predict` and `train`
-results by --length.
+Draws what the file holds: `search` results by --items, `predict` and `train` results by --length.
 """
 
 import sys
@@ -25,10 +24,8 @@ def main() -> None:
     flags.add_argument("--output", default="docs/performance.png", metavar="FILE.png", help="the plot")
     flags.add_argument("--entropy", type=positive_float, default=2.0, help="draw the searches at this entropy, in nats")
     args = flags.parse_args()
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise InputError("matplotlib is missing: pip install -r requirements-dev.txt") from error
+    import matplotlib.pyplot as plt
+
     plt.switch_backend("Agg")
     check_writable(args.output)
     formats = plt.gcf().canvas.get_supported_filetypes()

@@ -57,7 +57,7 @@ def main() -> None:
 
     def step(rows: np.ndarray) -> None:
         batch = training_batch(sequences.select(rows), catalog).to(device)
-        pre_train.train_step(model, optimizer, batch, accelerator)
+        pre_train.train_step(model, optimizer, [batch], batch.targets.numel(), accelerator)
 
     def published_step(rows: np.ndarray) -> None:
         codes, embeddings = padded_rows(sequences.select(rows), catalog, 256)

@@ -59,12 +59,18 @@ class House:
         return self.folder / name
 
     def type(self, command: str, expect: int = 0) -> subprocess.CompletedProcess:
-        """Run a shell command here, in the environment of the tests; check its exit code."""
+        """Run a shell command here; check its exit code."""
+        process = self.start(command)
+        stdout, stderr = process.communicate()
+        assert process.returncode == expect, f"{command}: exit {process.returncode}\n{stdout}\n{stderr[-4000:]}"
+        return subprocess.CompletedProcess(command, expect, stdout, stderr)
+
+    def start(self, command: str) -> subprocess.Popen:
+        """Begin a shell command here, in the environment of the tests."""
         bin_folder = str(Path(sys.executable).parent)
         env = {**os.environ, "PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}", "VIRTUAL_ENV": sys.prefix}
-        done = subprocess.run(command, shell=True, cwd=self.folder, env=env, capture_output=True, text=True)
-        assert done.returncode == expect, f"{command}: exit {done.returncode}\n{done.stdout}\n{done.stderr[-4000:]}"
-        return done
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen(command, shell=True, cwd=self.folder, env=env, text=True, **pipes)
 
     def refuse(self, monkeypatch, capsys, command: str, *said: str) -> None:
         """Run `python SCRIPT FLAGS` in this process: it must exit with 2 and one message that says all of `said`."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests import runs
 from tests.conftest import ROOT
 
 METRICS = "hit@1 = {:.4f}, ndcg@1 = {:.4f}, hit@3 = {:.4f}, ndcg@3 = {:.4f}, hit@5 = {:.4f}, ndcg@5 = {:.4f}"
@@ -64,7 +65,8 @@ def test_training_learns_and_eval_chooses(house):
     )
     guessing = float(done.stdout.split("code frequencies has a loss of ")[1].split()[0])
     lines = [json.loads(line) for line in (house / "logs/small.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(10, 81, 10))
+    assert lines.pop(0)["start"]["batch_size"] == 23
+    assert [line["step"] for line in lines] == list(range(1, 81))  # each ends an epoch, with a checkpoint
     assert lines[-1]["loss"] < guessing / 2 < lines[0]["loss"]
     pattern = "'ckpt_small/layer_3_epoch_[0-3].pt' ckpt_small/layer_3_epoch_79_step_80.pt"
     done = house.type(f"python eval.py --ckpt_path {pattern} --results chosen.jsonl")
@@ -94,7 +96,20 @@ def test_run_sh_pre_trains_on_release_data(house):
     assert "23 histories" in logs[-1].read_text()
     failed = house.type("bash run.sh --no_such_flag", expect=1)  # accelerate's own code for a script that failed
     assert "unrecognized arguments: --no_such_flag" in failed.stdout and "Traceback" not in failed.stdout
-    assert "run.sh failed with exit code 1" in failed.stderr
+    assert "run.sh ended with exit code 1" in failed.stderr
+
+
+def test_run_sh_told_to_stop_writes_a_checkpoint_and_goes_on(house):
+    log, sizes = house / "logs/stopped.jsonl", "--width 64 --tf_layer 1 --epoch 100000 --log_file logs/stopped.jsonl"
+    process = house.start(f"exec bash run.sh {sizes} --ckpt_dir ckpt_stopped --keep 1")
+    runs.wait_for_step(log, 3, process)
+    process.terminate()
+    stdout, stderr = process.communicate()
+    assert "told to stop (SIGTERM) after step" in stdout and "ended with exit code 143" in stderr
+    reached = max(record["step"] for record in runs.records(log))
+    done = house.type(f"bash run.sh --resume --ckpt_dir ckpt_stopped --max_steps {reached + 1}")
+    assert f"step {reached}: --max_steps {reached + 1} (was None)" in done.stdout
+    assert (house / f"ckpt_stopped/layer_1_epoch_{reached}.resume").exists()
 
 
 def test_tokenizer_resumes_to_the_same_weights(house):
@@ -154,7 +169,8 @@ def test_predict_and_eval_do_not_need_accelerate(house):
 
 FLAGS = {
     "pre_train.py": "data_path ckpt_dir log_file lr weight_decay batch_size epoch max_steps tf_layer width heads seed "
-    "drop_short device tokens_per_batch mixed_precision compile",
+    "drop_short device tokens_per_batch mixed_precision compile dropout schedule warmup max_grad_norm "
+    "gradient_accumulation_steps gradient_checkpointing fsdp save_every keep resume eval_every eval_path log_with",
     "eval.py": "data_path ckpt_path tf_layer test_batch_size protocol seed drop_short results device gpu",
     "predict.py": "dataset ckpt_path vae_ckpt tf_layer test_batch_size cold protocol search topk seed drop_short "
     "results output device gpu",

@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pre_train import checkpoint_names
 from predict import batches
 from utils.baselines import most_popular, nearest_text, repeat_recent
 from utils.data import Sequences, cumulate, epoch_batches, equal_work_batches, prefetched
 from utils.errors import InputError
 from utils.metrics import TopKAccumulator, target_ranks
+from utils.plan import Place, Plan
 
 
 def sequences_of(histories):
@@ -104,11 +104,21 @@ def test_prefetched_batches_are_the_same_and_errors_arrive():
 
 
 def test_checkpoints_at_the_published_moments():
-    per_epoch, saved = 5012, {}
-    for step in range(1, 2 * per_epoch + 1):
-        epoch = (step - 1) // per_epoch
-        saved |= {name: step for name in checkpoint_names(3, epoch, step, per_epoch, stopping=False)}
-    tenths = {f"layer_3_epoch_0_model_{tenth:02d}.pt": math.ceil(tenth * per_epoch / 10) for tenth in range(1, 11)}
+    histories, batch_size, per_epoch, saved = 20_045, 4, 5012, {}
+    plan = Plan(
+        Namespace(sequences=range(histories)), Namespace(tf_layer=3, save_every=5000, max_steps=None), window=256
+    )
+    places = [
+        Place(epoch * per_epoch + step, epoch, min(step * batch_size, histories))
+        for epoch in (0, 1)
+        for step in range(1, per_epoch + 1)
+    ]
+    for before, place in zip([Place(), *places], places, strict=False):
+        saved |= {name: place.step for name in plan.checkpoint_names(before, place)}
+    tenths = {
+        f"layer_3_epoch_0_model_{tenth:02d}.pt": math.ceil(math.ceil(tenth * histories / 10) / batch_size)
+        for tenth in range(1, 11)
+    }
     others = {
         "layer_3_epoch_0_step_5000.pt": 5000,
         "layer_3_epoch_1_step_10000.pt": 10000,
@@ -116,7 +126,7 @@ def test_checkpoints_at_the_published_moments():
         "layer_3_epoch_1.pt": 2 * per_epoch,
     }
     assert saved == tenths | others
-    assert list(checkpoint_names(3, 0, 7, per_epoch, stopping=True)) == ["layer_3_epoch_0_step_7.pt"]
+    assert plan.checkpoint_names(places[5], places[6], stopping=True) == ["layer_3_epoch_0_step_7.pt"]
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "released"])

@@ -1,10 +1,14 @@
 """One progress line and one JSON line per report: step, loss, throughput, attention's padding, waiting, time left."""
 
+import contextlib
 import json
+import resource
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from utils.data import SeqBatch
@@ -12,61 +16,98 @@ from utils.fsq import CODES_PER_ITEM
 
 
 class TimeLogger:
-    """Counts what training consumes and reports it on a tqdm bar and, as JSON lines, in a file.
+    """Counts what training consumes and reports it on a tqdm bar and, as JSON lines, in a file."""
 
-    The loss is read from the device only when a report is due, since that waits for the device.
-    """
+    def __init__(
+        self,
+        total: int,
+        start: int = 0,
+        path: Path | None = None,
+        every: int = 10,
+        operations: float = 0.0,
+        track: Callable[[dict[str, float], int], None] | None = None,
+    ):
+        """A logger of a run.
 
-    def __init__(self, total: int, path: Path | None = None, every: int = 10, quiet: bool = False):
-        self.bar = tqdm(total=total, unit="step", desc="pre-train", mininterval=1.0, disable=quiet)
+        Args:
+            total: steps of the whole run.
+            start: steps taken before, by an earlier part of it.
+            path: the JSON lines, appended; None in all processes but one, which then show nothing either.
+            every: steps between two reports.
+            operations: floating-point operations of training on one token.
+            track: also told every record and its step.
+        """
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", desc="pre-train", mininterval=1.0, disable=path is None
+        )
         self.file = None
-        if path is not None and not quiet:
+        if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a", encoding="utf-8")
-        self.step, self.total, self.every = 0, total, every
+        self.every, self.operations, self.track = every, operations, track
         self._start_interval()
 
     def _start_interval(self) -> None:
         self.since = time.perf_counter()
         self.waiting = 0.0
-        self.losses, self.histories, self.items, self.places = [], 0, 0, 0
+        self.steps, self.histories, self.tokens, self.items, self.places = 0, 0, 0, 0, 0
 
     def waited(self, seconds: float) -> None:
         """Add time in which the device had no batch to work on."""
         self.waiting += seconds
 
-    def update(self, loss: Any, batch: SeqBatch) -> None:
-        """Count one step; `loss` is a () tensor in nats, `batch` the histories of this process."""
-        self.step += 1
-        self.losses.append(loss)
-        self.histories += len(batch.last)
-        self.items += len(batch.codes)
-        self.places += len(batch.groups.padded)
+    def update(self, histories: int, tokens: int, batches: list[SeqBatch]) -> None:
+        """Count one step: histories and target tokens of all processes, and this one's batches, for their padding."""
+        self.steps += 1
+        self.histories += histories
+        self.tokens += tokens
+        self.items += sum(len(batch.codes) for batch in batches)
+        self.places += sum(len(batch.groups.padded) for batch in batches)
         self.bar.update()
-        if self.step % self.every == 0 or self.step == self.total:
-            self._report()
 
-    def _report(self) -> None:
-        loss = sum(value.item() for value in self.losses) / len(self.losses)  # waits for the device
+    def due(self, step: int) -> bool:
+        """Whether a report is expected after this step."""
+        return step % self.every == 0
+
+    def report(self, step: int, epoch: float, loss: float, rate: float) -> None:
+        """Tell what happened since the last report: mean loss in nats, learning rate, epochs behind, speed."""
         seconds = time.perf_counter() - self.since
         record = {
-            "step": self.step,
+            "step": step,
+            "epoch": round(epoch, 5),
             "loss": round(loss, 5),
+            "lr": float(f"{rate:.5g}"),
+            "step_s": round(seconds / self.steps, 4),
             "histories_per_s": round(self.histories / seconds, 2),
-            "items_per_s": round(self.items / seconds, 1),
-            "tokens_per_s": round(self.items * CODES_PER_ITEM / seconds, 1),
+            "items_per_s": round(self.tokens / CODES_PER_ITEM / seconds, 1),
+            "tokens_per_s": round(self.tokens / seconds, 1),
+            "tflop_per_s": float(f"{self.tokens * self.operations / seconds / 1e12:.3g}"),
             "padding_share": round(1 - self.items / self.places, 4),
             "waiting_share": round(self.waiting / seconds, 4),
+            "peak_memory_gib": round(peak_memory(), 3),
         }
         self.bar.set_postfix_str(
-            "loss {loss:.4f}, {items_per_s:.0f} items/s, {tokens_per_s:.0f} tokens/s, padding {padding_share:.1%}, "
-            "waiting {waiting_share:.1%}".format(**record),
+            "loss {loss:.4f}, lr {lr:.2g}, {tokens_per_s:.0f} tokens/s, {tflop_per_s:.3g} TFLOP/s, "
+            "padding {padding_share:.1%}, waiting {waiting_share:.1%}".format(**record),
             refresh=False,
         )
-        if self.file is not None:
-            self.file.write(json.dumps({**record, "time": round(time.time(), 1)}) + "\n")
-            self.file.flush()
+        self.note(record, step)
         self._start_interval()
+
+    def note(self, record: dict[str, Any], step: int) -> None:
+        """Write one JSON line, and tell the tracker."""
+        if self.file is not None:
+            self.file.write(json.dumps({"step": step, **record, "time": round(time.time(), 1)}) + "\n")
+            self.file.flush()
+        if self.track is not None:
+            self.track({name: value for name, value in record.items() if isinstance(value, (int, float))}, step)
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done meanwhile does not count as training."""
+        started = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - started
 
     def __enter__(self) -> "TimeLogger":
         return self
@@ -75,3 +116,10 @@ class TimeLogger:
         self.bar.close()
         if self.file is not None:
             self.file.close()
+
+
+def peak_memory() -> float:
+    """GiB at the peak so far: of the GPU's memory in use by tensors, or of resident memory on the CPU."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -61,8 +61,10 @@ def _is_plain(name: Any, value: Any) -> bool:
     )
 
 
-def load_tensors(file: IO[bytes]) -> Any:
+def load_tensors(file: IO[bytes], mapped: bool = False) -> Any:
     """What torch.save wrote, as data only, on the CPU; unlike torch alone, this notices flipped bits.
+
+    With `mapped` the tensors of a file that has a name stay there until they are used.
 
     Raises:
         ValueError: a checksum is wrong; and whatever torch raises for a damaged file.
@@ -73,7 +75,7 @@ def load_tensors(file: IO[bytes]) -> Any:
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
     file.seek(0)
-    return torch.load(file, map_location="cpu", weights_only=True)
+    return torch.load(file.name if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
 
 
 def find_parts(path: Path) -> list[Path]:
@@ -134,9 +136,9 @@ def read_about(path: str | Path) -> dict[str, Any]:
     return read_json(beside) if beside.is_file() else {}
 
 
-def save_state(path: str | Path, module: nn.Module, about: dict[str, Any]) -> None:
+def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically."""
-    save_tensors(path, {name: value.detach().cpu() for name, value in module.state_dict().items()})
+    save_tensors(path, {name: value.detach().cpu() for name, value in state.items()})
     save_json(about_path(path), about)
 
 

@@ -62,6 +62,14 @@ def non_negative_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """argparse type for a share: 0 or more and below 1."""
+    value = non_negative_float(text)
+    if value >= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
+    return value
+
+
 def parser(script_docstring: str) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring, and every default, in --help."""
 

@@ -16,6 +16,7 @@ from utils.fsq import CODES_PER_ITEM
 
 WINDOW = 256  # items: 1,024 tokens, the rows of the position embedding
 GROUP_PADDING = 0.125  # of a history's places in its attention group, at most
+IGNORED = -100  # in place of a target code: what torch's cross-entropy leaves out
 
 
 @dataclass(frozen=True)
@@ -128,7 +129,11 @@ class SeqBatch(NamedTuple):
     positions: Tensor  # (S,) int64, the item's place for the position embedding
     last: Tensor  # (B,) int64, slot of each history's last item, in the order given
     groups: Groups
-    targets: Tensor | None = None  # (S, K) int64, the codes of each slot's next item, in training
+    targets: Tensor | None = None  # (S, K) int64, the codes of each slot's next item, in training; or IGNORED
+
+    def uncounted(self) -> "SeqBatch":
+        """The same histories with nothing to predict: for a process that runs along without a share of its own."""
+        return self._replace(targets=torch.full_like(self.targets, IGNORED))
 
     def to(self, device: torch.device) -> "SeqBatch":
         """The same batch on another device."""
@@ -202,23 +207,29 @@ def group_by_length(lengths: np.ndarray) -> Groups:
     )
 
 
-def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """Rows of each step of one epoch: a permutation that depends only on (seed, epoch), cut into batches."""
-    order = np.random.default_rng([seed, epoch]).permutation(np.arange(count, dtype=np.int32))
-    for start in range(0, count, batch_size):
-        yield order[start : start + batch_size]
+def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    """(count,) int32 permutation that depends on (seed, epoch) alone."""
+    return np.random.default_rng([seed, epoch]).permutation(np.arange(count, dtype=np.int32))
 
 
-def equal_work_batches(work: np.ndarray, per_batch: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
-    """The same permutation cut where (U,) int64 `work` adds up to about `per_batch`: the same number in every epoch.
+def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+    """Rows of each step of one epoch: its order cut into batches, from the place `start` of the order on."""
+    order = epoch_order(count, seed, epoch)
+    for place in range(start, count, batch_size):
+        yield order[place : place + batch_size]
+
+
+def equal_work_batches(work: np.ndarray, per_batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+    """The same order cut where (U,) int64 `work` adds up to about `per_batch`: equally many batches in every epoch.
 
     No batch is empty as long as no history is more work than `per_batch`.
     """
-    order = np.random.default_rng([seed, epoch]).permutation(len(work))
+    order = epoch_order(len(work), seed, epoch)
     done = np.cumsum(work[order])
     batches = max(1, int(done[-1]) // per_batch)
     ends = np.searchsorted(done, done[-1] * np.arange(1, batches) / batches, side="right")
-    yield from np.split(order, ends)
+    if start < len(work):
+        yield from np.split(order[start:], ends[ends > start] - start)
 
 
 def prefetched(batches: Iterator[SeqBatch], waited: Callable[[float], None]) -> Iterator[SeqBatch]:

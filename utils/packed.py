@@ -122,6 +122,11 @@ def fits(folder: str | Path, drop_short: bool = False, dtype: str | None = None)
     )
 
 
+def data_fingerprint(folder: str | Path) -> str:
+    """What tells the packed form of a folder from every other: a hash of its header, which has those of its files."""
+    return fingerprint(Path(folder) / "packed" / HEADER)
+
+
 def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     """Memory-map FOLDER/packed; returns its data and its header. No copy is made, no item is touched.
 

@@ -1,0 +1,477 @@
+"""Pre-training that is killed, told to stop, resumed, shared out among processes, and watched."""
+
+import json
+import math
+import os
+import random
+import re
+import signal
+import time
+from argparse import Namespace
+
+import numpy as np
+import pytest
+import torch
+
+import pre_train
+from tests import runs
+from tests.conftest import House
+from utils import plot_logs, training_state
+from utils.errors import InputError
+from utils.files import save_json
+from utils.plan import Place, Plan, Work
+from utils.release import load_pre_train
+from utils.training_state import find_state, step_seed
+
+HISTORIES = 161  # in batches of 8 one is left over: fewer than two processes
+MODEL = "--data_path ../pt --width 64 --tf_layer 1 --lr 2e-3 --device cpu --log_file log.jsonl --ckpt_dir ckpt "
+RUN = MODEL + "--batch_size 8 --epoch 2 --save_every 4 --eval_every 6 --eval_path ../ev "
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pre_train")
+    runs.make_data(folder, HISTORIES)
+    return folder
+
+
+@pytest.fixture
+def place(data, request):
+    """A folder of its own beside the data."""
+    folder = data / re.sub(r"\W+", "_", request.node.name)
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data):
+    """The run that others are held against: 42 steps in two epochs, dropout included."""
+    folder = data / "undisturbed"
+    folder.mkdir()
+    runs.finish(folder, RUN)
+    return folder
+
+
+# Resuming
+
+
+def die_at_write(number):
+    """SIGKILL in place of the `number`-th time that a file is written and about to get its name."""
+    synced, left = os.fsync, [number]
+
+    def fsync(file):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        synced(file)
+
+    os.fsync = fsync
+
+
+class DieAtWrite:
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self):
+        die_at_write(self.number)
+
+
+def test_killed_at_random_moments_the_weights_are_the_same(place, undisturbed):
+    """Fourteen kills: every other at a random moment, the others while a file of a checkpoint is being written."""
+    moments, log, epochs = random.Random(11), place / "log.jsonl", []
+    for number in range(14):
+        flags = RUN + "--resume auto"
+        if number % 2:
+            process = runs.start(place, flags, DieAtWrite(moments.randrange(1, 14)))
+            process.join()
+        else:
+            reached = max((record["step"] for record in runs.records(log)), default=0)
+            process = runs.start(place, flags)
+            runs.wait_for_step(log, reached + moments.randrange(1, 5), process)
+            time.sleep(moments.uniform(0, 0.1))
+            process.kill()
+            process.join()
+        if process.exitcode == 0:  # it came to its end before its moment
+            break
+        assert process.exitcode == -signal.SIGKILL, (place / "said").read_text()
+        epochs.append(max((record["epoch"] for record in runs.records(log) if "epoch" in record), default=0))
+    assert number >= 10 and sum(0 < epoch < 1 for epoch in epochs) and sum(epoch > 1 for epoch in epochs), epochs
+    runs.finish(place, RUN + "--resume")
+    ours, theirs = place / "ckpt", undisturbed / "ckpt"
+    names = {path.name for path in theirs.glob("*.pt")}
+    assert {path.name for path in ours.glob("*.pt")} == names
+    assert all(runs.same(ours / name, theirs / name) for name in names)
+    ours, theirs = (
+        torch.load(folder / "layer_1_epoch_1.resume", weights_only=True)["optimizer"]["state"]
+        for folder in (ours, theirs)
+    )
+    assert all(torch.equal(ours[name][kind], theirs[name][kind]) for name in theirs for kind in theirs[name])
+    assert not list((place / "ckpt").glob(".*")), "what killed runs left is swept"
+
+
+def test_resumed_settings_are_those_of_the_checkpoint(place, undisturbed):
+    runs.finish(place, RUN + "--max_steps 10 --dropout 0.2")
+    about = json.loads((place / "ckpt/layer_1_epoch_0_step_10.json").read_text())
+    assert about["step"] == 10 and about["place"] == {"step": 10, "epoch": 0, "row": 80}
+    assert about["config"]["dropout"] == about["training"]["dropout"] == 0.2
+    assert set(about["versions"]) == {"torch", "transformers", "accelerate"} and len(about["data"]) == 32
+    runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 12 --lr 1e-3")
+    said = (place / "said").read_text()
+    assert "step 10: --max_steps 12 (was 10), --lr 0.001 (was 0.002)" in said
+    about = json.loads((place / "ckpt/layer_1_epoch_0_step_12.json").read_text())
+    assert about["training"]["batch_size"] == 8 and about["training"]["lr"] == 1e-3
+    assert [record["lr"] for record in runs.records(place / "log.jsonl") if "lr" in record][-1] == 1e-3
+    runs.finish(place, "--ckpt_dir ckpt --resume ckpt/layer_1_epoch_0_step_12.pt")
+    assert "nothing to do: 12 steps were taken" in (place / "said").read_text()
+
+
+def test_sigterm_writes_a_checkpoint_and_ends_well(place, undisturbed):
+    process = runs.start(place, RUN + "--save_every 1000")
+    runs.wait_for_step(place / "log.jsonl", 12, process)
+    process.terminate()
+    process.join()
+    said = (place / "said").read_text()
+    assert process.exitcode == 0 and "told to stop (SIGTERM) after step" in said, said
+    step = int(said.split("after step ")[1].split()[0])
+    assert (place / f"ckpt/layer_1_epoch_{(step - 1) // 21}_step_{step}.resume").exists()
+    runs.finish(place, "--ckpt_dir ckpt --resume")
+    assert runs.same(place / "ckpt/layer_1_epoch_1.pt", undisturbed / "ckpt/layer_1_epoch_1.pt")
+
+
+def test_the_last_and_the_best_are_kept(place):
+    runs.finish(place, RUN + "--keep 3")
+    kept = {path.name for path in (place / "ckpt").iterdir()}
+    last = ["layer_1_epoch_1_step_36", "layer_1_epoch_1_step_40", "layer_1_epoch_1"]
+    expected = {f"{name}{ending}" for name in last for ending in (".pt", ".json", ".resume")}
+    assert kept == expected | {"layer_1_best.pt", "layer_1_best.json"}
+    best = json.loads((place / "ckpt/layer_1_best.json").read_text())
+    evaluated = [record for record in runs.records(place / "log.jsonl") if "eval_loss" in record]
+    assert [record["step"] for record in evaluated] == [6, 12, 18, 24, 30, 36, 42]
+    lowest = min(evaluated, key=lambda record: record["eval_loss"])
+    assert best["step"] == lowest["step"] and best["eval_loss"] == pytest.approx(lowest["eval_loss"], abs=1e-5)
+
+
+def test_all_weights_and_the_last_two_states_are_kept(undisturbed):
+    states = {path.name for path in (undisturbed / "ckpt").glob("*.resume")}
+    assert states == {"layer_1_epoch_1_step_40.resume", "layer_1_epoch_1.resume"}
+    names = {f"layer_1_epoch_0_model_{tenth:02d}.pt" for tenth in range(1, 11)}
+    names |= {f"layer_1_epoch_{(step - 1) // 21}_step_{step}.pt" for step in range(4, 41, 4)}
+    names |= {"layer_1_epoch_0.pt", "layer_1_epoch_1.pt", "layer_1_best.pt"}
+    assert {path.name for path in (undisturbed / "ckpt").glob("*.pt")} == names
+
+
+def refused(place, undisturbed, monkeypatch, capsys, flags, *said):
+    House.refuse(Namespace(folder=undisturbed), monkeypatch, capsys, f"python pre_train.py {flags}", *said)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--width 128", ("--width 128 contradicts", "which has 64")),
+        ("--tf_layer 2", ("--tf_layer 2 contradicts", "which has 1")),
+        ("--seed 7", ("--seed 7 contradicts", "which has 0")),
+        ("--data_path ../other", ("was trained on other data", "../other")),
+        ("--eval_path ../nowhere --eval_every 3", ("../nowhere/eval.pkl", "make_eval.py")),
+    ],
+)
+def test_a_resumed_run_must_be_the_same_run(data, place, undisturbed, monkeypatch, capsys, flags, said):
+    if "other" in flags:
+        (data / "other").mkdir()
+        runs.make_data(data / "other", 12)
+        flags = flags.replace("other", "other/pt")
+    refused(place, undisturbed, monkeypatch, capsys, f"--ckpt_dir ckpt --resume {flags}", *said)
+
+
+def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypatch, capsys):
+    refused(place, undisturbed, monkeypatch, capsys, "--ckpt_dir nowhere --resume", "nowhere has no training state")
+    refused(
+        place, undisturbed, monkeypatch, capsys, "--resume ckpt/layer_1_epoch_0.pt", "does not exist", "step_40.resume"
+    )
+    assert find_state(place, "auto") is None
+    whole = (undisturbed / "ckpt/layer_1_epoch_1.resume").read_bytes()
+    (place / "a.resume").write_bytes((undisturbed / "ckpt/layer_1_epoch_1_step_40.resume").read_bytes())
+    half, flipped = whole[: len(whole) // 2], bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    for damaged in (half, flipped, b""):
+        (place / "b.resume").write_bytes(damaged)
+        assert find_state(place, "latest").place.step == 40
+        assert "passed over" in capsys.readouterr().out
+        with pytest.raises(InputError, match="not a whole training state"):
+            find_state(place, str(place / "b.pt"))
+    (place / "a.resume").unlink()
+    with pytest.raises(InputError, match="not a whole training state"):
+        find_state(place, "auto")  # never started anew for want of a whole one
+    loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1.resume", weights_only=True)
+    for change in ({"format": 2}, {"place": {"step": -1, "epoch": 0, "row": 0}}, {"training": []}, {"time": 3}):
+        torch.save({**loaded, "about": {**loaded["about"], **change}}, place / "b.resume")
+        with pytest.raises(InputError, match="not a whole training state"):
+            find_state(place, str(place / "b.resume"))
+
+
+# Several processes
+
+
+def losses(folder):
+    return {record["step"]: record["loss"] for record in runs.records(folder / "log.jsonl") if "loss" in record}
+
+
+def test_processes_and_accumulation_give_the_loss_of_one_large_batch(data, place):
+    """Histories left over at the end of an epoch included; evaluation, clipping and every checkpoint too."""
+    common = MODEL + "--epoch 2 --dropout 0 --save_every 1 --eval_every 6 --eval_path ../ev --max_grad_norm 0.5 "
+    ways = {
+        "one": (runs.finish, "--batch_size 8"),
+        "accumulated": (runs.finish, "--batch_size 3 --gradient_accumulation_steps 3"),
+        "nine": (runs.finish, "--batch_size 9"),
+        "two": (runs.finish_two, "--batch_size 4"),
+        "two_accumulated": (runs.finish_two, "--batch_size 2 --gradient_accumulation_steps 2 --gradient_checkpointing"),
+    }
+    for name, (finish, flags) in ways.items():
+        (place / name).mkdir()
+        finish(place / name, (common + flags).replace("../", "../../"))
+    for reference, same in (("one", ("two", "two_accumulated")), ("nine", ("accumulated",))):
+        expected = losses(place / reference)
+        assert len(expected) == 2 * math.ceil(HISTORIES / (8 if reference == "one" else 9))
+        for name in same:
+            assert losses(place / name) == pytest.approx(expected, rel=1e-5), name
+            best = [
+                json.loads((place / way / "ckpt/layer_1_best.json").read_text())["eval_loss"]
+                for way in (reference, name)
+            ]
+            assert best[0] == pytest.approx(best[1], rel=1e-5)
+
+
+def test_another_number_of_processes_goes_on(place):
+    """Two processes, told to stop as a cluster does; then one, then two again: the losses of one run."""
+    flags = MODEL + "--epoch 2 --dropout 0 --save_every 1 --schedule cosine --warmup 0.1 "
+    (place / "one").mkdir()
+    runs.finish(place / "one", (flags + "--batch_size 8").replace("../", "../../"))
+    process = runs.two(place, flags + "--batch_size 4")
+    runs.wait_for_step(place / "log.jsonl", 5, process)
+    process.send_signal(signal.SIGTERM)
+    process.wait(timeout=60)
+    assert "told to stop (SIGTERM)" in (place / "said").read_text()
+    reached = max(losses(place))
+    assert 5 <= reached < 21
+    runs.finish(place, f"--ckpt_dir ckpt --resume --batch_size 8 --max_steps {reached + 15}")
+    runs.finish_two(place, "--ckpt_dir ckpt --resume --batch_size 4 --max_steps 1000")
+    found, expected = losses(place), losses(place / "one")
+    first = {step: loss for step, loss in expected.items() if step <= reached}
+    assert {step: found[step] for step in first} == pytest.approx(first, rel=1e-5)
+    assert len(found) == len(expected) == 42
+    processes = [record["processes"] for record in runs.records(place / "log.jsonl") if "start" in record]
+    assert processes == [2, 1, 2]
+
+
+def test_a_sharded_model_saves_and_resumes_whole(data, place):
+    """What --fsdp does: the same weights as one process has, from checkpoints that anything else reads."""
+    flags = MODEL + "--epoch 1 --dropout 0 --batch_size {} --max_grad_norm 0.5 --save_every 3"
+    (place / "one").mkdir()
+    runs.finish(place / "one", flags.format(8).replace("../", "../../"))
+    runs.finish_two(place, flags.format(4), script="tests/sharded.py")
+    expected = runs.weights(place / "one/ckpt/layer_1_epoch_0_step_6.pt")
+    for name in ("b.pt", "c.pt"):
+        ours = runs.weights(place / "ckpt" / name)
+        assert list(ours) == list(expected)
+        for key, value in expected.items():
+            torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4)
+    assert runs.same(place / "ckpt/b.pt", place / "ckpt/c.pt")
+
+
+def test_processes_that_do_not_know_of_each_other_stop(place, data):
+    runs.finish(place, MODEL.replace("--device cpu", ""), expect=2, hurt=UnderLauncher())
+    assert "2 processes were started (WORLD_SIZE), accelerate found 1" in (place / "said").read_text()
+
+
+class UnderLauncher:
+    """As one of two processes of a launcher that accelerate does not recognise, because no GPU is there."""
+
+    def __call__(self):
+        os.environ["WORLD_SIZE"] = "2"
+
+
+def test_a_process_whose_data_are_bad_ends_all(data, place):
+    """NaN in the share of one process: both end, with its message and a nonzero exit code."""
+    (data / "nan/pt").mkdir(parents=True)
+    for path in (data / "pt").glob("*.pkl"):
+        (data / "nan/pt" / path.name).write_bytes(path.read_bytes())
+    matrix = np.load(data / "pt/all_item_text_embeddings.npy")
+    matrix[0] = np.nan
+    np.save(data / "nan/pt/all_item_text_embeddings.npy", matrix)
+    runs.finish_two(place, MODEL.replace("../pt", "../nan/pt"), expect=1)
+    said = (place / "said").read_text()
+    assert "row 0: the embedding holds NaN" in said and "Error: " not in said.replace("ChildFailedError: ", "")
+
+
+# Optimisation
+
+
+def plan_of(data, **flags):
+    args = Namespace(
+        **{
+            **dict(batch_size=8, gradient_accumulation_steps=1, tokens_per_batch=None, seed=0, epoch=2),
+            **dict(max_steps=None, lr=1.0, schedule="constant", warmup=0.0, save_every=5000, tf_layer=3),
+            **flags,
+        }
+    )
+    return Plan(load_pre_train(data / "pt"), args, 256)
+
+
+@pytest.mark.parametrize("tokens", [None, 1024])
+def test_a_plan_begins_anywhere(data, tokens):
+    plan = plan_of(data, tokens_per_batch=tokens)
+    whole = list(plan.work(Place()))
+    assert len(whole) == plan.steps(Place()) == whole[-1].place.step
+    for work in whole[::5]:
+        rest = list(plan.work(work.place))
+        assert [other.place for other in rest] == [other.place for other in whole[work.place.step :]]
+        assert all(
+            np.array_equal(one.rows, other.rows) for one, other in zip(rest, whole[work.place.step :], strict=True)
+        )
+        assert plan.steps(work.place) == len(whole)
+    for epoch in (0, 1):
+        seen = np.concatenate([work.rows for work in whole if work.place.epoch == epoch])
+        assert sorted(seen) == list(range(HISTORIES))
+
+
+def test_learning_rates(data):
+    def rates(**flags):
+        plan = plan_of(data, **flags)
+        return [plan.learning_rate(work) for work in plan.work(Place())]
+
+    assert set(rates()) == {1.0}
+    rising = rates(warmup=0.5)
+    assert rising[:21] == sorted(rising[:21]) and rising[0] < 0.05 and set(rising[21:]) == {1.0}
+    cosine = rates(schedule="cosine", max_steps=40)
+    assert cosine == pytest.approx([(1 + math.cos(math.pi * (step + 0.5) / 40)) / 2 for step in range(40)], abs=5e-3)
+    both = rates(schedule="cosine", warmup=0.25)
+    assert max(both) > 0.99 and both.index(max(both)) in (9, 10, 11) and both[-1] < 0.01
+    # Half as many steps by twice as many processes: the same rates at the same histories.
+    plan = plan_of(data, schedule="cosine", warmup=0.25, batch_size=16)
+    twice = [plan.learning_rate(work) for work in plan.work(Place())]
+    assert twice[3] == pytest.approx((both[6] + both[7]) / 2, abs=1e-3)
+
+
+def test_random_numbers_depend_on_seed_step_and_process():
+    seeds = {step_seed(seed, step, process) for seed in (0, 1) for step in (1, 2, 3) for process in (0, 1)}
+    assert len(seeds) == 12 and step_seed(1, 2, 0) == step_seed(1, 2, 0)
+
+
+def test_a_loss_that_is_not_finite_names_the_batch():
+    unread = [
+        (Work(np.arange(step, step + 9), [], Place(step, 0, step * 9)), torch.tensor(value))
+        for step, value in ((11, 3.0), (12, math.nan), (13, math.inf))
+    ]
+    assert pre_train.read_losses(unread[:1]) == [3.0]
+    with pytest.raises(InputError, match=r"nan at step 12 \(epoch 0, histories number 12, 13, 14, 15, 16, …"):
+        pre_train.read_losses(unread)
+
+
+def test_diverged_weights_are_not_written(place, undisturbed):
+    """A finite loss whose update is not: the checkpoint before stays, and is whole."""
+    runs.finish(place, RUN + "--epoch 1 --eval_every 1000 --save_every 5", expect=2, hurt=OverflowAt(9))
+    said = (place / "said").read_text()
+    assert "holds NaN or infinity after step" in said and "Traceback" not in said
+    assert runs.same(place / "ckpt/layer_1_epoch_0_step_5.pt", place / "ckpt/layer_1_epoch_0_step_5.pt")
+    assert find_state(place / "ckpt", "latest").place.step < 9
+    assert not (place / "ckpt/layer_1_epoch_0_step_10.pt").exists()
+    assert not list((place / "ckpt").glob(".*"))
+
+
+class OverflowAt:
+    """From this step on the weights are infinite."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self):
+        take, left = pre_train.train_step, [self.step]
+
+        def broken(model, *others):
+            loss = take(model, *others)
+            left[0] -= 1
+            if not left[0]:
+                with torch.no_grad():
+                    model.norm_seq.bias.fill_(math.inf)
+            return loss
+
+        pre_train.train_step = broken
+
+
+def test_a_full_disk_keeps_the_checkpoints_before(place, data):
+    runs.finish(place, RUN + "--eval_every 1000", expect=2, hurt=FullDisk(9))
+    said = (place / "said").read_text()
+    assert "could not be written (No space left on device)" in said
+    assert find_state(place / "ckpt", "latest").place.step > 0
+    assert not list((place / "ckpt").glob(".*"))
+
+
+class FullDisk:
+    """The n-th file that is written finds the disk full."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __call__(self):
+        left = [self.number]
+
+        def fsync(file):
+            left[0] -= 1
+            if left[0] <= 0:
+                raise OSError(28, "No space left on device")
+
+        os.fsync = fsync
+
+
+# Watching
+
+
+def test_trackers_and_plots(place, undisturbed, monkeypatch, capsys):
+    runs.finish(place, RUN + "--max_steps 12 --log_with tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(next(place.glob("pre_train/**/events*")).parent)).Reload()
+    assert {event.step: event.value for event in events.Scalars("loss")} == pytest.approx(losses(place), rel=1e-5)
+    assert [event.step for event in events.Scalars("eval_loss")] == [6, 12]
+
+    monkeypatch.setattr("sys.argv", ["plot_logs", str(undisturbed / "log.jsonl"), "--output", str(place / "p.png")])
+    plot_logs.main()
+    assert (place / "p.png").read_bytes().startswith(b"\x89PNG")
+    monkeypatch.setattr("sys.argv", ["plot_logs", str(undisturbed / "log.jsonl"), "--output", str(place / "p.odd")])
+    with pytest.raises(InputError, match="expected a name that ends in"):
+        plot_logs.main()
+
+
+def test_a_log_is_read_as_the_run_went(place):
+    def log(*lines):
+        (place / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return [(record["step"], record["loss"]) for record in plot_logs.read_run(place / "l.jsonl")]
+
+    first = [{"step": 0, "start": {}}, {"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}]
+    assert log(*first) == [(10, 3.0), (20, 2.0)]
+    assert log(*first, {"step": 10, "start": {}}, {"step": 15, "loss": 2.5}) == [(10, 3.0), (15, 2.5)]
+    assert log(*first, {"step": 0, "start": {}}, {"step": 10, "loss": 4.0}) == [(10, 4.0)]
+    with pytest.raises(InputError, match="no training loss"):
+        log({"step": 0, "start": {}})
+    with pytest.raises(InputError, match="line 1: a record without a step"):
+        log({"loss": 1.0})
+
+
+def test_reports_hold_what_is_watched(undisturbed):
+    reports = [record for record in runs.records(undisturbed / "log.jsonl") if "loss" in record]
+    assert reports[-1]["step"] == 42 and reports[-1]["epoch"] == 2
+    for name in ("lr", "step_s", "histories_per_s", "items_per_s", "tokens_per_s", "tflop_per_s", "peak_memory_gib"):
+        assert all(record[name] > 0 for record in reports), name
+    assert all(0 <= record[name] < 1 for record in reports for name in ("padding_share", "waiting_share"))
+    assert reports[-1]["loss"] < reports[0]["loss"]
+
+
+def test_a_missing_tracker_is_told_how_to_install(place, data):
+    runs.finish(place, MODEL + "--log_with wandb", expect=2)
+    said = (place / "said").read_text().splitlines()
+    assert said == ["error: --log_with wandb: it is not installed: pip install wandb"]
+
+
+def test_states_are_written_with_plain_values_only(undisturbed):
+    saved = training_state.read_state(undisturbed / "ckpt/layer_1_epoch_1.resume")
+    save_json(undisturbed / "about.json", saved.about)  # json takes nothing else
+    assert json.loads((undisturbed / "about.json").read_text()) == saved.about

@@ -1,0 +1,93 @@
+"""Draw training and evaluation loss from the JSON lines of pre-training.
+
+    python -m utils.plot_logs logs/pre_train.jsonl --output figures/pre_train.png
+    python -m utils.plot_logs logs/small.jsonl logs/large.jsonl --log_x
+
+Of a run that was resumed, steps taken twice count once, as they were taken last; of several runs in one file, the last.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from utils.cli import parser, positive_int, run
+from utils.errors import InputError
+from utils.files import check_writable, read_jsonl
+
+REMEDY = "Give a file that pre_train.py wrote (--log_file)."
+
+
+def main() -> None:
+    """Read, draw, save."""
+    flags = parser(__doc__)
+    flags.add_argument("logs", nargs="+", metavar="FILE.jsonl", help="what pre_train.py wrote as --log_file")
+    flags.add_argument("--output", default="figures/pre_train.png", metavar="FILE.png", help="the plot")
+    flags.add_argument("--smooth", type=positive_int, default=10, help="reports averaged for the bold line")
+    flags.add_argument("--log_x", action="store_true", help="steps on a logarithmic axis")
+    args = flags.parse_args()
+    runs = {path: read_run(path) for path in args.logs}
+
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    check_writable(args.output)
+    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+    formats = figure.canvas.get_supported_filetypes()
+    if Path(args.output).suffix[1:] not in formats:
+        raise InputError(f"--output {args.output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
+    for path, records in runs.items():
+        draw(axes, records, "" if len(runs) == 1 else f"{Path(path).stem}: ", args.smooth)
+    axes.set(xlabel="step", ylabel="loss (nats per target token)", xscale="log" if args.log_x else "linear")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(args.output, dpi=130)
+    print(f"wrote {args.output}")
+
+
+def read_run(path: str) -> list[dict[str, Any]]:
+    """Records of the last run in a log, each step once, in order.
+
+    Raises:
+        InputError: no such file, or one without a loss.
+    """
+    records: list[dict[str, Any]] = []
+    for line, record in read_jsonl(path, REMEDY):
+        if not isinstance(record.get("step"), int):
+            raise InputError(f"{path}, line {line}: a record without a step. {REMEDY}")
+        if "start" in record:  # a run begins, or goes on from this step
+            records = [earlier for earlier in records if earlier["step"] <= record["step"]]
+            if not record["step"]:
+                records = []
+        else:
+            records.append(record)
+    if not any("loss" in record for record in records):
+        raise InputError(f"{path} has no training loss. {REMEDY}")
+    return records
+
+
+def draw(axes: Any, records: list[dict[str, Any]], name: str, smooth: int) -> None:
+    """Training loss as reported and averaged, and evaluation loss with its lowest marked."""
+    steps, losses = series(records, "loss")
+    (line,) = axes.plot(steps, losses, alpha=0.25, linewidth=0.8)
+    if len(losses) >= smooth:
+        mean = np.convolve(losses, np.full(smooth, 1 / smooth), mode="valid")
+        axes.plot(steps[smooth - 1 :], mean, color=line.get_color(), label=f"{name}training, mean of {smooth} reports")
+    else:
+        line.set(label=f"{name}training", alpha=1)
+    steps, losses = series(records, "eval_loss")
+    if len(losses):
+        (line,) = axes.plot(steps, losses, marker="o", markersize=3, label=f"{name}evaluation")
+        best = int(np.argmin(losses))
+        axes.plot(steps[best], losses[best], marker="*", markersize=12, color=line.get_color())
+        axes.annotate(f"{losses[best]:.3f}", (steps[best], losses[best]), xytext=(0, 8), textcoords="offset points")
+
+
+def series(records: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of the records that have `key`."""
+    having = [record for record in records if key in record]
+    return np.array([record["step"] for record in having]), np.array([record[key] for record in having], dtype=float)
+
+
+if __name__ == "__main__":
+    run(main)

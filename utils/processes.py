@@ -1,0 +1,91 @@
+"""Several processes through accelerate: one on the CPU, one per GPU, on one machine or many."""
+
+import argparse
+import os
+import signal
+import warnings
+from pathlib import Path
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+
+from utils.errors import InputError
+
+
+def start_accelerator(args: argparse.Namespace) -> Accelerator:
+    """The accelerator of this process, by the flags of pre_train.py; on the CPU it says so.
+
+    Raises:
+        InputError: the launcher started another number of processes than accelerate found, or a tracker is missing.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*no supported trackers")  # an error below
+        accelerator = Accelerator(
+            cpu=args.device == "cpu",
+            mixed_precision=args.mixed_precision,
+            fsdp_plugin=sharding() if args.fsdp else None,
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            log_with=args.log_with,
+            project_dir=Path(args.log_file).parent,
+        )
+    if args.log_with and not accelerator.log_with:
+        raise InputError(f"--log_with {args.log_with}: it is not installed: pip install {args.log_with}")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if started != accelerator.num_processes:
+        raise InputError(
+            f"{started} processes were started (WORLD_SIZE), accelerate found {accelerator.num_processes}: each would "
+            "train on everything. On the CPU: torchrun --nproc_per_node N pre_train.py --device cpu"
+        )
+    if accelerator.device.type == "cpu":
+        accelerator.print("no GPU in use: training on the CPU")
+    return accelerator
+
+
+def sharding() -> FullyShardedDataParallelPlugin:
+    """For --fsdp: every GPU holds a part of the weights, gradients and moments, and gathers them block by block."""
+    return FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["GPT2Block"]
+    )
+
+
+class HostSum:
+    """Sums small numbers over all processes without a word to the GPU, so that it is never waited for."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.group = None
+        if accelerator.num_processes > 1:
+            self.group = dist.group.WORLD if accelerator.device.type == "cpu" else dist.new_group(backend="gloo")
+
+    def __call__(self, *numbers: float) -> list[float]:
+        """The sum of each number over the processes; whole numbers stay exact up to 2^53.
+
+        Raises:
+            InputError: another process has ended.
+        """
+        if self.group is None:
+            return list(numbers)
+        summed = torch.tensor(numbers, dtype=torch.float64)
+        try:
+            dist.all_reduce(summed, group=self.group)
+        except RuntimeError as error:
+            raise InputError("another process has stopped: its message tells why.") from error
+        return summed.tolist()
+
+
+class Notice:
+    """SIGTERM, by which a cluster tells that time is up: noted here, and heeded at the end of a step."""
+
+    given = False
+
+    def __enter__(self) -> "Notice":
+        self.before = signal.signal(signal.SIGTERM, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.given = True
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGTERM, self.before)
