@@ -1,8 +1,13 @@
 #!/usr/bin/env bash
 # Pre-train on data/pre_train where it exists; otherwise on the embedded sample, and go on to its prediction table.
-# Further arguments go to pre_train.py, for example: bash run.sh --max_steps 200
+# Further arguments go to pre_train.py, for example: bash run.sh --max_steps 200, or bash run.sh --resume
 set -euo pipefail
 cd "$(dirname "$0")"
+
+# Whether the arguments go on with an earlier run, which has settings of its own.
+goes_on() {
+    [[ " $* " == *" --resume"[\ =]* && " $* " != *" --resume"[\ =]"auto "* ]]
+}
 
 pre_train() {
     local processes
@@ -13,9 +18,9 @@ pre_train() {
 }
 
 sample() {
-    local raw=data/sample built=data/sample/built domain
+    local raw=data/sample built=data/sample/built domain settings=(--batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3)
     local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt"
-    rm -rf "$built"
+    if goes_on "$@"; then settings=(); else rm -rf "$built"; fi
 
     echo "== data sets of the sample"
     for domain in toys kitchen beauty outdoor crafts pets; do
@@ -38,7 +43,7 @@ sample() {
 
     echo "== pre-training"
     pre_train --data_path "$built/pre_train" --ckpt_dir "$built/ckpt" --log_file logs/sample.jsonl \
-        --batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3 "$@"
+        "${settings[@]}" "$@"
 
     echo "== choosing a checkpoint on crafts"
     python eval.py --data_path "$built/eval" --ckpt_path "$built/ckpt" | tee "$built/eval.txt"
@@ -51,9 +56,13 @@ sample() {
 }
 
 main() {
+    set -e
+    trap 'exit 143' TERM # a step that heeds the notice ends well: do not take the next
     source utils/venv.sh requirements.txt
     if [ -d data/pre_train ]; then
-        pre_train --batch_size 40 --epoch 5 --tf_layer 3 "$@"
+        local settings=(--batch_size 40 --epoch 5 --tf_layer 3)
+        if goes_on "$@"; then settings=(); fi
+        pre_train "${settings[@]}" "$@"
     else
         echo "data/pre_train is not there: using the embedded sample (data/sample)"
         sample "$@"
@@ -62,8 +71,14 @@ main() {
 
 mkdir -p logs
 log="logs/run_$(date +%Y%m%d_%H%M%S).log"
-set +e # the pipeline's own status is read below
-(set -e; main "$@") 2>&1 | tee "$log"
-status=${PIPESTATUS[0]}
-[ "$status" -eq 0 ] || echo "run.sh failed with exit code $status; see $log" >&2
+set +e -m # -m: the work is a process group of its own, in which a notice reaches everyone; tee reads to the end
+(main "$@") 2>&1 | (trap '' HUP INT TERM; exec tee "$log") &
+trap 'kill -TERM %1' HUP INT TERM # at which pre_train.py writes a checkpoint
+wait %1
+status=$?
+while [ -n "$(jobs -pr)" ]; do # a signal ends `wait`, not the work
+    wait %1
+    status=$?
+done
+[ "$status" -eq 0 ] || echo "run.sh ended with exit code $status; see $log" >&2
 exit "$status"
