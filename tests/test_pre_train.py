@@ -17,6 +17,7 @@ import pre_train
 from tests import runs
 from tests.conftest import House
 from utils import plot_logs, training_state
+from utils.data import IGNORED, training_batch
 from utils.errors import InputError
 from utils.files import save_json
 from utils.plan import Place, Plan, Work
@@ -305,7 +306,7 @@ def test_a_process_whose_data_are_bad_ends_all(data, place):
 # Optimisation
 
 
-def plan_of(data, **flags):
+def plan_of(data, process=0, processes=1, **flags):
     args = Namespace(
         **{
             **dict(batch_size=8, gradient_accumulation_steps=1, tokens_per_batch=None, seed=0, epoch=2),
@@ -313,7 +314,7 @@ def plan_of(data, **flags):
             **flags,
         }
     )
-    return Plan(load_pre_train(data / "pt"), args, 256)
+    return Plan(load_pre_train(data / "pt"), args, 256, process, processes)
 
 
 @pytest.mark.parametrize("tokens", [None, 1024])
@@ -331,6 +332,24 @@ def test_a_plan_begins_anywhere(data, tokens):
     for epoch in (0, 1):
         seen = np.concatenate([work.rows for work in whole if work.place.epoch == epoch])
         assert sorted(seen) == list(range(HISTORIES))
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_processes_share_a_step_out(data, passes):
+    """Every target of a step is read by one process, in one batch; all processes take equally many passes."""
+    plans = [plan_of(data, number, 5, batch_size=2, gradient_accumulation_steps=passes) for number in range(5)]
+
+    def counted(batches):
+        slots = [torch.cat((batch.codes, batch.targets), 1)[batch.targets[:, 0] != IGNORED] for batch in batches]
+        return sorted(torch.cat(slots).tolist())
+
+    for works in zip(*(plan.work(Place()) for plan in plans), strict=True):
+        rows = works[0].rows
+        assert all(np.array_equal(work.rows, rows) and work.place == works[0].place for work in works)
+        assert len({len(work.batches) for work in works}) == 1 and len(works[0].batches) <= passes
+        whole = training_batch(plans[0].data.sequences.select(rows), plans[0].data.catalog)
+        assert counted(batch for work in works for batch in work.batches) == counted([whole])
+    assert len(rows) == 1, "the last step has one history for five processes"
 
 
 def test_learning_rates(data):
