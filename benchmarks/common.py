@@ -98,6 +98,15 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
+def status(process: int | str, field: str) -> int:
+    """A field of Linux's /proc/PROCESS/status in KiB; 0 where the process has ended."""
+    try:
+        lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
+
+
 def seconds(run: Callable[[], Any], device: torch.device) -> float:
     """Time of one call, the device's work included."""
     if device.type == "cuda":

@@ -105,7 +105,7 @@ def measured(command: list[str]) -> dict[str, float]:
         # Linux's own peak of a child, in wait4, counts what its parent held when it was started.
         while not ended.wait(0.02):
             for field in peaks:
-                peaks[field] = max(peaks[field], status(process.pid, field))
+                peaks[field] = max(peaks[field], common.status(process.pid, field))
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -117,15 +117,6 @@ def measured(command: list[str]) -> dict[str, float]:
     if process.returncode:
         raise InputError(f"{' '.join(command)} failed: {said.strip().splitlines()[-1:]}")
     return {"seconds": seconds, "peak_gib": peaks["VmHWM"] / 2**20, "private_gib": peaks["RssAnon"] / 2**20}
-
-
-def status(process: int | str, field: str) -> int:
-    """A field of Linux's /proc/PROCESS/status in KiB; 0 where the process has ended."""
-    try:
-        lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith(field)), 0)
 
 
 def killed(build: Callable[[], list[str]], output: Path, seconds: float, kills: int, seed: int) -> int:
