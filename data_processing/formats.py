@@ -52,6 +52,7 @@ class Layout(NamedTuple):
     delimiter: str
     quotes: bool = False  # whether a field may stand in quotation marks
     names: tuple[str, ...] | None = None  # of the columns, where no first line has them
+    blank: int = 0  # lines in front of the one with the names, which DuckDB would take for it
 
 
 RATINGS = ("user_id", "item_id", "rating", "timestamp")
@@ -185,6 +186,7 @@ def delimited(path: Path, role: str, kind: str, encoding: str, quotes: bool, sta
         names = tuple(next(split_lines(io.StringIO(text, newline=""), layout, path))[1])
     else:
         names = layout.names
+    blank = len(text[: len(text) - len(text.lstrip("\r\n"))].splitlines())
     columns = {name: Column(f"c{place}", f"to_json(c{place})") for place, name in enumerate(names)}
     if len(columns) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -197,7 +199,7 @@ def delimited(path: Path, role: str, kind: str, encoding: str, quotes: bool, sta
     elif names[5:] == GENRES:
         columns = {name: columns[name] for name in names[:5]} | {"genres": genres_column()}
         texts = ("item_id", "title", "genres")
-    return Table(path, kind, encoding, layout._replace(names=names), columns, texts)
+    return Table(path, kind, encoding, layout._replace(names=names, blank=blank), columns, texts)
 
 
 def decode_start(path: Path, encoding: str, start: bytes) -> str:
@@ -210,7 +212,7 @@ def decode_start(path: Path, encoding: str, start: bytes) -> str:
         text = codecs.getincrementaldecoder(encoding)().decode(start)
     except UnicodeError as error:
         raise InputError(undecodable(path, error, encoding)) from error
-    return text.removeprefix("\ufeff").lstrip("\r\n")
+    return text.removeprefix("\ufeff")
 
 
 def undecodable(path: Path, error: UnicodeError, encoding: str, before: int = 0) -> str:
@@ -376,7 +378,7 @@ def reader(table: Table) -> str:
     header = str((table.format, "items") not in MOVIELENS).lower()
     return (
         f"read_csv(?, auto_detect = false, strict_mode = true, columns = {{{columns}}}, header = {header}, "
-        f"delim = {literal(table.layout.delimiter)}, quote = {quote}, escape = {quote})"
+        f"skip = {table.layout.blank}, delim = {literal(table.layout.delimiter)}, quote = {quote}, escape = {quote})"
     )
 
 

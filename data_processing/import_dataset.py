@@ -209,6 +209,11 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
         find_column(table, "time", args.time_column),
         None,
     )
+    if interactions.user == interactions.item:
+        raise InputError(
+            f"{table.path}: {interactions.user!r} is named for the user and for the item. Name another column with "
+            f"--user_column or --item_column. {columns_of(table)}"
+        )
     print(f"{table.path}: user {interactions.user}, item {interactions.item}, time {interactions.time or 'unknown'}")
     if interactions.time is None:
         if args.split == "time":

@@ -28,6 +28,7 @@ MOMENT = """
     CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
 """
 UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
+RECENT = 1e8  # seconds: since March 1973
 BLANK = r"""["\[\]{},\s]*|null|NaN"""  # JSON without anything in it
 PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
 DESCRIBED = """
@@ -101,8 +102,7 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     read_table(tables, "said", ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())]), table, output)
     refuse(tables, "said", "user_name", f"the user ({interactions.user}) is empty", table, output)
     refuse(tables, "said", "item_name", f"the item ({interactions.item}) is empty", table, output)
-    if not tables.value("SELECT count(*) FROM said"):
-        raise InputError(f"{table.path} has no row, only the names of columns.")
+    check_rows(tables, "said", table)
     if interactions.time is not None:
         check_times(tables, interactions, output)
 
@@ -115,7 +115,14 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     select = f"{line}, {table.columns[items.item].text} AS item_name, [{', '.join(cleaned)}]::VARCHAR[] AS fields"
     read_table(tables, "item_lines", select, table, output)
     refuse(tables, "item_lines", "item_name", f"the item ({items.item}) is empty", table, output)
+    check_rows(tables, "item_lines", table)
     return items
+
+
+def check_rows(tables: Tables, name: str, table: Table) -> None:
+    """InputError unless a file has rows."""
+    if not tables.value(f"SELECT count(*) FROM {name}"):
+        raise InputError(f"{table.path} has no row, only the names of columns.")
 
 
 def refuse(tables: Tables, name: str, column: str, found: str, table: Table, output: Path) -> None:
@@ -126,10 +133,22 @@ def refuse(tables: Tables, name: str, column: str, found: str, table: Table, out
 
 
 def check_times(tables: Tables, interactions: Source, output: Path) -> None:
-    """InputError naming the first line whose time is neither a number nor a date, or not what the others are."""
+    """InputError naming the first line whose time is neither a number nor a date, or not what the others are.
+
+    A number that is a recent time in seconds, where the largest one can only be milliseconds, is in another unit.
+    """
     kinds = f"CASE WHEN {NUMBER} IS NOT NULL THEN 'a number' WHEN {MOMENT} IS NOT NULL THEN 'a date' ELSE '' END"
     found = list(tables.rows(f"SELECT {kinds} AS kind, min(line), count(*) FROM said GROUP BY kind ORDER BY kind"))
     if len(found) == 1 and found[0][0]:
+        largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
+        other = f"abs({NUMBER}) >= {RECENT} AND abs({NUMBER}) < {RECENT * unit(largest or 0)}"
+        row, count = next(tables.rows(f"SELECT min(line), count(*) FROM said WHERE {other}"))
+        if count:
+            time = tables.value("SELECT time FROM said WHERE line = ?", row)
+            raise InputError(
+                f"{place_of(interactions.table, row, output)}: the time ({interactions.time}) is {time}, in another "
+                f"unit than the largest, {largest:.0f} ({count} like this). Write all in one unit, such as seconds."
+            )
         return
     kind, row, count = found[0] if not found[0][0] else min(found, key=lambda kind: kind[2])
     time = tables.value("SELECT time FROM said WHERE line = ?", row)

@@ -311,6 +311,14 @@ def test_columns_times_and_names(call, capsys):
     assert made()["test"] == {1: [0, 1]}
 
 
+def test_blank_lines_in_front_are_no_names_of_columns(call):
+    write("i.csv", "\r\n\r\nuser,item\r\nx,a\r\nx,b\r\n")
+    write("m.csv", "\ufeff\nitem,title\na,one\nb,two\n")
+    call(SMALL)
+    assert made()["test"] == {"x": [0, 1]}
+    assert item_names() == ["a", "b"]
+
+
 def test_same_input_gives_the_same_bytes(call):
     write_csv()
     for folder in ("one", "two"):
@@ -352,6 +360,7 @@ HEAD = "user,item,time\n"
         (HEAD + "x,a,1\nx,b,\n", ("line 3: the time (time) is None",)),
         (HEAD + "x,a,1\nx,b,2\nx,b,2023-01-31\n", ("line 4", "'2023-01-31', a date", "most others are not")),
         (HEAD + "x,a,1\nx,b,inf\n", ("line 3: the time (time) is 'inf'",)),
+        (HEAD + "x,a,1600000000\nx,b,1500000000000\n", ("line 2", "1600000000, in another unit", "1500000000000")),
         (HEAD + "x,a,1\nx,b\n", ("i.csv, line 3: 2 columns, expected 3 (user, item, time)",)),
         (HEAD + "x,a,1\nx,b,c,2\n", ("i.csv, line 3: 4 columns",)),
         (HEAD + 'x,a,1\nx,"b,2\nx,c,3\n', ("i.csv, line 3: a quotation mark opens", "--no_quotes")),
@@ -373,6 +382,8 @@ HEAD = "user,item,time\n"
         ("\x1f\x8b\x08", ("name that ends in .gz",)),
         ("PAR1 and nothing", ("not a whole Parquet file",)),
         ('{"user": "x", "item": "a", "time": 1}\n{"user": "x", "item": "a"\n', ("i.csv, line 2: not valid JSON",)),
+        ('{"user": "x", "item": "a"}\n{"user": "x", "item": "\\ud83d"}\n', ("line 2: not valid JSON (half of",)),
+        ('{"user": "x", "item": ' + "[" * 5000 + "]" * 5000 + "}\n", ("line 1: not valid JSON (lists in lists",)),
         ('{"user": "x", "item": "a", "time": 1}\n{"user": "x", "item": null, "time": 2}\n', ("line 2: the item",)),
     ],
 )
@@ -395,6 +406,7 @@ def test_bad_items_files_and_flags(refuse):
     refuse(SMALL + "--encoding klingon", "klingon is unknown")
     refuse(SMALL + "--encoding utf-16", "i.csv is not utf-16", "--encoding latin-1")
     refuse(SMALL + "--user_column who", "no column 'who' (--user_column)", "user, item, time")
+    refuse(SMALL + "--user_column item", "'item' is named for the user and for the item")
     refuse(SMALL + "--text_columns colour", "m.csv: no column 'colour' (--text_columns)", "item, title")
     refuse(SMALL + "--min_user_interactions 9", "no interaction is left after --min_user_interactions 9")
     refuse(SMALL + "--format jsonl", "i.csv, line 1: not valid JSON")
@@ -406,6 +418,8 @@ def test_bad_items_files_and_flags(refuse):
     refuse(SMALL + "--embeddings nan.npy", "nan.npy, row 0")
     write("m.csv", "item,title\na,x\n,y\n")
     refuse(SMALL, "m.csv, line 3: the item (item) is empty")
+    write("m.csv", "item,title\n")
+    refuse(SMALL, "m.csv has no row")
     write("m.csv", "item\na\n")
     refuse(SMALL, "m.csv: no column with text")
     write("m.csv", "item,title\na,\nb,\n")

@@ -179,6 +179,8 @@ def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, A
                 if not line.strip():
                     continue
                 record = json.loads(line)
+                if "\\ud" in line.lower():
+                    json.dumps(record, ensure_ascii=False).encode()  # half an emoji is no text: nothing could encode it
                 if not isinstance(record, dict):
                     raise InputError(
                         f"{path}, line {number}: found a JSON {type(record).__name__}, expected an object."
@@ -186,6 +188,9 @@ def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, A
                 yield number, record
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
+    except (RecursionError, UnicodeEncodeError) as error:
+        found = "lists in lists, too deep" if isinstance(error, RecursionError) else "half of a \\ud83d\\ude00 pair"
+        raise InputError(f"{path}, line {number}: not valid JSON ({found}). Mend or remove the line.") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}, after line {number}: cannot be read ({error}). {remedy}") from error
 
