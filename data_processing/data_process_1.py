@@ -35,6 +35,7 @@ from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file, save_dict, staged_directory
+from utils.release import DATA_SET
 from utils.tables import MEMORY, Tables, first_line, source, workspace
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
@@ -90,7 +91,7 @@ def main() -> None:
         histories = number_histories(tables, reviews, args.min_interactions)
         made = gather_texts(tables, meta)
         in_test = draw_test(len(histories), args.test_share, args.seed)
-        with staged_directory(output) as staging:
+        with staged_directory(output, DATA_SET) as staging:
             save_dict(staging / "train.pkl", numbered(histories, ~in_test))
             save_dict(staging / "test.pkl", numbered(histories, in_test))
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))

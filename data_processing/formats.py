@@ -343,7 +343,8 @@ def read_table(tables: Tables, name: str, select: str, table: Table, beside: Pat
         try:
             tables.make(name, f"SELECT {select} FROM {reader(table)}", str(place))
         except duckdb.Error as error:
-            if not isinstance(error, duckdb.InvalidInputException) and str(place) not in str(error):
+            damaged = isinstance(error, duckdb.InvalidInputException) or type(error) is duckdb.Error  # of Parquet's
+            if not damaged and str(place) not in str(error):
                 raise  # not the file's fault: no room, for example
             find_fault(table, place)
             raise InputError(

@@ -64,6 +64,7 @@ from utils.data import Sequences, check_finite, cumulate, spans
 from utils.errors import InputError
 from utils.files import atomic_write, forget_pages, load_matrix, read_json, save_dict, save_json, staged_directory
 from utils.fsq import check_width
+from utils.release import DATA_SET
 from utils.resume import fingerprint, resumable_matrix
 from utils.tables import MEMORY, Tables, source, workspace
 from utils.util import add_device_flags, pick_device
@@ -269,7 +270,7 @@ def write(
 ) -> None:
     """Write the data set: lists, texts, names of items, and the embeddings that `matrix` makes."""
     output = Path(args.output)
-    with matrix, staged_directory(output) as staging:
+    with matrix, staged_directory(output, DATA_SET) as staging:
         for draw, (name, lengths) in enumerate(zip(("train", "test"), parts, strict=True), start=1):
             save_dict(staging / f"{name}.pkl", lists(tables, histories, histories.items, lengths))
             pieces = cold_pieces(
@@ -282,8 +283,6 @@ def write(
         with atomic_write(staging / "item_ids.jsonl", "w") as file:
             for item, name in enumerate(names(tables, "items")):
                 file.write(json.dumps({"id": item, "item": name}, ensure_ascii=False) + "\n")
-    if histories.times is None:
-        (output / "test_times.pkl").unlink(missing_ok=True)  # of an earlier run
 
 
 def lists(tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[Any, list]]:

@@ -16,10 +16,9 @@ times, test_times.pkl. --test_share 1 makes everyone a test user: a zero-shot te
 """
 
 import contextlib
-import gzip
-import json
 import sys
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,10 +36,21 @@ from data_processing.TextEncoder_batch import (
     load_encoder,
     written_texts,
 )
+from utils.check import is_time
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import load_matrix, read_json, read_jsonl, save_json, save_matrix, save_pickle, staged_directory
+from utils.files import (
+    load_matrix,
+    read_json,
+    read_json_lines,
+    read_jsonl,
+    save_json,
+    save_matrix,
+    save_pickle,
+    staged_directory,
+)
+from utils.release import DATA_SET
 from utils.util import add_device_flags, pick_device
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
@@ -86,8 +96,7 @@ def main() -> None:
         encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
         matrix = embedding_matrix(output, written, len(texts), encoding, {"encoder": args.encoder})
 
-    (output / "test_times.pkl").unlink(missing_ok=True)  # of an earlier run
-    with matrix, staged_directory(output) as staging:
+    with matrix, staged_directory(output, DATA_SET) as staging:
         save_pickle(staging / "train.pkl", train)
         save_pickle(staging / "test.pkl", test)
         save_pickle(staging / "cold_train.pkl", dict(cold_pieces(train.items(), np.random.default_rng((args.seed, 1)))))
@@ -194,23 +203,18 @@ def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
     """Yield (line number from 1, Unix seconds of one history).
 
     Raises:
-        InputError: a damaged file, or a line that is not a JSON list of numbers; names the line.
+        InputError: a damaged file, or a line that is not a JSON list of finite numbers in order; names the line.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
-    line = 0
-    try:
-        with opener(path, "rt", encoding="utf-8") as rows:
-            for line, row in enumerate(rows, start=1):
-                if not row.strip():
-                    continue
-                times = json.loads(row)
-                if not isinstance(times, list) or any(type(time) not in (int, float) or time != time for time in times):
-                    raise InputError(f"{path}, line {line}: found {row.strip()[:60]}, expected a list of numbers.")
-                yield line, times
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {line}: not valid JSON ({error.msg}). Mend the line.") from error
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}, after line {line}: cannot be read ({error}). {REMEDY}") from error
+    for line, times in read_json_lines(path, REMEDY):
+        if not isinstance(times, list) or not all(map(is_time, times)):
+            raise InputError(f"{path}, line {line}: found {str(times)[:60]}, expected a list of finite numbers.")
+        for early, late in pairwise(times):
+            if late < early:
+                raise InputError(
+                    f"{path}, line {line}: {late} comes after {early}, expected times in order. Sort them, and the "
+                    "items in sequences.jsonl with them."
+                )
+        yield line, times
 
 
 @contextlib.contextmanager

@@ -268,12 +268,26 @@ def test_make_dataset_is_seeded_and_copies_embeddings(call, tmp_path):
 def test_make_dataset_zero_shot_without_times(call, tmp_path, encoder):
     write_own_data(tmp_path / "in", with_times=False)
     save(tmp_path / "out/test_times.pkl", {"left over": [1]})
+    write_lines(tmp_path / "out/item_ids.jsonl", [{"id": 0, "item": "of an import"}])
+    (tmp_path / "in/sequences.jsonl").write_text("\ufeff" + (tmp_path / "in/sequences.jsonl").read_text())
     arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out", "--test_share", "1.0")
     call("make_dataset", *arguments, "--min_interactions", 1)
     assert load(tmp_path / "out/train.pkl") == load(tmp_path / "out/cold_train.pkl") == {}
     assert len(load(tmp_path / "out/test.pkl")) == 40
     assert "u5" not in load(tmp_path / "out/cold_test.pkl")  # one item: no piece with a target
     assert not (tmp_path / "out/test_times.pkl").exists()
+    assert not (tmp_path / "out/item_ids.jsonl").exists()
+
+
+def test_a_failed_run_keeps_what_was_there(call, tmp_path, encoder):
+    write_own_data(tmp_path / "in")
+    arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out")
+    call("make_dataset", *arguments)
+    made = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    np.save(tmp_path / "nan.npy", np.full((12, 8), np.nan, dtype=np.float32))
+    with pytest.raises(InputError, match="nan.npy, row 0"):
+        call("make_dataset", *arguments, "--embeddings", tmp_path / "nan.npy")
+    assert made == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
 
 
 ITEM = {"id": 0, "text": {"title": "a"}}
@@ -298,7 +312,10 @@ USER = {"user": 1, "items": [0, 1]}
         ("sequences", [{"user": 1, "items": [0]}], "no user has 2 or more items"),
         ("times", [[1, 2], [3]], "times.jsonl has 2 lines, .*sequences.jsonl has 1 users"),
         ("times", [[1]], "times.jsonl, line 1: 1 times, but 2 items in sequences.jsonl, line 1"),
-        ("times", [["1", 2]], "line 1: found .* expected a list of numbers"),
+        ("times", [["1", 2]], "line 1: found .* expected a list of finite numbers"),
+        ("times", [[1, float("inf")]], "line 1: found .* expected a list of finite numbers"),
+        ("times", [[1, 10**400]], "line 1: found .* expected a list of finite numbers"),
+        ("times", [[2, 1]], "line 1: 1 comes after 2, expected times in order"),
     ],
 )
 def test_bad_own_data_is_named(call, tmp_path, encoder, name, records, message):

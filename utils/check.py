@@ -1,6 +1,6 @@
 """All that is wrong with a data set directory, told at once: of each kind of fault the first few places."""
 
-import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -67,6 +67,8 @@ def check_directory(folder: Path) -> Report:
     report = Report()
     count = check_embeddings(report, folder / "item_text_embeddings.npy")
     lists = {name: check_lists(report, folder / f"{name}.pkl", shortest, count) for name, shortest in SHORTEST.items()}
+    if lists["train"] == lists["test"] == {}:
+        report.fault(folder, "neither train.pkl nor test.pkl has a user", ["nobody"])
     for name in ("train", "test"):
         check_pieces(report, folder / f"cold_{name}.pkl", lists[f"cold_{name}"], lists[name])
     if (folder / "test_times.pkl").is_file():
@@ -89,7 +91,8 @@ def check_embeddings(report: Report, path: Path) -> int | None:
     report.attempt(check_width, matrix.shape[1], path)
     odd, zero = [], 0
     for start in range(0, len(matrix), CHUNK):
-        rows = matrix[start : start + CHUNK]
+        with np.errstate(over="ignore"):
+            rows = matrix[start : start + CHUNK].astype(np.float32)  # as everything reads them
         odd += (start + np.flatnonzero(~np.isfinite(rows).all(axis=1))).tolist()
         zero += int((~rows.any(axis=1)).sum())
         forget_pages(matrix)
@@ -136,7 +139,7 @@ def check_lists(report: Report, path: Path, shortest: int, count: int | None) ->
         alone = (_of(user) for user, items in lists.items() if len(items) == 1)
         report.remark(path, "lists of one item, which pre_train.py takes only with --drop_short", alone)
     if path.stem == "test" and not users:
-        report.fault(path, "there is nobody to recommend to", ["no user"])
+        report.remark(path, "there is nobody to recommend to", ["no user"])
     check_range(report, path, lists, count)
     return lists
 
@@ -183,7 +186,7 @@ def check_times(report: Report, path: Path, lists: Lists | None) -> None:
     report.fault(path, "test users without times", (_of(user) for user in lists if user not in times))
     report.fault(path, "users that are not in test.pkl", (_of(user) for user in times if user not in lists))
     shared = {user: times[user] for user in lists if user in times}
-    odd = {user for user, listed in shared.items() if not _is_list(listed) or not all(map(_is_time, listed))}
+    odd = {user for user, listed in shared.items() if not _is_list(listed) or not all(map(is_time, listed))}
     report.fault(path, "times that are no finite numbers", map(_of, odd))
     shared = {user: listed for user, listed in shared.items() if user not in odd}
     unequal = (
@@ -230,9 +233,10 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
-def _is_time(value: Any) -> bool:
+def is_time(value: Any) -> bool:
+    """Whether a value is a finite number that fits a float; True and False are none."""
     number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return number and bool(abs(value) <= sys.float_info.max)
 
 
 def _of(user: Any) -> str:

@@ -62,7 +62,7 @@ def require_file(path: str | Path, remedy: str) -> Path:
     """The path if it is a file; otherwise InputError with the remedy (which script makes or fetches it)."""
     path = Path(path)
     if not path.is_file():
-        found = "is a directory" if path.is_dir() else "does not exist"
+        found = "is a directory" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}; a file was expected here. {remedy}")
     return path
 
@@ -170,29 +170,34 @@ def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, A
     Raises:
         InputError: missing or damaged file, or a line that is not a JSON object; names the line.
     """
+    for number, record in read_json_lines(path, remedy):
+        if not isinstance(record, dict):
+            raise InputError(f"{path}, line {number}: found a JSON {type(record).__name__}, expected an object.")
+        yield number, record
+
+
+def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
+    """The same, whatever the lines hold."""
     path = require_file(path, remedy)
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
-        with opener(path, "rt", encoding="utf-8") as lines:
+        with opener(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.strip():
                     continue
                 record = json.loads(line)
                 if "\\ud" in line.lower():
                     json.dumps(record, ensure_ascii=False).encode()  # half an emoji is no text: nothing could encode it
-                if not isinstance(record, dict):
-                    raise InputError(
-                        f"{path}, line {number}: found a JSON {type(record).__name__}, expected an object."
-                    )
                 yield number, record
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
-    except (RecursionError, UnicodeEncodeError) as error:
-        found = "lists in lists, too deep" if isinstance(error, RecursionError) else "half of a \\ud83d\\ude00 pair"
-        raise InputError(f"{path}, line {number}: not valid JSON ({found}). Mend or remove the line.") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise InputError(f"{path}, after line {number}: cannot be read ({error}). {remedy}") from error
+    except (RecursionError, ValueError) as error:
+        known = {RecursionError: "lists in lists, too deep", UnicodeEncodeError: "half of a \\ud83d\\ude00 pair"}
+        found = known.get(type(error), "a number of too many digits")
+        raise InputError(f"{path}, line {number}: not valid JSON ({found}). Mend or remove the line.") from error
 
 
 @contextlib.contextmanager
@@ -265,10 +270,11 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(output: str | Path) -> Iterator[Path]:
+def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Iterator[Path]:
     """A folder beside `output` to write several files in, which are moved there together when all are whole.
 
-    Files of an earlier run are replaced; on failure they stay as they were, and nothing new appears.
+    Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
+    of other items or users. On failure they stay as they were, and nothing new appears.
     """
     output = Path(output).resolve()
     staging = _partial(output)
@@ -277,8 +283,11 @@ def staged_directory(output: str | Path) -> Iterator[Path]:
         staging.mkdir()
         yield staging
         output.mkdir(exist_ok=True)
-        for file in sorted(staging.iterdir()):
+        made = sorted(staging.iterdir())
+        for file in made:
             file.replace(output / file.name)
+        for name in set(belonging) - {file.name for file in made}:
+            (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(f"{output} could not be written ({error.strerror or error}). Name another place.") from error
     finally:

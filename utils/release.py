@@ -17,8 +17,11 @@ MAKE_PRE_TRAIN = (
 MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) or make it (make_eval.py)."
 MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (import_dataset.py)."
 
-
 HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # of pre_train
+DATA_SET = (  # files of a data set directory that know users or items by their numbers
+    *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
+    *("item_text_dict.pkl", "item_ids.jsonl"),
+)
 
 
 class Interactions(NamedTuple):
