@@ -41,6 +41,8 @@ from utils.tables import MEMORY, Tables, first_line, source, workspace
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
 REMEDY = "Fetch it with data_processing/data_download.py --amazon CATEGORY."
 AT_ONCE = 1 << 16  # histories turned into lists
+UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
+RECENT = 1e8  # seconds: since March 1973
 
 REVIEWS = """
     SELECT row_number() OVER () AS line, user_id AS reviewer, parent_asin AS item, TRY_CAST(timestamp AS DOUBLE) AS time
@@ -125,11 +127,18 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Se
     Each history is in time order, equal times in the file's order; the names of the items stay in the table `items`.
 
     Raises:
-        InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough of them.
+        InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough of them; timestamps
+            in two units, such as those of Amazon Reviews 2018 and 2023, which have no common order.
     """
     read_lines(tables, "reviews", REVIEWS, reviews, check_review)
     if tables.value(f"SELECT count(*) FROM reviews WHERE NOT ({WHOLE_REVIEW})"):
         name_bad_line(reviews, check_review)
+    largest = tables.value("SELECT max(abs(time)) FROM reviews") or 0
+    odd = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
+    if odd is not None:
+        raise InputError(
+            f"{reviews}: timestamp {odd:.0f} is in another unit than the largest, {largest:.0f}. Write all in one unit."
+        )
     users = tables.make("users", USERS, min_interactions)
     if not users:
         raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
@@ -137,6 +146,16 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Se
     tables.make("items", ITEMS)
     columns = tables.columns(HISTORIES)
     return Sequences(None, columns["item"], cumulate(np.bincount(columns["user_id"], minlength=users)))
+
+
+def unit(number: float) -> float:
+    """Of a time: what a second is in it, as its size tells."""
+    return next(per_second for limit, per_second in UNITS.items() if abs(number) < limit)
+
+
+def in_another_unit(time: str, largest: float) -> str:
+    """SQL that tells whether a time is a recent one in seconds, say, where the largest can only be milliseconds."""
+    return f"abs({time}) >= {RECENT} AND abs({time}) < {RECENT * unit(largest)}"
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
@@ -156,15 +175,23 @@ def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callabl
     print(f"reading {path}")
     try:
         tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
-    except (duckdb.InvalidInputException, duckdb.IOException) as error:
+    except duckdb.InvalidInputException as error:
         name_bad_line(path, check, first_line(error))
+    except duckdb.IOException:
+        check_lines(path, check)
+        raise  # not the file's fault: no room, for example
 
 
 def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:
     """InputError naming the first line of JSON lines that `check` refuses: DuckDB does not count them reliably."""
+    check_lines(path, check)
+    raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
+
+
+def check_lines(path: Path, check: Callable) -> None:
+    """InputError naming the first line of JSON lines that is damaged, or that `check` refuses."""
     for line, record in read_jsonl(path, REMEDY):
         check(record, f"{path}, line {line}")
-    raise InputError(f"{path}: {reason}. {REMEDY}")
 
 
 def check_review(review: dict[str, Any], place: str) -> None:
@@ -174,7 +201,7 @@ def check_review(review: dict[str, Any], place: str) -> None:
             raise InputError(f"{place}: no {name}, expected user_id, parent_asin and timestamp.")
     time = review.get("timestamp")
     try:
-        number = float(time)
+        number = math.nan if isinstance(time, bool) else float(time)
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):

@@ -46,9 +46,9 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 
 import numpy as np
 
-from data_processing.data_process_1 import AT_ONCE, add_split_flags
+from data_processing.data_process_1 import AT_ONCE, add_split_flags, unit
 from data_processing.formats import FORMATS, Table, columns_of, find_column, open_table
-from data_processing.interactions import REPEATS, SPLITS, Histories, Source, gather, read_files, split, unit
+from data_processing.interactions import REPEATS, SPLITS, Histories, Source, gather, read_files, split
 from data_processing.make_dataset import cold_pieces
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,

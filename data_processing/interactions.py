@@ -2,13 +2,12 @@
 
 import argparse
 import datetime
-import math
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.data_process_1 import draw_test
+from data_processing.data_process_1 import draw_test, in_another_unit, unit
 from data_processing.formats import Table, field_names, json_column, place_of, read_table
 from utils.data import cumulate
 from utils.errors import InputError
@@ -27,8 +26,6 @@ NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOU
 MOMENT = """
     CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
 """
-UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
-RECENT = 1e8  # seconds: since March 1973
 BLANK = r"""["\[\]{},\s]*|null|NaN"""  # JSON without anything in it
 PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
 DESCRIBED = """
@@ -133,15 +130,12 @@ def refuse(tables: Tables, name: str, column: str, found: str, table: Table, out
 
 
 def check_times(tables: Tables, interactions: Source, output: Path) -> None:
-    """InputError naming the first line whose time is neither a number nor a date, or not what the others are.
-
-    A number that is a recent time in seconds, where the largest one can only be milliseconds, is in another unit.
-    """
+    """InputError naming the first line whose time is neither a number nor a date, or not what the others are."""
     kinds = f"CASE WHEN {NUMBER} IS NOT NULL THEN 'a number' WHEN {MOMENT} IS NOT NULL THEN 'a date' ELSE '' END"
     found = list(tables.rows(f"SELECT {kinds} AS kind, min(line), count(*) FROM said GROUP BY kind ORDER BY kind"))
     if len(found) == 1 and found[0][0]:
         largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
-        other = f"abs({NUMBER}) >= {RECENT} AND abs({NUMBER}) < {RECENT * unit(largest or 0)}"
+        other = in_another_unit(NUMBER, largest or 0)
         row, count = next(tables.rows(f"SELECT min(line), count(*) FROM said WHERE {other}"))
         if count:
             time = tables.value("SELECT time FROM said WHERE line = ?", row)
@@ -205,11 +199,6 @@ def seconds(tables: Tables) -> str:
     per_second = unit(largest)
     print(f"times: numbers, {per_second:.0f} to a second")
     return f"({NUMBER}) / {per_second:.0f}"
-
-
-def unit(number: float) -> float:
-    """Of a time: what a second is in it, as its size tells."""
-    return next(per_second for limit, per_second in UNITS.items() if abs(number) < limit)
 
 
 def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

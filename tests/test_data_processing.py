@@ -155,11 +155,13 @@ def test_split_is_seeded_and_has_the_share():
         ({"parent_asin": "p", "timestamp": 1}, "line 2: no user_id"),
         ({"user_id": "a", "parent_asin": "p", "timestamp": "May"}, "line 2: timestamp 'May' is not a number"),
         ({"user_id": "a", "parent_asin": "p"}, "line 2: timestamp None is not a number"),
+        ({"user_id": "a", "parent_asin": "p", "timestamp": True}, "line 2: timestamp True is not a number"),
+        ({"user_id": "a", "parent_asin": "p", "timestamp": 1600000000000}, "1600000000 is in another unit than the"),
     ],
 )
 def test_bad_review_is_named(call, tmp_path, review, message):
     write_reviews(tmp_path)
-    write_lines(tmp_path / "r.jsonl", [{"user_id": "a", "parent_asin": "p", "timestamp": 1}, review])
+    write_lines(tmp_path / "r.jsonl", [{"user_id": "a", "parent_asin": "p", "timestamp": 1600000000}, review])
     arguments = ("--reviews", tmp_path / "r.jsonl", "--meta", tmp_path / "meta.jsonl", "--output", tmp_path / "o")
     with pytest.raises(InputError, match=message):
         call("data_process_1", *arguments)
