@@ -154,8 +154,9 @@ def embedding_matrix(
 ) -> Iterator[None]:
     """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; zero rows for other items.
 
-    It appears under its name when the block ends without an error, with a JSON of `about`, rows and width beside it; a
-    killed run goes on where it stopped. Which texts are encoded together does not depend on where that was.
+    It appears under its name when the block, in which item_text_dict.pkl is written, ends without an error, with a JSON
+    of `about`, rows and width beside it; a killed run goes on where it stopped. Which texts are encoded together does
+    not depend on where that was.
     """
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
@@ -170,7 +171,8 @@ def embedding_matrix(
                 filling.note(end)
                 progress.update(end - start)
         yield
-        save_json(path.with_suffix(".json"), {**about, "rows": count, "width": shape[1]})
+        noted = {"texts": fingerprint(directory / "item_text_dict.pkl"), **about, "rows": count, "width": shape[1]}
+        save_json(path.with_suffix(".json"), noted)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from utils.cli import parser, run
 from utils.data import Sequences
 from utils.errors import InputError
 from utils.files import load_matrix, load_pickle, require_file, save_dict, save_pickle, staged_directory
-from utils.release import check_ids, load_sequences
+from utils.release import check_encoded, check_ids, load_sequences
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 AT_ONCE = 1 << 16  # histories turned into lists
@@ -39,6 +39,8 @@ def main() -> None:
     output = Path(args.output)
     directories = named_directories(args.datasets)
     for directory in directories.values():
+        if directory.resolve() == output.resolve():
+            raise InputError(f"--output {output} is one of --datasets, whose train.pkl it would replace. Name another.")
         require_file(directory / "train.pkl", REMEDY)
     maps = id_maps({name: count_items(directory) for name, directory in directories.items()})
     data_sets = (load_histories(directories[name] / "train.pkl", len(id_map)) for name, id_map in maps.items())
@@ -111,9 +113,10 @@ def count_items(directory: Path) -> int:
     """Items of a data set: the rows of its embeddings, or, before these are made, one more than its largest item id.
 
     Raises:
-        InputError: a damaged file.
+        InputError: a damaged file, or embeddings of other texts than the data set's.
     """
     if (directory / "item_text_embeddings.npy").is_file():
+        check_encoded(directory / "item_text_embeddings.npy")
         return len(load_matrix(directory / "item_text_embeddings.npy", REMEDY))
     return count_ids(directory)
 

@@ -5,9 +5,9 @@
     python data_processing/make_token_list.py --embeddings E.npy --vae_ckpt vae_ckpt/mine.pt --output codes.pkl
 
 Writes OUTPUT, a list of N lists of four codes in row order; beside it, with .npy in place of .pkl, the same codes as an
-array (N, 4) int16, and with .json the tokenizer's fingerprint, the number of items and the embedding width. Prints how
-well the codes tell items apart. Only a chunk of the embeddings is in memory; a run that was killed goes on where it
-stopped.
+array (N, 4) int16, and with .json the fingerprints of tokenizer and embeddings, the number of items and the embedding
+width. Prints how well the codes tell items apart. Only a chunk of the embeddings is in memory; a run that was killed
+goes on where it stopped.
 """
 
 import sys
@@ -43,13 +43,15 @@ def main() -> None:
     args = flags.parse_args()
 
     output = check_name(args.output)
+    if output.with_suffix(".npy").resolve() == Path(args.embeddings).resolve():
+        raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
     embeddings = load_matrix(args.embeddings, REMEDY)
     job = {"embeddings": fingerprint(args.embeddings), "tokenizer": tokenizer.fingerprint()}
     shape = (len(embeddings), CODES_PER_ITEM)
     with resumable_matrix(output.with_suffix(".npy"), shape, np.int16, job) as filling:
         tokenize_rows(tokenizer, embeddings, args.embeddings, filling)
-        save_token_list(output, filling.matrix, tokenizer)
+        save_token_list(output, filling.matrix, tokenizer, job["embeddings"])
         print(describe(codebook_report(filling.matrix)))
 
 
@@ -62,7 +64,8 @@ def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | 
     total, done = len(embeddings), filling.done
     with tqdm(total=total, initial=done, desc=f"codes of {source}", unit=" items") as progress:
         for start in range(done, total, CHUNK):
-            chunk = np.array(embeddings[start : start + CHUNK], dtype=np.float32)
+            with np.errstate(over="ignore"):
+                chunk = np.array(embeddings[start : start + CHUNK], dtype=np.float32)
             check_finite(chunk, start, str(source))  # names the row in the file; tokenize would name it in the chunk
             filling.matrix[start : start + CHUNK] = tokenizer.tokenize(chunk, str(source))
             forget_pages(embeddings)
@@ -77,9 +80,13 @@ def check_name(path: str | Path) -> Path:
     return Path(path)
 
 
-def save_token_list(path: Path, codes: np.ndarray, tokenizer: AutoEncoder) -> None:
-    """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them."""
+def save_token_list(path: Path, codes: np.ndarray, tokenizer: AutoEncoder, embeddings: str | None = None) -> None:
+    """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them of what.
+
+    `embeddings` is the fingerprint of a matrix that the codes must not be used without.
+    """
     about = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
+    about |= {} if embeddings is None else {"embeddings": embeddings}
     save_list(path, chain.from_iterable(codes[start : start + CHUNK].tolist() for start in range(0, len(codes), CHUNK)))
     save_json(path.with_suffix(".json"), about)
 

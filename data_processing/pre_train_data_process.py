@@ -24,6 +24,7 @@ from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json
+from utils.release import check_encoded
 from utils.resume import fingerprint, resumable_matrix
 
 CHUNK = 16_384  # rows copied at once
@@ -47,7 +48,8 @@ def main() -> None:
     merged = output / "all_item_text_embeddings.npy"
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
     with merged_matrix(merged, matrices, [maps[name] for name in directories], args.dtype):
-        save_json(merged.with_suffix(".json"), {"encoder": encoder, "rows": rows, "width": width})
+        about = {"encoder": encoder, "rows": rows, "width": width, "maps": fingerprint(output / "item_id_maps.pkl")}
+        save_json(merged.with_suffix(".json"), about)
     print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
 
 
@@ -59,7 +61,12 @@ def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     """
     maps = load_pickle(path, dict, MAPS_REMEDY)
     if set(maps) != set(names):
-        raise InputError(f"{path} is for {sorted(maps)}, --datasets names {sorted(names)}. {MAPS_REMEDY}")
+        raise InputError(f"{path} is for {list(maps)}, --datasets names {names}. {MAPS_REMEDY}")
+    for name, ids in maps.items():
+        if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind != "i":
+            raise InputError(
+                f"{path}, {name}: found {str(ids)[:60]}, expected an array of whole numbers. {MAPS_REMEDY}"
+            )
     merged = np.sort(np.concatenate(list(maps.values())))
     if not np.array_equal(merged, np.arange(len(merged))):
         raise InputError(f"{path}: the merged ids are not 0 to {len(merged) - 1}, each once. {MAPS_REMEDY}")
@@ -70,10 +77,12 @@ def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
     """File -> memory-mapped embeddings (n, E) of each data set, all of one width.
 
     Raises:
-        InputError: missing or damaged file, or two widths.
+        InputError: missing or damaged file, embeddings of other texts than the data set's, or two widths.
     """
     paths = [directory / "item_text_embeddings.npy" for directory in directories]
     matrices = {path: load_matrix(path, REMEDY) for path in paths}
+    for path in paths:
+        check_encoded(path)
     first = paths[0]
     for path, matrix in matrices.items():
         if matrix.shape[1] != matrices[first].shape[1]:
@@ -94,7 +103,7 @@ def common_encoder(directories: list[Path]) -> str | None:
     for directory in directories:
         path = directory / "item_text_embeddings.json"
         encoder = read_json(path).get("encoder") if path.is_file() else None
-        if encoder:
+        if encoder and isinstance(encoder, str):
             known.setdefault(Path(encoder).name, path)
     if len(known) > 1:
         (one, one_path), (other, other_path) = list(known.items())[:2]
@@ -129,7 +138,7 @@ def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.
                 for start in range(max(0, filling.done - before), len(matrix), CHUNK):
                     with np.errstate(over="ignore"):
                         chunk = matrix[start : start + CHUNK].astype(dtype)
-                    check_finite(chunk, start, str(path))
+                    check_finite(chunk, start, f"{path} as {dtype}")
                     filling.matrix[id_map[start : start + CHUNK]] = chunk
                     forget_pages(matrix)
                     filling.note(before + start + len(chunk))

@@ -26,7 +26,8 @@ from data_processing import (
 from utils import resume
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.resume import Filling
+from utils.release import load_pre_train, load_test
+from utils.resume import Filling, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -251,7 +252,8 @@ def test_make_dataset(call, tmp_path, encoder):
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     about = json.loads((tmp_path / "out/item_text_embeddings.json").read_text())
-    assert about == {"encoder": TextEncoder_batch.DEFAULT_ENCODER, "rows": 12, "width": WIDTH}
+    texts = fingerprint(tmp_path / "out/item_text_dict.pkl")
+    assert about == {"texts": texts, "encoder": TextEncoder_batch.DEFAULT_ENCODER, "rows": 12, "width": WIDTH}
 
 
 def test_make_dataset_is_seeded_and_copies_embeddings(call, tmp_path):
@@ -446,6 +448,62 @@ def two_data_sets(tmp_path):
     return [tmp_path / "a", tmp_path / "b"], np.concatenate((a, b[:3]))
 
 
+def test_files_that_were_not_made_from_each_other(call, tmp_path, two_data_sets, tokenizer_file, encoder):
+    """Same sizes, other items: nothing else would tell."""
+    directories, embeddings = two_data_sets
+    output, merged = tmp_path / "pre_train", tmp_path / "pre_train/all_item_text_embeddings.npy"
+    call("data_process_2", "--datasets", *directories, "--output", output)
+    call("pre_train_data_process", "--datasets", *directories, "--output", output)
+    call(
+        "make_token_list",
+        "--embeddings",
+        merged,
+        "--vae_ckpt",
+        tokenizer_file,
+        "--output",
+        output / "token_id_list.pkl",
+    )
+    load_pre_train(output)
+    call("data_process_2", "--datasets", *directories[::-1], "--output", output)
+    with pytest.raises(InputError, match="npy was made from another item_id_maps.pkl than .*pre_train_data_process.py"):
+        load_pre_train(output)
+    call("data_process_2", "--datasets", *directories, "--output", output)
+    np.save(merged, embeddings[::-1].astype(np.float32))
+    with pytest.raises(InputError, match="token_id_list.pkl was made from another all_item_text.*make_token_list.py"):
+        load_pre_train(output)
+
+    call("TextEncoder_batch", "--input", directories[0])
+    load_test(directories[0], cold=False)
+    save(directories[0] / "item_text_dict.pkl", {item: {"title": "new"} for item in range(5)})
+    for look in (
+        lambda: load_test(directories[0], cold=False),
+        lambda: call("data_process_2", "--datasets", *directories, "--output", output),
+        lambda: call("pre_train_data_process", "--datasets", *directories, "--output", output),
+        lambda: call("make_eval", "--datasets", directories[0], "--output", output, "--vae_ckpt", tokenizer_file),
+    ):
+        with pytest.raises(InputError, match="was made from another item_text_dict.pkl than .*TextEncoder_batch.py"):
+            look()
+
+
+def test_what_is_read_is_not_replaced(call, tmp_path, two_data_sets, tokenizer_file):
+    directories, _ = two_data_sets
+    with pytest.raises(InputError, match="is one of --datasets, whose train.pkl it would replace"):
+        call("data_process_2", "--datasets", *directories, "--output", directories[1])
+    given = directories[0] / "item_text_embeddings.npy"
+    with pytest.raises(InputError, match="its .npy would replace --embeddings"):
+        call(
+            *("make_token_list", "--embeddings", given, "--vae_ckpt", tokenizer_file),
+            *("--output", given.with_suffix(".pkl")),
+        )
+
+
+@pytest.mark.parametrize("maps", [{"a": "x", "b": "y"}, {"a": np.arange(5.0), "b": np.arange(3)}, {1: None, "b": None}])
+def test_maps_that_are_none(call, tmp_path, two_data_sets, maps):
+    save(tmp_path / "out/item_id_maps.pkl", maps)
+    with pytest.raises(InputError, match="item_id_maps.pkl"):
+        call("pre_train_data_process", "--datasets", *two_data_sets[0], "--output", tmp_path / "out")
+
+
 def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsys):
     directories, embeddings = two_data_sets
     output = tmp_path / "pre_train"
@@ -459,7 +517,8 @@ def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsy
     call("pre_train_data_process", "--datasets", *directories[::-1], "--output", output, "--dtype", "float16")
     merged = output / "all_item_text_embeddings.npy"
     np.testing.assert_array_equal(np.load(merged), embeddings.astype(np.float16))
-    assert json.loads(merged.with_suffix(".json").read_text()) == {"encoder": None, "rows": 8, "width": WIDTH}
+    about = {"encoder": None, "rows": 8, "width": WIDTH, "maps": fingerprint(output / "item_id_maps.pkl")}
+    assert json.loads(merged.with_suffix(".json").read_text()) == about
 
     codes_file = output / "token_id_list.pkl"
     call("make_token_list", "--embeddings", merged, "--vae_ckpt", tokenizer_file, "--output", codes_file)
@@ -538,7 +597,7 @@ def test_bad_embeddings_are_named(call, tmp_path, two_data_sets, tokenizer_file)
         call(*merge)
     embeddings[1, 2] = np.nan
     np.save(b / "item_text_embeddings.npy", embeddings)
-    with pytest.raises(InputError, match="b/item_text_embeddings.npy, row 1"):
+    with pytest.raises(InputError, match="b/item_text_embeddings.npy as float32, row 1"):
         call(*merge)
     tokens = ("make_token_list", "--vae_ckpt", tokenizer_file, "--output", tmp_path / "o/codes.pkl", "--embeddings")
     with pytest.raises(InputError, match="b/item_text_embeddings.npy, row 1"):

@@ -12,8 +12,7 @@ from utils.data import cumulate
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, read_jsonl
 from utils.fsq import check_width
-from utils.release import is_id, whole_numbers
-from utils.resume import fingerprint
+from utils.release import check_encoded, is_id, whole_numbers
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
 SHORTEST = {"train": 1, "test": 2, "cold_train": 2, "cold_test": 2}  # items of a list
@@ -107,15 +106,14 @@ def check_embeddings(report: Report, path: Path) -> int | None:
 
 def check_about(report: Report, path: Path, shape: tuple[int, int]) -> None:
     """The JSON beside the embeddings, where there is one."""
-    about_path, texts = path.with_suffix(".json"), path.with_name("item_text_dict.pkl")
+    about_path = path.with_suffix(".json")
     about = report.attempt(read_json, about_path) if about_path.is_file() else None
     if about is None:
         return
     for name, found in zip(("rows", "width"), shape, strict=True):
         if about.get(name, found) != found:
             report.fault(about_path, f"{name} is {about[name]!r}, the matrix has", [found])
-    if "texts" in about and texts.is_file() and about["texts"] != fingerprint(texts):
-        report.fault(about_path, "the embeddings are of other texts than those in", [texts])
+    report.attempt(check_encoded, path)
 
 
 def check_lists(report: Report, path: Path, shortest: int, count: int | None) -> Lists | None:

@@ -92,7 +92,7 @@ def convert(source: Path, output: Path, dtype: str) -> None:
         for start in range(filling.done, len(matrix), CHUNK):
             with np.errstate(over="ignore"):
                 rows = matrix[start : start + CHUNK].astype(dtype)
-            check_finite(rows, start, str(source))
+            check_finite(rows, start, f"{source} as {dtype}")
             filling.matrix[start : start + CHUNK] = rows
             forget_pages(matrix)
             filling.note(start + len(rows))

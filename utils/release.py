@@ -10,6 +10,7 @@ from utils.data import Catalog, Sequences, cumulate
 from utils.errors import InputError
 from utils.files import load_matrix, load_pickle, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.resume import fingerprint
 
 MAKE_PRE_TRAIN = (
     "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."
@@ -141,11 +142,33 @@ def codes_fingerprint(path: Path) -> str | None:
     return read_json(beside).get("tokenizer") if beside.is_file() else None
 
 
+def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
+    """InputError where the JSON beside a file has, under `name`, the fingerprint of another source than is there now.
+
+    The release's files have no such JSON, and a source may have been deleted: then there is nothing to compare.
+    """
+    about = made.with_suffix(".json")
+    if not about.is_file() or not source.is_file():
+        return
+    noted = read_json(about).get(name)
+    if noted not in (None, fingerprint(source)):
+        raise InputError(
+            f"{made} was made from another {source.name} than {source}. {remedy} If you know that they fit, remove "
+            f"{name!r} from {about}."
+        )
+
+
+def check_encoded(embeddings: Path) -> None:
+    """InputError where a data set's embeddings are of other texts than those beside them."""
+    texts = embeddings.with_name("item_text_dict.pkl")
+    check_made_from(embeddings, texts, "texts", "Encode them again (data_processing/TextEncoder_batch.py).")
+
+
 def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:
     """data/pre_train: train.pkl, token_id_list.pkl, all_item_text_embeddings.npy.
 
     Raises:
-        InputError: see the parts; or codes and embeddings that differ in number.
+        InputError: see the parts; or codes and embeddings that differ in number, or were not made from each other.
     """
     folder = Path(folder)
     sequences = load_sequences(folder / HISTORIES, MAKE_PRE_TRAIN, drop_short)
@@ -157,6 +180,9 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
             f"{codes_path} has {len(codes)} items, {matrix_path} {len(embeddings)} rows; they must be the same items. "
             "Make the codes again from this matrix (make_token_list.py)."
         )
+    check_made_from(codes_path, matrix_path, "embeddings", "Make the codes again (make_token_list.py).")
+    remedy = "Make the matrix again (pre_train_data_process.py), and then the codes."
+    check_made_from(matrix_path, folder / "item_id_maps.pkl", "maps", remedy)
     check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
     return Interactions(sequences, Catalog(codes, embeddings, source=str(matrix_path)), codes_fingerprint(codes_path))
 
@@ -222,6 +248,7 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     sequences = load_sequences(path, MAKE_TEST, drop_short)
     embeddings_path = folder / "item_text_embeddings.npy"
     embeddings = load_matrix(embeddings_path, MAKE_TEST)
+    check_encoded(embeddings_path)
     check_ids(sequences, len(embeddings), path, str(embeddings_path))
 
     popularity, train_path = None, folder / "train.pkl"
