@@ -36,7 +36,6 @@ from data_processing.TextEncoder_batch import (
     load_encoder,
     written_texts,
 )
-from utils.check import is_time
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.errors import InputError
@@ -50,7 +49,7 @@ from utils.files import (
     save_pickle,
     staged_directory,
 )
-from utils.release import DATA_SET
+from utils.release import DATA_SET, is_time
 from utils.util import add_device_flags, pick_device
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included

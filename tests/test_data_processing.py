@@ -485,6 +485,16 @@ def test_files_that_were_not_made_from_each_other(call, tmp_path, two_data_sets,
             look()
 
 
+@pytest.mark.parametrize("odd", [[1, np.nan, 2], [1, 2, np.inf], ["1", "2", "3"], [[1], [2], [3]], [1, 2]])
+def test_times_that_are_none(tmp_path, two_data_sets, odd):
+    save(tmp_path / "a/test.pkl", {"z": [2, 3, 4]})
+    save(tmp_path / "a/test_times.pkl", {"z": [1, 2, 3]})
+    assert load_test(tmp_path / "a", cold=False).last_times.tolist() == [[2, 3]]
+    save(tmp_path / "a/test_times.pkl", {"z": odd})
+    with pytest.raises(InputError, match="test_times.pkl does not match"):
+        load_test(tmp_path / "a", cold=False)
+
+
 def test_what_is_read_is_not_replaced(call, tmp_path, two_data_sets, tokenizer_file):
     directories, _ = two_data_sets
     with pytest.raises(InputError, match="is one of --datasets, whose train.pkl it would replace"):

@@ -250,6 +250,17 @@ def test_a_matrix_of_another_job_starts_anew(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())  # the same input would fail again
 
 
+def test_a_second_run_does_not_write_into_the_first_ones_matrix(tmp_path):
+    path = tmp_path / "m.npy"
+    with resumable_matrix(path, (4, 2), np.float32, {"from": "a"}) as filling:
+        filling.matrix[:] = 1
+        other = resumable_matrix(path, (3, 2), np.float32, {"from": "b"})
+        with pytest.raises(InputError, match="another run is writing here"), other:
+            pass
+    assert np.load(path).tolist() == [[1, 1]] * 4
+    assert [found.name for found in tmp_path.iterdir()] == ["m.npy"]
+
+
 def test_tables_survive_and_are_removed(tmp_path):
     output, made = tmp_path / "out", []
 

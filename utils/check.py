@@ -1,6 +1,5 @@
 """All that is wrong with a data set directory, told at once: of each kind of fault the first few places."""
 
-import sys
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
 from pathlib import Path
@@ -12,7 +11,7 @@ from utils.data import cumulate
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, read_jsonl
 from utils.fsq import check_width
-from utils.release import check_encoded, is_id, whole_numbers
+from utils.release import check_encoded, is_id, is_time, whole_numbers
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
 SHORTEST = {"train": 1, "test": 2, "cold_train": 2, "cold_test": 2}  # items of a list
@@ -229,12 +228,6 @@ def leftovers(folder: Path) -> list[Path]:
 
 def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
-
-
-def is_time(value: Any) -> bool:
-    """Whether a value is a finite number that fits a float; True and False are none."""
-    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return number and bool(abs(value) <= sys.float_info.max)
 
 
 def _of(user: Any) -> str:

@@ -1,5 +1,6 @@
 """The release layout on disk (data/pre_train, data/eval, data/test/NAME) -> sequences and catalogs, checked."""
 
+import sys
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -81,6 +82,12 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
 def is_id(value: Any) -> bool:
     """Whether a value is a whole number that fits int64; True and False are none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+
+
+def is_time(value: Any) -> bool:
+    """Whether a value is a finite number that fits a float; True and False are none."""
+    number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return number and bool(abs(value) <= sys.float_info.max)
 
 
 def whole_numbers(values: list[Any]) -> np.ndarray | None:
@@ -273,7 +280,10 @@ def load_last_times(path: Path, sequences: Sequences, owner: Path) -> np.ndarray
         listed = [times[user] for user in sequences.users]
         if [len(one) for one in listed] != sequences.lengths.tolist():
             raise ValueError("lengths differ")
-        return np.array([one[-2:] for one in listed], dtype=np.float64)
+        last = [list(one[-2:]) for one in listed]
+        if not all(map(is_time, chain.from_iterable(last))):
+            raise ValueError("times that are no finite numbers")
+        return np.array(last, dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{path} does not match {owner} ({type(error).__name__}: {error}). Make both again (make_dataset.py)."

@@ -1,6 +1,7 @@
 """Long writing that goes on where it stopped: matrices filled in place, and what tells one input from another."""
 
 import contextlib
+import fcntl
 import hashlib
 import os
 import time
@@ -51,50 +52,66 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
     starts anew.
 
     Raises:
+        InputError: another run is at work there.
         DiskError: no space for it. The space is taken first: a map on a full disk would end the process by a signal.
     """
     path = Path(path).resolve()
     partial, notes = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.json")
     job = {**job, "shape": list(shape), "dtype": np.dtype(dtype).str}
     check_writable(path)
-    try:
-        done = _rows_done(partial, notes, job)
-        if done is None:
-            notes.unlink(missing_ok=True)
-            _allocate(partial, shape, np.dtype(dtype))
-            save_json(notes, {"job": job, "done": 0})
-        matrix = np.lib.format.open_memmap(partial, mode="r+")
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise DiskError(
-            f"{path} could not be written ({error.strerror or error}). Free some space, or name another place."
-        ) from error
-    noted = time.monotonic()
+    with _alone(partial):
+        try:
+            done = _rows_done(partial, notes, job)
+            if done is None:
+                notes.unlink(missing_ok=True)
+                _allocate(partial, shape, np.dtype(dtype))
+                save_json(notes, {"job": job, "done": 0})
+            matrix = np.lib.format.open_memmap(partial, mode="r+")
+        except (OSError, ValueError) as error:  # a ValueError of a file that was cut since it was left
+            partial.unlink(missing_ok=True)
+            reason = getattr(error, "strerror", None) or error
+            raise DiskError(
+                f"{path} could not be written ({reason}). Free some space, or name another place."
+            ) from error
+        noted = time.monotonic()
 
-    def note(rows: int) -> None:
-        nonlocal noted
-        if time.monotonic() - noted >= NOTE_EVERY:
-            matrix.flush()  # only what is on disk counts as done
-            forget_pages(matrix)
-            save_json(notes, {"job": job, "done": rows})
-            noted = time.monotonic()
+        def note(rows: int) -> None:
+            nonlocal noted
+            if time.monotonic() - noted >= NOTE_EVERY:
+                matrix.flush()  # only what is on disk counts as done
+                forget_pages(matrix)
+                save_json(notes, {"job": job, "done": rows})
+                noted = time.monotonic()
 
-    try:
-        yield Filling(matrix, done or 0, note)
-    except DiskError:
-        raise
-    except InputError:  # the same input would fail again
-        partial.unlink()
+        try:
+            yield Filling(matrix, done or 0, note)
+        except DiskError:
+            raise
+        except InputError:  # the same input would fail again
+            partial.unlink()
+            notes.unlink()
+            raise
+        matrix.flush()
+        partial.replace(path)
         notes.unlink()
-        raise
-    matrix.flush()
-    partial.replace(path)
-    notes.unlink()
+
+
+@contextlib.contextmanager
+def _alone(partial: Path) -> Iterator[None]:
+    """Keep other runs away from a file that is filled: they would write into the same rows, or cut it under the map."""
+    with partial.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"{partial}: another run is writing here. Wait for it, or name another place.") from error
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def _rows_done(partial: Path, notes: Path, job: dict[str, Any]) -> int | None:
     """Rows that an earlier run with this job has left; None where there is none."""
-    if not partial.is_file() or not notes.is_file():
+    if not partial.stat().st_size or not notes.is_file():
         return None
     try:
         noted = read_json(notes)
