@@ -188,8 +188,9 @@ def delimited(path: Path, role: str, kind: str, encoding: str, quotes: bool, sta
         names = layout.names
     blank = len(text[: len(text) - len(text.lstrip("\r\n"))].splitlines())
     columns = {name: Column(f"c{place}", f"to_json(c{place})") for place, name in enumerate(names)}
-    if len(columns) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
+    called = [plain_name(name) if kind == "recbole" else name for name in names]
+    twice = next((name for name in called if called.count(name) > 1), None)
+    if twice is not None:
         raise InputError(f"{path}: two columns are called {twice!r}. Rename one of them.")
     columns.pop("", None)  # a nameless column numbers the rows
     texts = tuple(columns)

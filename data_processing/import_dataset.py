@@ -173,7 +173,7 @@ def wrong_together(args: argparse.Namespace) -> list[str]:
     if args.encoding is not None:
         try:
             "".encode(args.encoding)
-        except LookupError:
+        except (LookupError, UnicodeError):
             problems.append(f"--encoding {args.encoding} is unknown; latin-1 and cp1252, for example, are not")
     return problems
 
