@@ -25,7 +25,7 @@ from tqdm import tqdm
 from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import read_json, require_file, save_json
+from utils.files import load_matrix, read_json, require_file, save_json
 from utils.resume import fingerprint, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
@@ -61,11 +61,12 @@ def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
     source = directory / "item_text_dict.pkl"
     about = {"encoder": name, "texts": fingerprint(source)}
     made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
-    if made.is_file() and noted.is_file() and about.items() <= read_json(noted).items():
+    count = count_ids(directory)
+    if made.is_file() and noted.is_file() and {**about, "rows": count}.items() <= read_json(noted).items():
+        load_matrix(made, "Delete it and run the same command again.")  # raises if it is not whole
         print(f"{directory}: encoded already")
         return
     texts = written_texts(load_item_texts(source), directory)
-    count = count_ids(directory)
     with embedding_matrix(directory, texts, count, encoding, about):
         pass
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")

@@ -172,7 +172,7 @@ def list_weights() -> list[HubFile]:
 def _listed(
     entries: Iterable[Any], repository: str, kind: str, path: str, revision: str | None = None
 ) -> list[HubFile]:
-    """The files among what huggingface_hub lists; there must be one."""
+    """The files among what huggingface_hub lists; there must be one, and none may lead out of the folder."""
     files = [
         HubFile(
             repository, kind, revision, entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None
@@ -184,6 +184,11 @@ def _listed(
         raise InputError(
             f"{repository}/{path} is no file of the Hub{f' at {revision}' if revision else ''}. Check the name."
         )
+    for file in files:
+        if {"", ".", ".."} & set(file.path.split("/")):  # a mirror may list anything
+            raise InputError(
+                f"{repository} lists {file.path!r}, a path that leads out of its folder: nothing is fetched."
+            )
     return files
 
 

@@ -23,10 +23,11 @@ from utils.cli import parser, run
 from utils.data import Sequences
 from utils.errors import InputError
 from utils.files import load_matrix, load_pickle, require_file, save_dict, save_pickle, staged_directory
-from utils.release import check_encoded, check_ids, load_sequences
+from utils.release import check_encoded, check_ids, is_id, load_sequences
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 AT_ONCE = 1 << 16  # histories turned into lists
+MOST_ITEMS = 1 << 31  # ids are int32 in the packed form
 
 
 def main() -> None:
@@ -47,6 +48,8 @@ def main() -> None:
     counts = Counter()
     with staged_directory(output) as staging:
         save_dict(staging / "train.pkl", enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
+        if not counts["users"]:
+            raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl has a user. {REMEDY}")
         save_pickle(staging / "item_id_maps.pkl", maps)
     items = sum(map(len, maps.values()))
     print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")
@@ -102,7 +105,7 @@ def load_item_texts(path: Path) -> dict[int, dict]:
     """
     texts = load_pickle(path, dict, REMEDY)
     for item, fields in texts.items():
-        if not isinstance(item, int | np.integer) or item < 0 or not isinstance(fields, dict):
+        if not is_id(item) or item < 0 or not isinstance(fields, dict):
             raise InputError(
                 f"{path}, item {item!r}: found {str(fields)[:60]!r}, expected item id -> dict of text fields. {REMEDY}"
             )
@@ -122,13 +125,22 @@ def count_items(directory: Path) -> int:
 
 
 def count_ids(directory: Path) -> int:
-    """One more than the largest item id in a data set's texts and histories: the rows its embeddings must have."""
+    """One more than the largest item id in a data set's texts and histories: the rows its embeddings must have.
+
+    Raises:
+        InputError: a damaged file, or an id that is no row of anything.
+    """
     largest = -1
     if (directory / "item_text_dict.pkl").is_file():
         largest = max(load_item_texts(directory / "item_text_dict.pkl"), default=-1)
     for name in ("train.pkl", "test.pkl"):
         if (directory / name).is_file():
             largest = max(largest, load_sequences(directory / name, REMEDY, shortest=0).items.max(initial=-1))
+    if largest >= MOST_ITEMS:
+        raise InputError(
+            f"{directory}: the largest item id is {largest}, expected 0, 1, 2, … up to the number of items. Number the "
+            "items again, for example with import_dataset.py."
+        )
     return int(largest) + 1
 
 

@@ -47,6 +47,8 @@ def main() -> None:
         draw_users(all_histories(directory, len(matrix)), args.users, args.seed)
         for directory, matrix in zip(directories.values(), matrices.values(), strict=True)
     ]
+    if not any(map(len, histories)):
+        raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl or test.pkl has a user. {REMEDY}")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
     codes = np.concatenate([tokenizer.tokenize(matrix, str(path)) for path, matrix in matrices.items()])
 

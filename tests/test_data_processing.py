@@ -427,6 +427,20 @@ def test_bad_item_texts_are_named(call, tmp_path, encoder):
     save(tmp_path / "item_text_dict.pkl", {0: "pen"})
     with pytest.raises(InputError, match="item 0: found 'pen', expected item id -> dict"):
         call("TextEncoder_batch", "--input", tmp_path)
+    save(tmp_path / "item_text_dict.pkl", {2**31: {"title": "pen"}})
+    with pytest.raises(InputError, match="the largest item id is 2147483648"):
+        call("TextEncoder_batch", "--input", tmp_path)
+
+
+def test_embeddings_of_other_items_or_cut_are_not_taken_for_done(call, tmp_path, encoder):
+    save(tmp_path / "item_text_dict.pkl", {0: {"title": "pen"}})
+    call("TextEncoder_batch", "--input", tmp_path)
+    save(tmp_path / "train.pkl", {0: [0, 3]})
+    call("TextEncoder_batch", "--input", tmp_path)
+    assert len(np.load(tmp_path / "item_text_embeddings.npy")) == 4
+    os.truncate(tmp_path / "item_text_embeddings.npy", 200)
+    with pytest.raises(InputError, match="is not a whole .npy .*Delete it"):
+        call("TextEncoder_batch", "--input", tmp_path)
 
 
 # data_process_2, pre_train_data_process, make_token_list, make_eval
@@ -493,6 +507,17 @@ def test_times_that_are_none(tmp_path, two_data_sets, odd):
     save(tmp_path / "a/test_times.pkl", {"z": odd})
     with pytest.raises(InputError, match="test_times.pkl does not match"):
         load_test(tmp_path / "a", cold=False)
+
+
+def test_data_sets_without_a_user(call, tmp_path, two_data_sets, tokenizer_file):
+    (a, _), output = two_data_sets[0], tmp_path / "o"
+    for name in ("train", "test"):
+        save(a / f"{name}.pkl", {})
+    with pytest.raises(InputError, match="no train.pkl has a user"):
+        call("data_process_2", "--datasets", a, "--output", output)
+    with pytest.raises(InputError, match="no train.pkl or test.pkl has a user"):
+        call("make_eval", "--datasets", a, "--output", output, "--vae_ckpt", tokenizer_file)
+    assert not output.exists()
 
 
 def test_what_is_read_is_not_replaced(call, tmp_path, two_data_sets, tokenizer_file):

@@ -202,6 +202,13 @@ def test_what_the_hub_does_not_have(download, hub, tmp_path):
     assert hub.asked == [] and not files_in(tmp_path)  # nothing is fetched before everything is found
 
 
+@pytest.mark.parametrize("path", ["test/../../evil.pkl", "/etc/evil.pkl", "test/./x.pkl"])
+def test_paths_that_lead_out_of_the_folder(path):
+    entry = SimpleNamespace(path=path, size=1, blob_id="0" * 40, lfs=None)
+    with pytest.raises(InputError, match="leads out of its folder"):
+        data_download._listed([entry], "some/repository", "dataset", "test")
+
+
 def test_hub_out_of_reach(download, hub, tmp_path):
     hub.shutdown()
     hub.server_close()

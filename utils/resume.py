@@ -69,6 +69,7 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
             matrix = np.lib.format.open_memmap(partial, mode="r+")
         except (OSError, ValueError) as error:  # a ValueError of a file that was cut since it was left
             partial.unlink(missing_ok=True)
+            notes.unlink(missing_ok=True)
             reason = getattr(error, "strerror", None) or error
             raise DiskError(
                 f"{path} could not be written ({reason}). Free some space, or name another place."
