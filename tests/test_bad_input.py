@@ -238,6 +238,7 @@ def test_several_files_appear_together_or_not_at_all(tmp_path):
         raise RuntimeError
     assert [path.read_text() for path in (tmp_path / "set").iterdir()] == ["old"]
     with staged_directory(tmp_path / "set") as staging:
+        assert staging.parent == tmp_path / "set"  # a mounted disk takes files only from itself
         (staging / "a").write_text("new")
         (staging / "b").write_text("new")
     assert {path.name: path.read_text() for path in (tmp_path / "set").iterdir()} == {"a": "new", "b": "new"}

@@ -271,13 +271,15 @@ def check_writable(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Iterator[Path]:
-    """A folder beside `output` to write several files in, which are moved there together when all are whole.
+    """A hidden folder to write several files in, which are moved to `output` together when all are whole.
 
     Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
     of other items or users. On failure they stay as they were, and nothing new appears.
     """
     output = Path(output).resolve()
     staging = _partial(output)
+    if output.is_dir():  # which may be a disk of its own, to which nothing can be moved from beside it
+        staging = _partial(output / output.name)
     try:
         check_writable(staging)
         staging.mkdir()
