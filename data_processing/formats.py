@@ -348,6 +348,11 @@ def read_table(tables: Tables, name: str, select: str, table: Table, beside: Pat
             if not damaged and str(place) not in str(error):
                 raise  # not the file's fault: no room, for example
             find_fault(table, place)
+            # Threads that begin inside long fields with line breaks can take these for rows; one alone does not.
+            with contextlib.suppress(duckdb.InvalidInputException):
+                if table.layout:
+                    tables.make(name, f"SELECT {select} FROM {reader(table, parallel=False)}", str(place))
+                    return
             raise InputError(
                 f"{table.path} cannot be read as {table.format}: {reason(error)}. Save it again."
             ) from error
@@ -369,8 +374,8 @@ def field_names(tables: Tables, table: Table, beside: Path) -> list[str]:
     return known + [name for (name,) in tables.rows("SELECT name FROM field_names ORDER BY name") if name not in known]
 
 
-def reader(table: Table) -> str:
-    """SQL of the table function, with the path to come."""
+def reader(table: Table, parallel: bool = True) -> str:
+    """SQL of the table function, with the path to come; delimited text by one thread where it is not `parallel`."""
     if table.format == "parquet":
         return "read_parquet(?)"
     if table.format == "jsonl":
@@ -380,7 +385,8 @@ def reader(table: Table) -> str:
     header = str((table.format, "items") not in MOVIELENS).lower()
     return (
         f"read_csv(?, auto_detect = false, strict_mode = true, columns = {{{columns}}}, header = {header}, "
-        f"skip = {table.layout.blank}, delim = {literal(table.layout.delimiter)}, quote = {quote}, escape = {quote})"
+        f"skip = {table.layout.blank}, parallel = {parallel}, "
+        f"delim = {literal(table.layout.delimiter)}, quote = {quote}, escape = {quote})"
     )
 
 

@@ -319,6 +319,15 @@ def test_blank_lines_in_front_are_no_names_of_columns(call):
     assert item_names() == ["a", "b"]
 
 
+def test_long_fields_that_look_like_rows(call):
+    """Larger than what one thread of DuckDB takes at a time: the next one begins inside a field."""
+    note = "u1,i5,zz,99\n" * 1600
+    write("i.csv", "user,item,note,time\n" + "".join(f'u{k % 9},i{k % 5},"{note}",{k}\n' for k in range(480)))
+    write("m.csv", "item,title\n" + "".join(f"i{k},item {k}\n" for k in range(5)))
+    call(SMALL)
+    assert made()["test"] == {f"u{user}": [k % 5 for k in range(user, 480, 9)] for user in range(9)}
+
+
 def test_same_input_gives_the_same_bytes(call):
     write_csv()
     for folder in ("one", "two"):
