@@ -171,9 +171,11 @@ def embedding_matrix(
                     filling.matrix[written] = encoding.encode([texts[item] for item in written])
                 filling.note(end)
                 progress.update(end - start)
+        filling.matrix.flush()  # now: once other files are in place, little must be left to do
         yield
-        noted = {"texts": fingerprint(directory / "item_text_dict.pkl"), **about, "rows": count, "width": shape[1]}
-        save_json(path.with_suffix(".json"), noted)
+    # After the matrix: a run killed in between must not leave word that an older one is of these texts.
+    noted = {"texts": fingerprint(directory / "item_text_dict.pkl"), **about, "rows": count, "width": shape[1]}
+    save_json(path.with_suffix(".json"), noted)
 
 
 if __name__ == "__main__":

@@ -350,6 +350,7 @@ def given_rows(tables: Tables, args: argparse.Namespace) -> Iterator[None]:
             filling.matrix[start + known] = values
             forget_pages(matrix)
             filling.note(start + len(part))
+        filling.matrix.flush()  # now: once other files are in place, little must be left to do
         yield
         about = source_path.with_suffix(".json")
         encoder = read_json(about).get("encoder") if about.is_file() else None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data_processing.data_process_1 import draw_test, in_another_unit, unit
-from data_processing.formats import Table, field_names, json_column, place_of, read_table
+from data_processing.formats import Table, columns_of, field_names, json_column, place_of, read_table
 from utils.data import cumulate
 from utils.errors import InputError
 from utils.tables import Tables
@@ -105,6 +105,7 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
 
     table = items.table
     print(f"reading {table.path} ({table.format}, {table.encoding})")
+    named = items.texts if table.format == "jsonl" else None  # which its first lines need not have
     if items.texts is None:
         items = items._replace(texts=[name for name in field_names(tables, table, output) if name != items.item])
     fields = [(table.columns.get(name) or json_column(name)).json for name in items.texts]
@@ -113,6 +114,9 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     read_table(tables, "item_lines", select, table, output)
     refuse(tables, "item_lines", "item_name", f"the item ({items.item}) is empty", table, output)
     check_rows(tables, "item_lines", table)
+    for place, name in enumerate(named or (), start=1):
+        if not tables.value(f"SELECT count(fields[{place}]) FROM item_lines"):
+            raise InputError(f"{table.path}: no line has text in {name!r} (--text_columns). {columns_of(table)}")
     return items
 
 

@@ -47,9 +47,10 @@ def main() -> None:
     encoder = common_encoder(list(directories.values()))
     merged = output / "all_item_text_embeddings.npy"
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
+    about = {"encoder": encoder, "rows": rows, "width": width, "maps": fingerprint(output / "item_id_maps.pkl")}
     with merged_matrix(merged, matrices, [maps[name] for name in directories], args.dtype):
-        about = {"encoder": encoder, "rows": rows, "width": width, "maps": fingerprint(output / "item_id_maps.pkl")}
-        save_json(merged.with_suffix(".json"), about)
+        pass
+    save_json(merged.with_suffix(".json"), about)  # after the matrix, so that it never speaks of another one
     print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
 
 
@@ -144,6 +145,7 @@ def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.
                     filling.note(before + start + len(chunk))
                     progress.update(len(chunk))
                 before += len(matrix)
+        filling.matrix.flush()  # now: once other files are in place, little must be left to do
         yield
 
 

@@ -441,6 +441,8 @@ def test_bad_items_files_and_flags(refuse):
     damaged[4 : len(damaged) // 2 : 7] = bytes(byte ^ 0x55 for byte in damaged[4 : len(damaged) // 2 : 7])
     Path("i.parquet").write_bytes(damaged)
     refuse(SMALL.replace("i.csv", "i.parquet"), "i.parquet cannot be read as parquet")
+    write("m.jsonl", '{"item": "a", "title": "x"}\n')
+    refuse(SMALL.replace("m.csv", "m.jsonl") + "--text_columns title brnd", "no line has text in 'brnd'", "item, title")
     write("i.csv", "user,item\nx,a\n")
     refuse(SMALL + "--split time", "which --split time needs", "--time_column")
     rows = "user,item\n" + "".join(f"{os.urandom(9).hex()},a\n" for _ in range(20_000))
