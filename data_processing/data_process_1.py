@@ -36,7 +36,7 @@ from utils.data import Sequences, cumulate
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file, save_dict, staged_directory
 from utils.release import DATA_SET
-from utils.tables import MEMORY, Tables, first_line, source, workspace
+from utils.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
 REMEDY = "Fetch it with data_processing/data_download.py --amazon CATEGORY."
@@ -175,23 +175,17 @@ def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callabl
     print(f"reading {path}")
     try:
         tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
-    except duckdb.InvalidInputException as error:
+    except duckdb.Error as error:
+        if not is_of_the_file(error, path):
+            raise
         name_bad_line(path, check, first_line(error))
-    except duckdb.IOException:
-        check_lines(path, check)
-        raise  # not the file's fault: no room, for example
 
 
 def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:
     """InputError naming the first line of JSON lines that `check` refuses: DuckDB does not count them reliably."""
-    check_lines(path, check)
-    raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
-
-
-def check_lines(path: Path, check: Callable) -> None:
-    """InputError naming the first line of JSON lines that is damaged, or that `check` refuses."""
     for line, record in read_jsonl(path, REMEDY):
         check(record, f"{path}, line {line}")
+    raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
 
 
 def check_review(review: dict[str, Any], place: str) -> None:

@@ -22,7 +22,7 @@ import duckdb
 
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file
-from utils.tables import Tables, first_line
+from utils.tables import Tables, first_line, is_of_the_file
 
 FORMATS = ("csv", "tsv", "parquet", "jsonl", "recbole", "ml-100k", "ml-1m")
 REMEDY = "See import_dataset.py --help for the files that it reads."
@@ -341,21 +341,19 @@ def read_table(tables: Tables, name: str, select: str, table: Table, beside: Pat
         InputError: the file is damaged; names the line.
     """
     with readable(table.path, table.encoding, beside) as place:
-        try:
-            tables.make(name, f"SELECT {select} FROM {reader(table)}", str(place))
-        except duckdb.Error as error:
-            damaged = isinstance(error, duckdb.InvalidInputException) or type(error) is duckdb.Error  # of Parquet's
-            if not damaged and str(place) not in str(error):
-                raise  # not the file's fault: no room, for example
-            find_fault(table, place)
-            # Threads that begin inside long fields with line breaks can take these for rows; one alone does not.
-            with contextlib.suppress(duckdb.InvalidInputException):
-                if table.layout:
-                    tables.make(name, f"SELECT {select} FROM {reader(table, parallel=False)}", str(place))
-                    return
-            raise InputError(
-                f"{table.path} cannot be read as {table.format}: {reason(error)}. Save it again."
-            ) from error
+        for parallel in (True, False):
+            try:
+                tables.make(name, f"SELECT {select} FROM {reader(table, parallel)}", str(place))
+                return
+            except duckdb.Error as error:
+                if not is_of_the_file(error, place):
+                    raise
+                find_fault(table, place)
+                if parallel and table.layout:
+                    continue  # a thread that begins inside a field with line breaks may take these for rows
+                raise InputError(
+                    f"{table.path} cannot be read as {table.format}: {reason(error)}. Save it again."
+                ) from error
 
 
 def reason(error: duckdb.Error) -> str:

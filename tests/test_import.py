@@ -447,6 +447,8 @@ def test_bad_items_files_and_flags(refuse):
     refuse(SMALL + "--split time", "which --split time needs", "--time_column")
     rows = "user,item\n" + "".join(f"{os.urandom(9).hex()},a\n" for _ in range(20_000))
     Path("i.csv.gz").write_bytes(gzip.compress(rows.encode())[:-9000])
+    Path("zeros.csv.gz").write_bytes(gzip.compress(b"user,item\nx,a\n") + bytes(600))
+    refuse(SMALL.replace("i.csv", "zeros.csv.gz"), "zeros.csv.gz cannot be read", "GZIP")
     for encoding in ("", " --encoding latin-1"):
         refuse(SMALL.replace("i.csv", "i.csv.gz") + encoding, "i.csv.gz, after line ", "Fetch it again")
 

@@ -116,6 +116,12 @@ def source(path: Path) -> list[Any]:
     return [str(path.resolve()), path.stat().st_mtime_ns, fingerprint(path)]
 
 
+def is_of_the_file(error: duckdb.Error, path: Path) -> bool:
+    """Whether DuckDB failed for what a file holds, and not, for example, for want of room."""
+    damaged = isinstance(error, duckdb.InvalidInputException) or type(error) is duckdb.Error  # the latter of Parquet
+    return damaged or str(path) in str(error) or "gzip" in str(error).lower()
+
+
 def first_line(error: Exception) -> str:
     """Of a message of DuckDB, which may go on with its own advice."""
     return str(error).strip().splitlines()[0].rstrip(". ")
