@@ -10,6 +10,7 @@ was killed goes on where it stopped.
 """
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -149,6 +150,14 @@ def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> 
     return texts
 
 
+def digest(texts: dict[int, str]) -> str:
+    """What tells whether embeddings that a killed run has left are of these texts."""
+    made = hashlib.blake2b(digest_size=16)
+    for item, text in texts.items():
+        made.update(f"{item} {len(text)} {text}".encode(errors="surrogatepass"))
+    return made.hexdigest()
+
+
 @contextlib.contextmanager
 def embedding_matrix(
     directory: Path, texts: dict[int, str], count: int, encoding: Encoding, about: dict[str, Any]
@@ -161,7 +170,7 @@ def embedding_matrix(
     """
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
-    job = {**about, "batch_size": encoding.batch_size}
+    job = {**about, "text_digest": digest(texts), "batch_size": encoding.batch_size}
     with resumable_matrix(path, shape, np.float32, job) as filling:
         with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
             for start in range(filling.done, count, CHUNK):

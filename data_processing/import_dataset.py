@@ -100,7 +100,7 @@ def main() -> None:
             )
         else:
             written = written_texts(texts, items.table.path)
-            about = {"encoder": args.encoder, "text_digest": digest(written)}
+            about = {"encoder": args.encoder}
             matrix = embedding_matrix(output, written, tables.value("SELECT count(*) FROM items"), encoding, about)
         write(tables, histories, parts, args, texts, matrix)
         tell(tables, histories, parts, args)
@@ -311,14 +311,6 @@ def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
         item: {name: json.loads(field) for name, field in zip(columns, fields, strict=True) if field is not None}
         for item, fields in tables.rows("SELECT id, fields FROM items WHERE has_text ORDER BY id")
     }
-
-
-def digest(texts: dict[int, str]) -> str:
-    """What tells whether embeddings that a killed run has left are of these texts."""
-    made = hashlib.blake2b(digest_size=16)
-    for item, text in texts.items():
-        made.update(f"{item} {len(text)} {text}".encode())
-    return made.hexdigest()
 
 
 @contextlib.contextmanager

@@ -283,6 +283,31 @@ def test_make_dataset_zero_shot_without_times(call, tmp_path, encoder):
     assert not (tmp_path / "out/item_ids.jsonl").exists()
 
 
+def test_texts_that_changed_since_a_run_was_killed_are_encoded_again(call, tmp_path, monkeypatch):
+    class Breaking(HashEncoder):
+        left = 1
+
+        def encode(self, texts, **how):
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+            return super().encode(texts, **how)
+
+    encoder = Breaking()
+    monkeypatch.setattr(make_dataset, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(TextEncoder_batch, "CHUNK", 4)
+    monkeypatch.setattr(resume, "NOTE_EVERY", 0.0)
+    write_own_data(tmp_path / "in")
+    with pytest.raises(KeyboardInterrupt):
+        call("make_dataset", "--input", tmp_path / "in", "--output", tmp_path / "out")
+    write_lines(tmp_path / "in/items.jsonl.gz", [{"id": i, "text": {"title": f"new {i}"}} for i in range(12)])
+    encoder.left = 99
+    for name in ("out", "fresh"):
+        call("make_dataset", "--input", tmp_path / "in", "--output", tmp_path / name)
+    made, fresh = (np.load(tmp_path / name / "item_text_embeddings.npy") for name in ("out", "fresh"))
+    np.testing.assert_array_equal(made, fresh)
+
+
 def test_a_failed_run_keeps_what_was_there(call, tmp_path, encoder):
     write_own_data(tmp_path / "in")
     arguments = ("--input", tmp_path / "in", "--output", tmp_path / "out")
