@@ -24,20 +24,21 @@ from torch import Tensor, nn
 
 from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
-from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed, share
+from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed, share, yes_or_no
 from utils.data import WINDOW, SeqBatch, prefetched
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM, check_width
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.plan import Place, Plan, Work
-from utils.processes import HostSum, Notice, start_accelerator
+from utils.processes import HostSum, Notice, check_same_start, start_accelerator
 from utils.release import Interactions, load_eval
 from utils.TimeLogger import TimeLogger
 from utils.training_state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
 from utils.util import set_seed
 
 FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
+SWITCH = {"nargs": "?", "const": True, "default": False, "type": yes_or_no}  # so that a resumed run can turn it off
 OF_THIS_START = ("resume", "ckpt_dir", "device", "debug")  # flags that a resumed run does not take from the checkpoint
 
 
@@ -46,7 +47,7 @@ def flags() -> argparse.ArgumentParser:
     made = parser(__doc__)
     data = made.add_argument_group("data")
     data.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
-    data.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
+    data.add_argument("--drop_short", **SWITCH, help="leave out histories of fewer than two items")
     data.add_argument("--batch_size", type=positive_int, default=12, help="histories per forward pass and process")
     data.add_argument(
         "--tokens_per_batch",
@@ -79,9 +80,9 @@ def flags() -> argparse.ArgumentParser:
         "--gradient_accumulation_steps", type=positive_int, default=1, help="forward passes per step; as exact as one"
     )
     optimisation.add_argument(
-        "--gradient_checkpointing", action="store_true", help="compute each block twice to hold less of it in memory"
+        "--gradient_checkpointing", **SWITCH, help="compute each block twice to hold less of it in memory"
     )
-    optimisation.add_argument("--fsdp", action="store_true", help="share weights and moments out among the GPUs")
+    optimisation.add_argument("--fsdp", **SWITCH, help="share weights and moments out among the GPUs")
     add_speed_flags(optimisation)
     optimisation.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
 
@@ -112,7 +113,7 @@ def flags() -> argparse.ArgumentParser:
 def add_speed_flags(flags: Any) -> None:
     """What makes a step faster on a GPU, shared with benchmarks/train.py."""
     flags.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: matrix products in it")
-    flags.add_argument("--compile", action="store_true", help="torch.compile the transformer blocks")
+    flags.add_argument("--compile", **SWITCH, help="torch.compile the transformer blocks")
 
 
 def main() -> None:
@@ -128,6 +129,7 @@ def main() -> None:
     plan = Plan(
         data, args, model.config.window, accelerator.process_index, accelerator.num_processes, accelerator.device
     )
+    check_same_start(accelerator, saved.place if saved else Place(), checkpoints.facts)
     model, optimizer = accelerator.prepare(model, optimizer)
     place = checkpoints.go_on_from(saved, model, optimizer) if saved else Place()
 
@@ -265,7 +267,13 @@ def build(args: argparse.Namespace, data: Interactions) -> tuple[RecGPT, torch.o
     check_width(width, data.catalog.source)
     set_seed(args.seed)
     config = RecGPTConfig(args.tf_layer, args.width, heads_of(args), width, dropout=args.dropout)
-    model = compiled(RecGPT(config, args.gradient_checkpointing), args)
+    try:
+        model = compiled(RecGPT(config, args.gradient_checkpointing), args)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0][:160]
+        raise InputError(
+            f"--width {args.width}, --tf_layer {args.tf_layer}: no such model can be made ({reason}). Give less."
+        ) from error
     return model, torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
 
 
@@ -302,10 +310,12 @@ def parse() -> tuple[argparse.Namespace, Saved | None]:
     """
     made = flags()
     args = made.parse_args()
+    if args.resume == "":
+        raise InputError("--resume was given an empty name. Name a checkpoint, or leave the name out for the last one.")
     saved = find_state(args.ckpt_dir, args.resume) if args.resume else None
     if saved is None:
         return args, None
-    settings = saved.about["training"]
+    settings = checked_settings(saved, made, set(vars(args)) - set(OF_THIS_START))
     made.set_defaults(**settings)
     args = made.parse_args()
     changed = {name: (old, vars(args)[name]) for name, old in settings.items() if vars(args)[name] != old}
@@ -318,6 +328,28 @@ def parse() -> tuple[argparse.Namespace, Saved | None]:
     told = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
     print(f"going on from {saved.path}, step {saved.place.step}{': ' + told if told else ''}")
     return args, saved
+
+
+def checked_settings(saved: Saved, made: argparse.ArgumentParser, known: set[str]) -> dict[str, Any]:
+    """The settings of a training state, without those that are not `known` here, which it tells.
+
+    Raises:
+        InputError: a value that could not have been typed.
+    """
+    settings = {name: value for name, value in saved.about["training"].items() if name in known}
+    unknown = set(saved.about["training"]) - set(settings)
+    if unknown:
+        print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
+    made.exit_on_error = False
+    try:
+        read = vars(made.parse_args([f"--{name}={value}" for name, value in settings.items() if value is not None]))
+        for name, value in settings.items():
+            if read[name] != value:
+                raise ValueError(f"--{name} is {value!r}")
+    except (argparse.ArgumentError, ValueError) as error:
+        raise InputError(f"{saved.path} has a setting that cannot be ({error}). Start without --resume.") from error
+    made.exit_on_error = True
+    return settings
 
 
 def check_flags(args: argparse.Namespace) -> None:
@@ -333,7 +365,7 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
     if args.fsdp and (args.device == "cpu" or not torch.cuda.is_available()):
-        raise InputError("--fsdp shares a model out among GPUs, and none is in use here. Leave the flag out.")
+        raise InputError("--fsdp shares a model out among GPUs, and none is in use here. Give --fsdp False.")
     if args.tokens_per_batch is not None and args.tokens_per_batch < WINDOW * CODES_PER_ITEM:
         raise InputError(
             f"--tokens_per_batch {args.tokens_per_batch} is less than one history may have: give 1024 or more."

@@ -122,8 +122,9 @@ def test_resumed_settings_are_those_of_the_checkpoint(place, undisturbed):
     about = json.loads((place / "ckpt/layer_1_epoch_0_step_12.json").read_text())
     assert about["training"]["batch_size"] == 8 and about["training"]["lr"] == 1e-3
     assert [record["lr"] for record in runs.records(place / "log.jsonl") if "lr" in record][-1] == 1e-3
-    runs.finish(place, "--ckpt_dir ckpt --resume ckpt/layer_1_epoch_0_step_12.pt")
-    assert "nothing to do: 12 steps were taken" in (place / "said").read_text()
+    for steps in (12, 5):
+        runs.finish(place, f"--ckpt_dir ckpt --resume ckpt/layer_1_epoch_0_step_12.pt --max_steps {steps}")
+        assert "nothing to do: 12 steps were taken" in (place / "said").read_text()
 
 
 def test_sigterm_writes_a_checkpoint_and_ends_well(place, undisturbed):
@@ -207,6 +208,46 @@ def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypat
         torch.save({**loaded, "about": {**loaded["about"], **change}}, place / "b.resume")
         with pytest.raises(InputError, match="not a whole training state"):
             find_state(place, str(place / "b.resume"))
+
+
+@pytest.mark.parametrize(
+    ("training", "others", "said"),
+    [
+        ({"lr": "abc"}, {}, "a setting that cannot be (argument --lr: 'abc' is not a finite number"),
+        ({"batch_size": None}, {}, "a setting that cannot be (--batch_size is None)"),
+        ({"schedule": "odd"}, {}, "a setting that cannot be (argument --schedule: invalid choice"),
+        ({}, {"written": ["/home/all_i_have.pt"]}, "'/home/all_i_have.pt' is no checkpoint beside it"),
+        ({}, {"best": {"eval_loss": "low"}}, "best is {'eval_loss': 'low'}"),
+    ],
+)
+def test_a_state_with_odd_values_is_refused(place, undisturbed, monkeypatch, capsys, training, others, said):
+    loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1.resume", weights_only=True)
+    about = {**loaded["about"], "training": {**loaded["about"]["training"], **training}, **others}
+    torch.save({**loaded, "about": about}, place / "odd.resume")
+    refused(place, undisturbed, monkeypatch, capsys, f"--ckpt_dir {place} --resume {place / 'odd.pt'}", said)
+
+
+def test_a_state_of_another_version_goes_on(place, undisturbed):
+    """A setting that is not known any more is told; one that is new has its default; a switch can be turned off."""
+    loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1_step_40.resume", weights_only=True)
+    settings = {**loaded["about"]["training"], "gone": 3, "compile": True}
+    del settings["dropout"]
+    torch.save({**loaded, "about": {**loaded["about"], "training": settings}}, place / "old.resume")
+    runs.finish(place, "--ckpt_dir ckpt --resume . --compile False --eval_every 1000 --max_steps 41")
+    said = (place / "said").read_text()
+    assert "settings that this program does not know: gone; passed over" in said
+    assert "--compile False (was True)" in said
+    assert (place / "ckpt/layer_1_epoch_1_step_41.pt").exists()
+
+
+def test_one_folder_is_of_one_run(place, undisturbed):
+    process = runs.start(place, RUN)
+    runs.wait_for_step(place / "log.jsonl", 1, process)
+    (place / "second").mkdir()
+    runs.finish(place / "second", RUN.replace("../", "../../").replace(" ckpt ", " ../ckpt "), expect=2)
+    assert "another run is writing its checkpoints to ../ckpt" in (place / "second/said").read_text()
+    process.kill()
+    process.join()
 
 
 # Several processes

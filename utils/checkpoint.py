@@ -137,9 +137,12 @@ def read_about(path: str | Path) -> dict[str, Any]:
 
 
 def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically."""
-    save_tensors(path, {name: value.detach().cpu() for name, value in state.items()})
+    """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically.
+
+    The JSON first: weights without it would be read with the usual number of heads, and fit any tokenizer.
+    """
     save_json(about_path(path), about)
+    save_tensors(path, {name: value.detach().cpu() for name, value in state.items()})
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:

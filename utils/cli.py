@@ -24,7 +24,7 @@ def yes_or_no(text: str) -> bool:
 
 def positive_int(text: str) -> int:
     """argparse type for counts of one or more."""
-    if not text.isdecimal() or int(text) < 1:
+    if not text.isdecimal() or not 1 <= int(text) < 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
     return int(text)
 

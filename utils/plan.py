@@ -75,7 +75,7 @@ class Plan:
         for epoch in range(place.epoch, self.args.epoch):
             row = place.row if epoch == place.epoch else 0
             for rows in self.rows(epoch, row):
-                if step == self.args.max_steps:
+                if self.args.max_steps and step >= self.args.max_steps:
                     return
                 step, row = step + 1, row + len(rows)
                 yield Work(rows, list(self.share(rows)), Place(step, epoch, row))

@@ -6,13 +6,17 @@ import signal
 import warnings
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, gather_object
 
 from utils.errors import InputError
+from utils.plan import Place
+
+PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may differ in
 
 
 def start_accelerator(args: argparse.Namespace) -> Accelerator:
@@ -49,6 +53,22 @@ def sharding() -> FullyShardedDataParallelPlugin:
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["GPT2Block"]
     )
+
+
+def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, Any]) -> None:
+    """InputError unless every process, on whichever machine, was given the same work and begins at the same place.
+
+    Machines that do not share --ckpt_dir find no state, or an older one, on all but the first.
+    """
+    settings = {name: value for name, value in facts["training"].items() if name not in PATHS}
+    own = {**settings, "data": facts["data"], "tokenizer": facts.get("tokenizer"), **place._asdict()}
+    for number, other in enumerate(gather_object([own])):
+        for name, value in own.items():
+            if other[name] != value:
+                raise InputError(
+                    f"{name} is {value} in process {accelerator.process_index} and {other[name]} in process {number}. "
+                    "Type the same command on every machine, with the same data, and share --ckpt_dir among them."
+                )
 
 
 class HostSum:

@@ -9,6 +9,8 @@ order of the histories: there is no other state.
 """
 
 import datetime
+import fcntl
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,11 +61,13 @@ def find_state(folder: str | Path, wanted: str) -> Saved | None:
     Args:
         folder: --ckpt_dir.
         wanted: "latest", the one written last of those that are whole; "auto", the same or None where there is none;
-            or the path of a state or of the weights beside it.
+            the path of a state or of the weights beside it; or another folder, for the one written last there.
 
     Raises:
         InputError: there is none, or the one that was named is damaged.
     """
+    if wanted not in (LATEST, AUTO) and Path(wanted).is_dir():
+        folder, wanted = wanted, LATEST
     if wanted not in (LATEST, AUTO):
         path = Path(wanted).with_suffix(ENDING)
         if not path.is_file():
@@ -113,6 +117,11 @@ def read_state(path: Path) -> Saved:
         for name, kind in kinds.items():
             if not isinstance(about[name], kind):
                 raise ValueError(f"{name} is {about[name]!r}")
+        for name in about["written"]:  # which --keep removes
+            if Path(name).name != name or not name.endswith(".pt"):
+                raise ValueError(f"{name!r} is no checkpoint beside it")
+        if about["best"] is not None and not isinstance(about["best"]["eval_loss"], float):
+            raise ValueError(f"best is {about['best']!r}")
     except Exception as error:  # torch and zipfile raise many types for damaged or refused files
         reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError(
@@ -160,8 +169,14 @@ class Checkpoints:
     """Writes the checkpoints of a run, from one process, and removes old ones."""
 
     def __init__(self, folder: str | Path, keep: int | None, accelerator: Accelerator, facts: dict[str, Any]):
-        """What is written beside every checkpoint is `facts`; `keep` None removes training states only."""
+        """What is written beside every checkpoint is `facts`; `keep` None removes training states only.
+
+        Raises:
+            InputError: another run is writing to the folder.
+        """
         self.folder, self.keep, self.accelerator, self.facts = Path(folder), keep, accelerator, facts
+        if accelerator.is_main_process:
+            self.lock = locked(self.folder)
         self.written: list[str] = []  # names of this run's checkpoints, in order
         self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss
 
@@ -227,6 +242,25 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
         if self.keep:
             self.written = self.written[-self.keep :]
+
+
+def locked(folder: Path) -> int:
+    """A descriptor that keeps other runs from writing to a folder until this process ends, however it ends.
+
+    Raises:
+        InputError: another run has it: checkpoints of two, under the same names, would replace each other.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(
+            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another --ckpt_dir."
+        ) from error
+    except OSError:  # a network disk without locks
+        pass
+    return descriptor
 
 
 def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
