@@ -31,7 +31,7 @@ from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM, check_width
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.plan import Place, Plan, Work
-from utils.processes import HostSum, Notice, check_same_start, start_accelerator
+from utils.processes import HostSum, Notice, check_same_start, lost_processes_told, start_accelerator
 from utils.release import Interactions, load_eval
 from utils.TimeLogger import TimeLogger
 from utils.training_state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
@@ -116,6 +116,7 @@ def add_speed_flags(flags: Any) -> None:
     flags.add_argument("--compile", **SWITCH, help="torch.compile the transformer blocks")
 
 
+@lost_processes_told()
 def main() -> None:
     """Load, build or resume, train, report."""
     args, saved = parse()
@@ -255,6 +256,11 @@ def evaluate_and_mark(
     share = (plan.process, plan.processes, sum_over_processes)
     loss = evaluate(model, held_out, plan.args.batch_size, None, *share).loss
     model.train()
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss on {plan.args.eval_path} is {loss} after step {place.step}. Lower --lr or give --max_grad_norm, "
+            "or mend the embeddings there, and go on from the last checkpoint (--resume), which is kept."
+        )
     best = checkpoints.best is None or loss < checkpoints.best["eval_loss"]
     logger.note({"eval_loss": round(loss, 5), "best": best}, place.step)
     if best:

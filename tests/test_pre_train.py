@@ -22,6 +22,7 @@ from utils.errors import InputError
 from utils.files import save_json
 from utils.plan import Place, Plan, Work
 from utils.release import load_pre_train
+from utils.TimeLogger import TimeLogger
 from utils.training_state import find_state, step_seed
 
 HISTORIES = 161  # in batches of 8 one is left over: fewer than two processes
@@ -514,6 +515,18 @@ def test_a_log_is_read_as_the_run_went(place):
         log({"step": 0, "start": {}})
     with pytest.raises(InputError, match="line 1: a record without a step"):
         log({"loss": 1.0})
+
+
+def test_a_half_line_of_a_killed_run_is_cut_off(place):
+    path, whole = place / "l.jsonl", '{"step": 10, "loss": 3.0}\n'
+    for left in ("", '{"step": 20, "lo'):
+        path.write_text(whole + left)
+        with TimeLogger(30, 10, path) as logger:
+            logger.note({"loss": 2.0}, 20)
+        assert [record["loss"] for record in plot_logs.read_run(path)] == [3.0, 2.0]
+    path.write_text("not a log, and without an end")
+    with TimeLogger(30, 10, path):
+        assert path.read_text() == "not a log, and without an end"
 
 
 def test_reports_hold_what_is_watched(undisturbed):

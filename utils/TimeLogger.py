@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import resource
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,10 @@ import torch
 from tqdm import tqdm
 
 from utils.data import SeqBatch
+from utils.errors import DiskError
 from utils.fsq import CODES_PER_ITEM
+
+LONGEST = 1 << 16  # bytes of a record
 
 
 class TimeLogger:
@@ -44,6 +48,7 @@ class TimeLogger:
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a", encoding="utf-8")
+            remove_half_line(path)
         self.every, self.operations, self.track = every, operations, track
         self._start_interval()
 
@@ -97,8 +102,13 @@ class TimeLogger:
     def note(self, record: dict[str, Any], step: int) -> None:
         """Write one JSON line, and tell the tracker."""
         if self.file is not None:
-            self.file.write(json.dumps({"step": step, **record, "time": round(time.time(), 1)}) + "\n")
-            self.file.flush()
+            try:
+                self.file.write(json.dumps({"step": step, **record, "time": round(time.time(), 1)}) + "\n")
+                self.file.flush()
+            except OSError as error:
+                raise DiskError(
+                    f"{self.file.name} could not be written ({error.strerror}). Free some space, then --resume."
+                ) from error
         if self.track is not None:
             self.track({name: value for name, value in record.items() if isinstance(value, (int, float))}, step)
 
@@ -115,7 +125,19 @@ class TimeLogger:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
         if self.file is not None:
-            self.file.close()
+            with contextlib.suppress(OSError):  # on a full disk it was told before
+                self.file.close()
+
+
+def remove_half_line(path: Path) -> None:
+    """Cut off the beginning of a record at the end of a log, which a kill or a full disk has left there."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
+            last = file.read().rpartition(b"\n")[2]
+            if last.startswith(b'{"step": '):
+                file.seek(-len(last), os.SEEK_END)
+                file.truncate()
 
 
 def peak_memory() -> float:

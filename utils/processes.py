@@ -1,9 +1,11 @@
 """Several processes through accelerate: one on the CPU, one per GPU, on one machine or many."""
 
 import argparse
+import contextlib
 import os
 import signal
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +57,19 @@ def sharding() -> FullyShardedDataParallelPlugin:
     )
 
 
+@contextlib.contextmanager
+def lost_processes_told() -> Iterator[None]:
+    """InputError in place of what torch raises, wherever this process happens to be, when another one has ended."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "/gloo/" not in str(error):
+            raise
+        raise InputError(
+            "another process has stopped: its message, or the launcher's, tells why. Go on with --resume."
+        ) from error
+
+
 def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, Any]) -> None:
     """InputError unless every process, on whichever machine, was given the same work and begins at the same place.
 
@@ -80,18 +95,11 @@ class HostSum:
             self.group = dist.group.WORLD if accelerator.device.type == "cpu" else dist.new_group(backend="gloo")
 
     def __call__(self, *numbers: float) -> list[float]:
-        """The sum of each number over the processes; whole numbers stay exact up to 2^53.
-
-        Raises:
-            InputError: another process has ended.
-        """
+        """The sum of each number over the processes; whole numbers stay exact up to 2^53."""
         if self.group is None:
             return list(numbers)
         summed = torch.tensor(numbers, dtype=torch.float64)
-        try:
-            dist.all_reduce(summed, group=self.group)
-        except RuntimeError as error:
-            raise InputError("another process has stopped: its message tells why.") from error
+        dist.all_reduce(summed, group=self.group)
         return summed.tolist()
 
 
