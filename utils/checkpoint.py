@@ -146,11 +146,12 @@ def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:
-    """Write what torch.save takes atomically; by way of memory, so that a failed write is an ordinary OSError."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
+    """Write what torch.save takes atomically, tensor by tensor: no second copy of it in memory."""
     with atomic_write(path) as file:
-        file.write(buffer.getbuffer())
+        try:
+            torch.save(value, file)
+        except RuntimeError as error:  # torch's own, about its position, in place of what the disk said
+            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:
