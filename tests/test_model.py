@@ -55,6 +55,11 @@ def sequences():
     return sequences_of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
 
 
+def test_attention_is_not_planned_anew_for_every_shape(model):
+    """Cost 20 times a step's own time with bf16 on an H100 (docs/log.md)."""
+    assert model.gpt2model.h and not torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def in_rows(model, batch, attention):
     """Hidden states (T, D) of one history by another of transformers' attentions: a row, a mask, no groups."""
     inputs = model.fuse(batch.codes, batch.embeddings)[None]
