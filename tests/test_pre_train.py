@@ -432,7 +432,7 @@ def test_diverged_weights_are_not_written(place, undisturbed):
     runs.finish(place, RUN + "--epoch 1 --eval_every 1000 --save_every 5", expect=2, hurt=OverflowAt(9))
     said = (place / "said").read_text()
     assert "holds NaN or infinity after step" in said and "Traceback" not in said
-    assert runs.same(place / "ckpt/layer_1_epoch_0_step_5.pt", place / "ckpt/layer_1_epoch_0_step_5.pt")
+    assert all(value.isfinite().all() for value in runs.weights(place / "ckpt/layer_1_epoch_0_step_5.pt").values())
     assert find_state(place / "ckpt", "latest").place.step < 9
     assert not (place / "ckpt/layer_1_epoch_0_step_10.pt").exists()
     assert not list((place / "ckpt").glob(".*"))

@@ -250,6 +250,7 @@ def locked(folder: Path) -> int:
     Raises:
         InputError: another run has it: checkpoints of two, under the same names, would replace each other.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
