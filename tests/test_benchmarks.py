@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from tests import runs
 from utils.cli import run
 from utils.search import exact_search
 
@@ -17,6 +18,8 @@ COMMANDS = {
     "search": SMALL + "--users 3 --entropy 3",
     "predict": MODEL + "--users 6 --test_batch_size 3",
     "train": MODEL + "--batch_size 3 --published_batch_size 2",
+    "processes": "--items 300 --tf_layer 1 --width 64 --length 3 --batch_size 2 --repeats 1 --reports 1",
+    "steady": "--tf_layer 1 --width 64 --batch_size 2 --device cpu --max_steps 40 --save_every 10",
 }
 
 
@@ -26,7 +29,7 @@ def benchmark(monkeypatch, name, further=""):
     run(module.main)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", ["search", "predict", "train"])
 def test_results_are_appended_and_drawn(monkeypatch, tmp_path, name):
     pytest.importorskip("matplotlib")
     results = tmp_path / "results.jsonl"
@@ -41,6 +44,21 @@ def test_results_are_appended_and_drawn(monkeypatch, tmp_path, name):
     assert first["ratio"] > 0 and {"device", "torch", "date", "threads"} <= first.keys()
     benchmark(monkeypatch, "plot", f" --results {results} --output {tmp_path / 'plot.png'} --entropy 3")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_runs_of_pre_training_are_measured(monkeypatch, tmp_path):
+    results = tmp_path / "results.jsonl"
+    benchmark(monkeypatch, "processes", f" --results {results}")
+    runs.make_data(tmp_path, 100)
+    steady = f" --data_path {tmp_path / 'pt'} --ckpt_dir {tmp_path / 'ckpt'} --log_file {tmp_path / 'log.jsonl'}"
+    benchmark(monkeypatch, "steady", steady + f" --results {results}")
+    processes, steady = (json.loads(line) for line in results.read_text().splitlines())
+    assert processes["ratio"] == pytest.approx(
+        processes["histories_per_s"] / processes["one_process_histories_per_s"], rel=1e-3
+    )
+    quarters = steady["quarters"]
+    assert len(quarters) == 4 and all(0 < each["median_private_gib"] <= each["private_gib"] for each in quarters)
+    assert steady["growth"] == pytest.approx(quarters[3]["private_gib"] / quarters[0]["private_gib"] - 1, abs=1e-3)
 
 
 def causal_mask(tokens, tokens_per_item, device=None):
