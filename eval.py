@@ -117,7 +117,7 @@ def evaluate(
         data: histories with their catalog.
         batch_size: histories per batch.
         name: shown with the progress; None shows nothing.
-        process: number of this process, which takes every so-manieth batch.
+        process: number of this process, which takes every `processes`-th batch.
         processes: how many there are.
         sum_over_processes: adds each of its arguments up over them.
     """
