@@ -90,7 +90,10 @@ def flags() -> argparse.ArgumentParser:
     watching.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
     watching.add_argument("--save_every", type=positive_int, default=5000, help="steps between checkpoints")
     watching.add_argument(
-        "--keep", type=positive_int, metavar="K", help="keep the last K checkpoints and the best; by default all"
+        "--keep",
+        type=positive_int,
+        metavar="K",
+        help="keep the last K checkpoints and the best; by default all, with the states of the last two to resume from",
     )
     watching.add_argument(
         "--resume",

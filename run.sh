@@ -50,8 +50,10 @@ sample() {
     local best
     best="$(sed -n 's/^best: //p' "$built/eval.txt")"
 
-    echo "== zero-shot and cold-start prediction on pets"
+    echo "== prediction on pets"
+    echo "== cold start: users with one to three items"
     python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best" --cold True
+    echo "== zero-shot: all users"
     python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best"
 }
 

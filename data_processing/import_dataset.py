@@ -114,7 +114,9 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--output", metavar="DIR", help="data set directory to write to")
     flags.add_argument("--check", metavar="DIR", help="tell all that is wrong with a data set directory; nothing else")
     both = "one for both files, or one for each"
-    flags.add_argument("--format", nargs="+", choices=FORMATS, default=[], help=f"by name and content, or so: {both}")
+    flags.add_argument(
+        "--format", nargs="+", choices=FORMATS, default=[], help=f"guessed from names and contents, or: {both}"
+    )
     flags.add_argument("--encoding", help="of text files, such as latin-1; utf-8 by default")
     flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
     flags.add_argument("--user_column", metavar="NAME", help="where it has no usual name")
@@ -126,7 +128,9 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
     flags.add_argument("--repeats", choices=REPEATS, default="keep", help="of items that a user has several times")
     flags.add_argument("--split", choices=SPLITS, default="leave_last_out", help="see above")
-    flags.add_argument("--split_time", type=moment, metavar="T", help="a time, or a share of the interactions; 0.9")
+    flags.add_argument(
+        "--split_time", type=moment, metavar="T", help="a time, or a share of the interactions, such as 0.9"
+    )
     add_split_flags(flags)
     given = flags.add_mutually_exclusive_group()
     given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")

@@ -28,8 +28,9 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     parts = find_parts(path)
     if not parts and not path.is_file():
         raise InputError(
-            f"{path} does not exist, nor do parts {path.name}{PART}aa, …. Pre-train (bash run.sh), "
-            "fetch the release (python data_processing/data_download.py --release weights) or name another file."
+            f"{path} does not exist, nor do parts {path.name}{PART}aa, …. Make one (models: pre_train.py, "
+            "tokenizers: ae_trainer.py), fetch the release (python data_processing/data_download.py --release weights) "
+            "or name another file."
         )
     try:
         with _joined(parts) if parts else path.open("rb") as file:

@@ -74,7 +74,8 @@ def parser(script_docstring: str) -> argparse.ArgumentParser:
     """A parser that shows the script's docstring, and every default, in --help."""
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        pass
+        def _get_help_string(self, action: argparse.Action) -> str | None:
+            return action.help if action.default is None else super()._get_help_string(action)
 
     made = argparse.ArgumentParser(description=script_docstring, formatter_class=Formatter, allow_abbrev=False)
     made.add_argument("--debug", action="store_true", help="show the traceback of an error")
