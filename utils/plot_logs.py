@@ -6,6 +6,7 @@
 Of a run that was resumed, steps taken twice count once, as they were taken last; of several runs in one file, the last.
 """
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import check_writable, read_jsonl
+from utils.files import atomic_write, check_writable, read_jsonl
 
 REMEDY = "Give a file that pre_train.py wrote (--log_file)."
 
@@ -34,14 +35,16 @@ def main() -> None:
     check_writable(args.output)
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     formats = figure.canvas.get_supported_filetypes()
-    if Path(args.output).suffix[1:] not in formats:
+    form = Path(args.output).suffix[1:]
+    if form not in formats:
         raise InputError(f"--output {args.output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
     for path, records in runs.items():
         draw(axes, records, "" if len(runs) == 1 else f"{Path(path).stem}: ", args.smooth)
     axes.set(xlabel="step", ylabel="loss (nats per target token)", xscale="log" if args.log_x else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
-    figure.savefig(args.output, dpi=130)
+    with atomic_write(args.output) as file:
+        figure.savefig(file, dpi=130, format=form)
     print(f"wrote {args.output}")
 
 
@@ -49,12 +52,16 @@ def read_run(path: str) -> list[dict[str, Any]]:
     """Records of the last run in a log, each step once, in order.
 
     Raises:
-        InputError: no such file, or one without a loss.
+        InputError: no such file, one without a loss, or a step or loss that is not a number.
     """
     records: list[dict[str, Any]] = []
     for line, record in read_jsonl(path, REMEDY):
-        if not isinstance(record.get("step"), int):
+        if type(record.get("step")) is not int or not 0 <= record["step"] < 2**53:
             raise InputError(f"{path}, line {line}: a record without a step. {REMEDY}")
+        for name in ("loss", "eval_loss"):
+            value = record.get(name, 0.0)
+            if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+                raise InputError(f"{path}, line {line}: {name} is not a finite number. Mend or remove the line.")
         if "start" in record:  # a run begins, or goes on from this step
             records = [earlier for earlier in records if earlier["step"] <= record["step"]]
             if not record["step"]:
