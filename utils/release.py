@@ -20,6 +20,7 @@ MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) o
 MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (import_dataset.py)."
 
 HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # of pre_train
+HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")  # of eval
 DATA_SET = (  # files of a data set directory that know users or items by their numbers
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
@@ -202,10 +203,8 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     Raises:
         InputError: see the parts; or an item id without codes or without a row.
     """
-    folder = Path(folder)
-    sequences = load_sequences(folder / "eval.pkl", MAKE_EVAL, drop_short)
-    codes_path, map_path = folder / "token_id_list_eval.pkl", folder / "eval_id_map.pkl"
-    matrix_path = folder / "all_item_text_embeddings_eval.npy"
+    histories_path, codes_path, map_path, matrix_path = (Path(folder) / name for name in HELD_OUT)
+    sequences = load_sequences(histories_path, MAKE_EVAL, drop_short)
     by_id = load_pickle(codes_path, (list, dict), MAKE_EVAL)
     id_map = load_pickle(map_path, dict, MAKE_EVAL)
     embeddings = load_matrix(matrix_path, MAKE_EVAL)

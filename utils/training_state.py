@@ -178,7 +178,7 @@ class Checkpoints:
         if accelerator.is_main_process:
             self.lock = locked(self.folder)
         self.written: list[str] = []  # names of this run's checkpoints, in order
-        self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss
+        self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, and on what
 
     def go_on_from(self, saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
         """Take over where an earlier part of the run has stopped.
@@ -189,6 +189,10 @@ class Checkpoints:
         check_same_run(saved, self.facts)
         restore(saved, model, optimizer, self.accelerator)
         self.written, self.best = list(saved.about["written"]), saved.about["best"]
+        held_out = self.facts.get("held_out")
+        if self.best and held_out and self.best.get("held_out", held_out) != held_out:
+            self.accelerator.print("other held-out histories than before: the best weights are chosen anew")
+            self.best = None
         return saved.place
 
     def save(self, names: list[str], model: nn.Module, optimizer: torch.optim.Optimizer, place: Place, loss: float):
@@ -213,7 +217,7 @@ class Checkpoints:
 
     def save_best(self, name: str, model: nn.Module, place: Place, loss: float):
         """Write the weights with the lowest evaluation loss so far, `loss` in nats."""
-        self.best = {"step": place.step, "eval_loss": loss}
+        self.best = {"step": place.step, "eval_loss": loss, "held_out": self.facts.get("held_out")}
         weights = get_model_state_dict(model, options=WHOLE)
         if self.accelerator.is_main_process:
             check_weights(weights, place.step)
