@@ -44,6 +44,8 @@ def main() -> None:
     flags.add_argument("--reports", type=positive_int, default=2, help=f"of {REPORT} steps in each run, after a first")
     args = flags.parse_args()
     common.check_model_flags(args)
+    if args.processes == 1:
+        raise InputError("--processes 1 is what the others are held against: give 2 or more.")
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder), args)
         check(Path(folder), args)

@@ -56,12 +56,18 @@ def main() -> None:
 
 
 def quarter(records: list[dict], looks: list[tuple], number: int) -> dict[str, float]:
-    """What a log and the looks at memory tell of one quarter of the steps."""
+    """What a log and the looks at memory tell of one quarter of the steps.
+
+    Raises:
+        InputError: too few steps, or too few of them were taken in this run.
+    """
     ends = [records[-1]["step"] * part / QUARTERS for part in (number, number + 1)]
     since, until = (next(record["time"] for record in records if record["step"] >= end) for end in ends)
     mine = [record for record in records if ends[0] < record["step"] <= ends[1]]
     seen = [look[1:] for look in looks if since < look[0] <= until]
     losses, held_out = ([record[key] for record in mine if key in record] for key in ("loss", "eval_loss"))
+    if not losses or not seen:
+        raise InputError(f"nothing was reported in quarter {number + 1} of the steps: take more (--max_steps 100).")
     told = {
         "private_gib": max(private for private, _ in seen),
         "median_private_gib": statistics.median(private for private, _ in seen),

@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 
+from benchmarks import steady
 from tests import runs
 from utils.cli import run
+from utils.errors import InputError
 from utils.search import exact_search
 
 SMALL = "--items 300 --repeats 2 --published_repeats 1 --device cpu "
@@ -50,15 +52,24 @@ def test_runs_of_pre_training_are_measured(monkeypatch, tmp_path):
     results = tmp_path / "results.jsonl"
     benchmark(monkeypatch, "processes", f" --results {results}")
     runs.make_data(tmp_path, 100)
-    steady = f" --data_path {tmp_path / 'pt'} --ckpt_dir {tmp_path / 'ckpt'} --log_file {tmp_path / 'log.jsonl'}"
-    benchmark(monkeypatch, "steady", steady + f" --results {results}")
-    processes, steady = (json.loads(line) for line in results.read_text().splitlines())
+    flags = f" --data_path {tmp_path / 'pt'} --ckpt_dir {tmp_path / 'ckpt'} --log_file {tmp_path / 'log.jsonl'}"
+    benchmark(monkeypatch, "steady", flags + f" --results {results}")
+    processes, quartered = (json.loads(line) for line in results.read_text().splitlines())
     assert processes["ratio"] == pytest.approx(
         processes["histories_per_s"] / processes["one_process_histories_per_s"], rel=1e-3
     )
-    quarters = steady["quarters"]
+    quarters = quartered["quarters"]
     assert len(quarters) == 4 and all(0 < each["median_private_gib"] <= each["private_gib"] for each in quarters)
-    assert steady["growth"] == pytest.approx(quarters[3]["private_gib"] / quarters[0]["private_gib"] - 1, abs=1e-3)
+    assert quartered["growth"] == pytest.approx(quarters[3]["private_gib"] / quarters[0]["private_gib"] - 1, abs=1e-3)
+
+
+def test_runs_that_tell_nothing_are_refused(monkeypatch, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        benchmark(monkeypatch, "processes", " --processes 1")
+    assert stopped.value.code == 2 and "give 2 or more" in capsys.readouterr().err
+    records = [{"step": 0, "start": {}, "time": 1.0}, {"step": 5, "loss": 9.0, "time": 2.0}]
+    with pytest.raises(InputError, match="quarter 1 of the steps: take more"):
+        steady.quarter(records, [(1.5, 1.0, 0.1)], 0)
 
 
 def causal_mask(tokens, tokens_per_item, device=None):

@@ -154,6 +154,17 @@ def test_the_last_and_the_best_are_kept(place):
     assert best["step"] == lowest["step"] and best["eval_loss"] == pytest.approx(lowest["eval_loss"], abs=1e-5)
 
 
+@pytest.mark.parametrize("others", [False, True])
+def test_the_best_is_of_the_same_held_out_histories(place, undisturbed, others):
+    """A loss on other histories than those of --eval_path now is no measure for it."""
+    loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1_step_40.resume", weights_only=True)
+    best = {**loaded["about"]["best"], "eval_loss": 0.5, **({"held_out": ["other"]} if others else {})}
+    torch.save({**loaded, "about": {**loaded["about"], "best": best}}, place / "low.resume")
+    runs.finish(place, "--ckpt_dir ckpt --resume .")
+    assert ("the best weights are chosen anew" in (place / "said").read_text()) == others
+    assert (place / "ckpt/layer_1_best.pt").exists() == others
+
+
 def test_all_weights_and_the_last_two_states_are_kept(undisturbed):
     states = {path.name for path in (undisturbed / "ckpt").glob("*.resume")}
     assert states == {"layer_1_epoch_1_step_40.resume", "layer_1_epoch_1.resume"}
@@ -522,13 +533,17 @@ def test_a_log_is_read_as_the_run_went(place):
                 log(*first, {"step": 30, name: odd})
 
 
-def test_a_half_line_of_a_killed_run_is_cut_off(place):
+def test_a_half_line_of_a_killed_run_is_cut_off(place, capsys):
     path, whole = place / "l.jsonl", '{"step": 10, "loss": 3.0}\n'
     for left in ("", '{"step": 20, "lo'):
         path.write_text(whole + left)
         with TimeLogger(30, 10, path) as logger:
             logger.note({"loss": 2.0}, 20)
         assert [record["loss"] for record in plot_logs.read_run(path)] == [3.0, 2.0]
+    capsys.readouterr()
+    with pytest.raises(OSError, match="Is a directory"):
+        TimeLogger(30, 10, place)
+    assert "step/s" not in capsys.readouterr().err, "the error stands on a line of its own"
     path.write_text("not a log, and without an end")
     with TimeLogger(30, 10, path):
         assert path.read_text() == "not a log, and without an end"

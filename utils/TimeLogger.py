@@ -41,14 +41,14 @@ class TimeLogger:
             operations: floating-point operations of training on one token.
             track: also told every record and its step.
         """
-        self.bar = tqdm(
-            total=total, initial=start, unit="step", desc="pre-train", mininterval=1.0, disable=path is None
-        )
         self.file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a", encoding="utf-8")
             remove_half_line(path)
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", desc="pre-train", mininterval=1.0, disable=path is None
+        )
         self.every, self.operations, self.track = every, operations, track
         self._start_interval()
 
