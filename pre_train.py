@@ -14,6 +14,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def main() -> None:
     )
     check_same_start(accelerator, saved.place if saved else Place(), checkpoints.facts)
     model, optimizer = accelerator.prepare(model, optimizer)
-    place = checkpoints.go_on_from(saved, model, optimizer) if saved else Place()
+    place = checkpoints.go_on_from(saved, model, optimizer) if saved else checkpoints.begin()
 
     steps, log_file = plan.steps(place), Path(args.log_file) if accelerator.is_main_process else None
     accelerator.print(
@@ -336,7 +337,8 @@ def parse() -> tuple[argparse.Namespace, Saved | None]:
                 "out, or start without --resume."
             )
     told = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
-    print(f"going on from {saved.path}, step {saved.place.step}{': ' + told if told else ''}")
+    if os.environ.get("RANK", "0") == "0":  # one process tells
+        print(f"going on from {saved.path}, step {saved.place.step}{': ' + told if told else ''}")
     return args, saved
 
 

@@ -86,11 +86,13 @@ def records(path: Path) -> list[dict]:
 
 
 def wait_for_step(log: Path, step: int, process) -> None:
-    """Until a log has reached a step."""
+    """Until a log has reached a step, or its run has come to a good end."""
     until = time.monotonic() + 100
     while not any(record["step"] >= step and "loss" in record for record in records(log)):
-        alive = process.is_alive() if hasattr(process, "is_alive") else process.poll() is None
-        assert alive and time.monotonic() < until, (log.parent / "said").read_text()[-3000:]
+        ended = process.exitcode if hasattr(process, "exitcode") else process.poll()
+        if ended == 0:
+            return
+        assert ended is None and time.monotonic() < until, (log.parent / "said").read_text()[-3000:]
         time.sleep(0.01)
 
 

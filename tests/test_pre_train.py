@@ -84,13 +84,12 @@ def test_killed_at_random_moments_the_weights_are_the_same(place, undisturbed):
     for number in range(14):
         flags = RUN + "--resume auto"
         if number % 2:
-            process = runs.start(place, flags, DieAtWrite(moments.randrange(1, 14)))
+            process = runs.start(place, flags, DieAtWrite(moments.randrange(1, 5)))
             process.join()
         else:
-            reached = max((record["step"] for record in runs.records(log)), default=0)
             process = runs.start(place, flags)
-            runs.wait_for_step(log, reached + moments.randrange(1, 5), process)
-            time.sleep(moments.uniform(0, 0.1))
+            runs.wait_for_step(log, 1 + 3 * number, process)  # not further, so that the steps last for all kills
+            time.sleep(moments.uniform(0, 0.05))
             process.kill()
             process.join()
         if process.exitcode == 0:  # it came to its end before its moment
@@ -123,6 +122,7 @@ def test_resumed_settings_are_those_of_the_checkpoint(place, undisturbed):
     about = json.loads((place / "ckpt/layer_1_epoch_0_step_12.json").read_text())
     assert about["training"]["batch_size"] == 8 and about["training"]["lr"] == 1e-3
     assert [record["lr"] for record in runs.records(place / "log.jsonl") if "lr" in record][-1] == 1e-3
+    assert "earlier run" not in said
     for steps in (12, 5):
         runs.finish(place, f"--ckpt_dir ckpt --resume ckpt/layer_1_epoch_0_step_12.pt --max_steps {steps}")
         assert "nothing to do: 12 steps were taken" in (place / "said").read_text()
@@ -250,6 +250,12 @@ def test_a_state_of_another_version_goes_on(place, undisturbed):
     assert "settings that this program does not know: gone; passed over" in said
     assert "--compile False (was True)" in said
     assert (place / "ckpt/layer_1_epoch_1_step_41.pt").exists()
+
+
+def test_a_new_run_tells_what_it_replaces(place):
+    for expected in (False, True):
+        runs.finish(place, RUN + "--max_steps 2 --eval_every 1000")
+        assert ("ckpt holds checkpoints of an earlier run" in (place / "said").read_text()) == expected
 
 
 def test_one_folder_is_of_one_run(place, undisturbed):

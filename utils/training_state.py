@@ -180,6 +180,15 @@ class Checkpoints:
         self.written: list[str] = []  # names of this run's checkpoints, in order
         self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, and on what
 
+    def begin(self) -> Place:
+        """Where a new run starts; tells when it will replace checkpoints of an earlier one."""
+        if any(self.folder.glob(f"*{ENDING}")):
+            self.accelerator.print(
+                f"{self.folder} holds checkpoints of an earlier run: those of the same names will be replaced. "
+                "To go on with it, stop and give --resume; to keep them, give another --ckpt_dir."
+            )
+        return Place()
+
     def go_on_from(self, saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer) -> Place:
         """Take over where an earlier part of the run has stopped.
 
