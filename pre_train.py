@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
-from utils.cli import non_negative_float, parser, positive_float, positive_int, run, seed, share, yes_or_no
+from utils.cli import SWITCH, non_negative_float, parser, positive_float, positive_int, run, seed, share
 from utils.data import WINDOW, SeqBatch, prefetched
 from utils.errors import InputError
 from utils.files import check_writable
@@ -40,7 +40,6 @@ from utils.training_state import AUTO, LATEST, Checkpoints, Saved, find_state, s
 from utils.util import set_seed
 
 FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
-SWITCH = {"nargs": "?", "const": True, "default": False, "type": yes_or_no}  # so that a resumed run can turn it off
 OF_THIS_START = ("resume", "ckpt_dir", "device", "debug")  # flags that a resumed run does not take from the checkpoint
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils.baselines import most_popular, nearest_text, repeat_recent
-from utils.cli import parser, positive_int, run, seed, yes_or_no
+from utils.cli import SWITCH, parser, positive_int, run, seed
 from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable
@@ -43,14 +43,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
     flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")
     flags.add_argument("--test_batch_size", type=positive_int, default=96, help="users per batch")
-    flags.add_argument(
-        "--cold",
-        type=yes_or_no,
-        nargs="?",
-        const=True,
-        default=False,
-        help="users of cold_test.pkl, who have one to three items",
-    )
+    flags.add_argument("--cold", **SWITCH, help="users of cold_test.pkl, who have one to three items")
     flags.add_argument("--protocol", choices=("corrected", "released"), default="corrected", help="see above")
     flags.add_argument("--search", choices=("exact", "beam"), help="exact for corrected, beam for released")
     flags.add_argument("--topk", type=positive_int, nargs="+", default=[1, 3, 5], help="k of Hit@k and NDCG@k")

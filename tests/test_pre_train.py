@@ -16,7 +16,7 @@ import torch
 import pre_train
 from tests import runs
 from tests.conftest import House
-from utils import plot_logs, training_state
+from utils import plot_logs, processes, training_state
 from utils.data import IGNORED, training_batch
 from utils.errors import InputError
 from utils.files import save_json
@@ -335,6 +335,21 @@ def test_a_sharded_model_saves_and_resumes_whole(data, place):
         for key, value in expected.items():
             torch.testing.assert_close(ours[key], value, rtol=1e-3, atol=1e-4)
     assert runs.same(place / "ckpt/b.pt", place / "ckpt/c.pt")
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "said"),
+    [
+        ("--epoch", 3, "--epoch is 2 in process 0 and 3 in process 1"),
+        ("held_out", ["x"], "held_out is ['h'] in process 0 and ['x'] in process 1"),
+        ("epoch to begin at", 1, "epoch to begin at is 0 in process 0 and 1 in process 1"),
+    ],
+)
+def test_processes_with_other_work_stop(monkeypatch, name, theirs, said):
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, {**own[0], name: theirs}])
+    facts = {"training": {"epoch": 2, "log_file": "l"}, "data": "d", "held_out": ["h"]}
+    with pytest.raises(InputError, match=re.escape(said)):
+        processes.check_same_start(Namespace(process_index=0), Place(), facts)
 
 
 def test_processes_that_do_not_know_of_each_other_stop(place, data):

@@ -22,6 +22,9 @@ def yes_or_no(text: str) -> bool:
     return answers[text.lower()]
 
 
+SWITCH = {"nargs": "?", "const": True, "default": False, "type": yes_or_no}  # --name, --name True or --name False
+
+
 def positive_int(text: str) -> int:
     """argparse type for counts of one or more."""
     if not text.isdecimal() or not 1 <= int(text) < 2**63:

@@ -75,8 +75,9 @@ def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, An
 
     Machines that do not share --ckpt_dir find no state, or an older one, on all but the first.
     """
-    settings = {name: value for name, value in facts["training"].items() if name not in PATHS}
-    own = {**settings, "data": facts["data"], "tokenizer": facts.get("tokenizer"), **place._asdict()}
+    own = {f"--{name}": value for name, value in facts["training"].items() if name not in PATHS}
+    own |= {name: facts.get(name) for name in ("data", "tokenizer", "held_out")}
+    own |= {f"{name} to begin at": value for name, value in place._asdict().items()}
     for number, other in enumerate(gather_object([own])):
         for name, value in own.items():
             if other[name] != value:
