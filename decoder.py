@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from utils.fsq import CODES_PER_ITEM, DECODER_HEADS
 
 DROPOUT = 0.2
+START = 0.02  # deviation of the weights before training
 
 
 class Attention(nn.Module):
@@ -73,7 +74,10 @@ class TransformerLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(N, K, E/K) quantized slices -> (N, E) reconstruction, read off the last of the K positions."""
+    """(N, K, E/K) quantized slices -> (N, E) reconstruction, read off the last of the K positions.
+
+    Starts as published: weights of linear layers and positions from N(0, 0.02), biases 0, norms 1 and 0.
+    """
 
     def __init__(self, embedding_width: int):
         super().__init__()
@@ -84,6 +88,7 @@ class Decoder(nn.Module):
         self.linear_layer = nn.Sequential(
             nn.Linear(width, embedding_width), nn.ReLU(), nn.Linear(embedding_width, embedding_width)
         )
+        self.apply(_start)
 
     def forward(self, quantized: Tensor) -> Tensor:
         """(N, K, E/K) float -> (N, E) float."""
@@ -92,3 +97,11 @@ class Decoder(nn.Module):
         for layer in self.transformer_layers:
             x = layer(x)
         return self.linear_layer(x[:, -1])
+
+
+def _start(module: nn.Module) -> None:
+    """The published initial weights of one layer; norms start as torch's do."""
+    if isinstance(module, (nn.Linear, nn.Embedding)):
+        nn.init.normal_(module.weight, std=START)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

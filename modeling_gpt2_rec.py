@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,10 @@ class GPT2ItemModel(GPT2Model):
         torch.backends.cuda.enable_cudnn_sdp(False)  # 21 times slower with these shapes (docs/log.md)
         config._attn_implementation = "item_block"
         super().__init__(config)
+        # GPT-2's start of what ends a residual branch, which transformers 5 leaves out for subclasses made elsewhere.
+        for block in self.h:
+            for projection in (block.attn.c_proj, block.mlp.c_proj):
+                nn.init.normal_(projection.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
 
     def forward(
         self,

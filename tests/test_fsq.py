@@ -53,6 +53,27 @@ def test_gradient_passes_straight_through():
     torch.testing.assert_close(z.grad, bounded.grad)
 
 
+@pytest.mark.parametrize("init", ["plain", "data"])
+def test_every_tensor_of_the_tokenizer_starts_as_published(init):
+    """The decoder from N(0, 0.02) with biases 0 and norms 1 and 0; the quantizer by torch; data change one tensor."""
+    torch.manual_seed(1)
+    model = AutoEncoder(768)
+    if init == "data":
+        model.start_from(recipe.embeddings(500, 768, 0))
+    for name, value in model.state_dict().items():
+        if "norm.weight" in name:
+            assert (value == 1).all(), name
+        elif name.startswith("decoder.") and name.endswith("bias"):
+            assert (value == 0).all(), name
+        elif name.startswith("decoder."):
+            assert value.std().item() == pytest.approx(0.02, rel=0.1) and value.mean().abs() < 0.002, name
+        elif not (init == "data" and "project_in" in name):
+            bound = 1 / np.sqrt(192 if "project_in" in name else 5)  # uniform, by the width that goes in
+            assert value.abs().max() <= bound, name
+            if value.numel() > 5:
+                assert value.std().item() == pytest.approx(bound / np.sqrt(3), rel=0.2), name
+
+
 def test_start_from_data_does_not_collapse():
     rows = recipe.embeddings(3000, 96, seed=3)
     torch.manual_seed(0)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import DynamicCache
+from transformers import DynamicCache, GPT2Model
 
 from model import RecGPT, RecGPTConfig, load_model
 from modeling_gpt2_rec import item_block_mask
@@ -60,6 +60,18 @@ def test_no_model_uses_the_attention_of_cudnn():
     torch.backends.cuda.enable_cudnn_sdp(True)
     RecGPT(RecGPTConfig(layers=1, width=8, heads=1, embedding_width=32))
     assert not torch.backends.cuda.cudnn_sdp_enabled()
+
+
+@pytest.mark.parametrize("layers", [3, 12])
+def test_weights_start_as_those_of_gpt2(layers):
+    """Every tensor's mean and spread, at the published width: those of transformers' own model of the same sizes."""
+    config = RecGPTConfig(layers=layers).gpt2()
+    torch.manual_seed(0)
+    ours, plain = RecGPT(RecGPTConfig(layers=layers)).gpt2model.state_dict(), GPT2Model(config).state_dict()
+    assert list(ours) == list(plain)
+    for name, expected in plain.items():
+        assert ours[name].std(correction=0).item() == pytest.approx(expected.std(correction=0).item(), rel=0.02), name
+        assert ours[name].mean().item() == pytest.approx(expected.mean().item(), abs=1e-4), name
 
 
 def in_rows(model, batch, attention):
