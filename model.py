@@ -86,7 +86,15 @@ class RecGPT(nn.Module):
         """Final hidden states (T, D); with `last` (B,) int64 only those of these item slots, (B, K, D).
 
         A `cache` receives the keys and values of every token (see utils/past_key_values.py).
+
+        Raises:
+            ValueError: a history is longer than the window.
         """
+        longest = max(items for _, items in batch.groups.shapes)
+        if longest > self.config.window:
+            raise ValueError(
+                f"a history has {longest} items, the window {self.config.window}: keep its last (Sequences.last)"
+            )
         inputs = self.fuse(batch.codes, batch.embeddings)[None]  # (1, T, D)
         positions = token_positions(batch.positions)[None]
         hidden = self.gpt2model(inputs, positions, groups=batch.groups, past_key_values=cache, last=last)

@@ -4,7 +4,8 @@
     python predict.py --dataset steam --ckpt_path ./ckpt/recgpt_layer_3_weight.pt --cold True
     python predict.py --dataset path/to/directory --ckpt_path ckpt/layer_3_epoch_4.pt --output lists.jsonl
 
---protocol corrected (default): exact search, and no prediction depends on who shares the batch.
+--protocol corrected (default): exact search, no prediction depends on who shares the batch, and a target that ties with
+other candidates counts with its expected rank, since nothing but ids orders them.
 --protocol released: the published evaluation, to reproduce published numbers.
 """
 
@@ -12,23 +13,25 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
-from utils.baselines import most_popular, nearest_text, repeat_recent
+from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.cli import SWITCH, parser, positive_int, run, seed
 from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable
-from utils.metrics import TopKAccumulator, target_ranks
+from utils.fsq import CODES_PER_ITEM
+from utils.metrics import Ranks, TopKAccumulator, list_ranks
 from utils.release import TestSet, dataset_folder, load_test
 from utils.report import append_results, print_table
-from utils.search import TopK, beam_search, exact_search
+from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
 from utils.util import add_device_flags, pick_device, set_seed
 
@@ -75,18 +78,22 @@ def main() -> None:
     candidates = find_candidates(codes, test.embeddings, args.protocol)
     catalog = Catalog(codes, test.embeddings, source=str(test.embeddings_path))
     length = min(max(args.topk), len(codes))  # of the lists: no search finds more
-    search = make_search(args.search, codes, candidates, length, device)
+    trie = Trie(codes[candidates], candidates).to(device)
+    if args.protocol == "corrected":
+        tell_ties(trie)
     histories, targets = test.sequences.split_targets()
+    search = make_search(args, trie, codes, targets, length)
 
     started = time.perf_counter()
-    ranked = recommend(model, histories.last(model.config.window - 1), catalog, search, args)
+    found = recommend(model, histories.last(model.config.window - 1), catalog, search, args)
     seconds = time.perf_counter() - started
     print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
     if args.output:
-        write_lists(args.output, test.sequences.users, ranked)
+        write_lists(args.output, test.sequences.users, found)
 
-    lists = {"RecGPT": ranked.items.numpy(), **baseline_lists(histories, test, candidates, length)}
-    results = measure(lists, targets, user_groups(histories, targets, test), args.topk)
+    rank = baseline_ranks if args.protocol == "corrected" else baseline_ranks_by_id
+    ranks = {"RecGPT": Ranks(found.above, found.tied), **rank(histories, targets, test, candidates, length)}
+    results = measure(ranks, user_groups(histories, targets, test), args.topk)
     report(results, args.topk)
     setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
     append_results(args.results, ({**setting, "ckpt_path": args.ckpt_path, **result} for result in results))
@@ -131,13 +138,42 @@ def find_candidates(codes: np.ndarray, embeddings: np.ndarray, protocol: str) ->
     return candidates
 
 
+def tell_ties(trie: Trie) -> None:
+    """Say how many candidates share all four codes with another, and so have the same score for everyone."""
+    sizes = trie.starts[CODES_PER_ITEM].diff()
+    sharing = int(sizes[sizes > 1].sum())
+    if sharing:
+        print(f"{sharing} of {len(trie)} items share their codes with another: a target among them has its mean rank")
+
+
+class Found(NamedTuple):
+    """What prediction finds for each user: a list, and where the target stands."""
+
+    items: Tensor  # (B, k) int64, as in TopK
+    scores: Tensor  # (B, k) float32
+    above: Tensor  # (B,) int64, as in Ranks
+    tied: Tensor  # (B,) int64
+
+
 def make_search(
-    name: str, codes: np.ndarray, candidates: np.ndarray, k: int, device: torch.device
-) -> Callable[[torch.Tensor], TopK]:
-    """A function from logits (B, K, V) to the k best candidates of every user."""
-    trie = Trie(codes[candidates], candidates).to(device)
-    search = beam_search if name == "beam" else exact_search
-    return lambda logits: search(logits, trie, k)
+    args: argparse.Namespace, trie: Trie, codes: np.ndarray, targets: np.ndarray, k: int
+) -> Callable[[Tensor, np.ndarray], Found]:
+    """A function from logits (B, K, V) and rows (B,) of users to the k best candidates and the targets' ranks.
+
+    `codes` (N, K) are those of all items, `targets` (U,) of all users.
+    """
+    search, rank = (beam_search, rank_found) if args.search == "beam" else (exact_search, rank_targets)
+    known = torch.isin(torch.from_numpy(targets), trie.items.cpu())
+
+    def find(logits: Tensor, rows: np.ndarray) -> Found:
+        top = search(logits, trie, k)
+        if args.protocol == "released":
+            return Found(*top, *list_ranks(top.items, torch.from_numpy(targets[rows]).to(logits.device)))
+        wanted = torch.from_numpy(codes[targets[rows]].astype(np.int64)).to(logits.device)
+        ranks = rank(logits, trie, top, wanted)
+        return Found(*top, ranks.above, ranks.tied * known[rows].to(logits.device))
+
+    return find
 
 
 def batches(histories: Sequences, args: argparse.Namespace) -> Iterator[np.ndarray]:
@@ -167,10 +203,10 @@ def recommend(
     model: RecGPT,
     histories: Sequences,
     catalog: Catalog,
-    search: Callable[[torch.Tensor], TopK],
+    search: Callable[[Tensor, np.ndarray], Found],
     args: argparse.Namespace,
-) -> TopK:
-    """The k best items of every user, (U, k) each on the CPU, in the order of `histories`.
+) -> Found:
+    """What `search` finds for every user, on the CPU, in the order of `histories`.
 
     Raises:
         InputError: the model predicts something that is no number.
@@ -183,22 +219,36 @@ def recommend(
             logits = model.next_item_logits(batch)
             if not torch.isfinite(logits).all():
                 raise InputError("the model's logits are not finite: its weights are damaged. Use another checkpoint.")
-            top = search(logits)
-            found.append(TopK(top.items.cpu(), top.scores.cpu()))
+            found.append([column.cpu() for column in search(logits, rows)])
             order.append(rows)
             progress.update(len(rows))
     place = torch.from_numpy(np.argsort(np.concatenate(order)))
-    return TopK(*(torch.cat(column)[place] for column in zip(*found, strict=True)))
+    return Found(*(torch.cat(column)[place] for column in zip(*found, strict=True)))
 
 
-def baseline_lists(histories: Sequences, test: TestSet, candidates: np.ndarray, k: int) -> dict[str, np.ndarray]:
-    """Lists (U, k) of the recommenders that need no training; popularity needs the domain's interactions."""
+def baseline_ranks(
+    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int
+) -> dict[str, Ranks]:
+    """Ranks of the recommenders that need no training; popularity needs the domain's interactions."""
+    last_items = histories.items[histories.offsets[1:] - 1]
+    ranks = {"repeat recent": list_ranks(torch.from_numpy(repeat_recent(histories, k)), torch.from_numpy(targets))}
+    if test.popularity is not None:
+        ranks["popularity (train.pkl)"] = popularity_ranks(test.popularity, targets)
+    ranks["nearest text"] = nearest_text_ranks(last_items, targets, test.embeddings, candidates)
+    return ranks
+
+
+def baseline_ranks_by_id(
+    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int
+) -> dict[str, Ranks]:
+    """The same where ids decide among equal scores, as in the published evaluation."""
     last_items = histories.items[histories.offsets[1:] - 1]
     lists = {"repeat recent": repeat_recent(histories, k)}
     if test.popularity is not None:
         lists["popularity (train.pkl)"] = most_popular(test.popularity, len(histories), k)
     lists["nearest text"] = nearest_text(last_items, test.embeddings, candidates, k)
-    return lists
+    wanted = torch.from_numpy(targets)
+    return {method: list_ranks(torch.tensor(items), wanted) for method, items in lists.items()}
 
 
 def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:
@@ -212,17 +262,13 @@ def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dic
     return groups
 
 
-def measure(
-    lists: dict[str, np.ndarray], targets: np.ndarray, groups: dict[str, np.ndarray], topk: list[int]
-) -> list[dict[str, Any]]:
+def measure(ranks: dict[str, Ranks], groups: dict[str, np.ndarray], topk: list[int]) -> list[dict[str, Any]]:
     """One result per method and group of users, the model on all users first."""
-    wanted = torch.from_numpy(targets)
-    ranks = {method: target_ranks(torch.tensor(items), wanted) for method, items in lists.items()}
     results = []
     for group, members in groups.items():
         for method, found in ranks.items():
             accumulator = TopKAccumulator(topk)
-            accumulator.accumulate(found[torch.from_numpy(members)])
+            accumulator.accumulate(found.select(torch.from_numpy(members)))
             results.append({"method": method, "group": group, "users": int(members.sum()), **accumulator.reduce()})
     return results
 
@@ -238,10 +284,10 @@ def report(results: list[dict[str, Any]], topk: list[int]) -> None:
     print()
 
 
-def write_lists(path: str, users: np.ndarray, ranked: TopK) -> None:
+def write_lists(path: str, users: np.ndarray, found: Found) -> None:
     """One JSON object per user, in the order of the file: user, items, scores."""
     with atomic_write(path, "w") as file:
-        for user, items, scores in zip(users.tolist(), ranked.items.tolist(), ranked.scores.tolist(), strict=True):
+        for user, items, scores in zip(users.tolist(), found.items.tolist(), found.scores.tolist(), strict=True):
             count = sum(item >= 0 for item in items)
             name = user if isinstance(user, (int, str)) else str(user)
             file.write(json.dumps({"user": name, "items": items[:count], "scores": scores[:count]}) + "\n")

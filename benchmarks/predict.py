@@ -27,6 +27,7 @@ from utils.cli import positive_int, run
 from utils.data import Catalog, Sequences
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.Trie import Trie
 from utils.util import pick_device, set_seed
 
 CHECKED_USERS = 16
@@ -41,15 +42,16 @@ def main() -> None:
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
     args = flags.parse_args()
     common.check_model_flags(args)
-    args.protocol = "corrected"
+    args.protocol, args.search = "corrected", "exact"
     set_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)
     catalog = common.draw_catalog(args.items, rng)
-    histories = common.draw_histories(args, args.users, rng).split_targets()[0].last(255)
+    histories, targets = common.draw_histories(args, args.users, rng).split_targets()
+    histories = histories.last(255)
     model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device).eval()
     published = PublishedModel(model).eval()
-    search = predict.make_search("exact", catalog.codes, np.arange(args.items), common.TOP, device)
+    search = predict.make_search(args, Trie(catalog.codes).to(device), catalog.codes, targets, common.TOP)
     check(published, histories, catalog, lambda some: predict.recommend(model, some, catalog, search, args).items)
 
     dictionaries = None if args.no_published else dictionary_trie(catalog.codes)

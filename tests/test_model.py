@@ -113,6 +113,25 @@ def test_grouped_attention_is_attention_in_rows(model, catalog, sequences, atten
         torch.testing.assert_close(hidden, alone, atol=1e-5, rtol=1e-5)
 
 
+def test_histories_that_are_none_are_refused(model, catalog):
+    """An empty history would get another user's logits, a negative id another item's codes."""
+    for make in (make_batch, training_batch):
+        with pytest.raises(ValueError, match="history 1 of the batch is empty"):
+            make(sequences_of([1, 2], [], [3, 4]), catalog)
+        with pytest.raises(ValueError, match="there is no history"):
+            make(sequences_of([1, 2], [3]).select(np.array([], dtype=int)), catalog)
+        for odd in (-1, ITEMS):
+            with pytest.raises(ValueError, match=f"item id {odd} is none of the catalog, which has 0 to {ITEMS - 1}"):
+                make(sequences_of([1, 2], [3, odd, 4]), catalog)
+            with pytest.raises(ValueError, match=f"item id {odd} is none"):
+                make(sequences_of([1, 2], [3, odd]), catalog)
+    for left_padded in (False, True):
+        with pytest.raises(ValueError, match="a history has 257 items, the window 256"):
+            model.next_item_logits(make_batch(sequences_of([1, 2], [3] * 257), catalog, left_padded))
+    with pytest.raises(ValueError, match="a history has 257 items"):
+        model(training_batch(sequences_of([3] * 258), catalog))
+
+
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=60))
 @settings(deadline=None)
 def test_groups_hold_every_slot_once_and_little_padding(lengths):

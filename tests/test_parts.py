@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predict import batches
-from utils.baselines import most_popular, nearest_text, repeat_recent
+from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.data import Sequences, cumulate, epoch_batches, equal_work_batches, prefetched
 from utils.errors import InputError
-from utils.metrics import TopKAccumulator, target_ranks
+from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
 from utils.plan import Place, Plan
 
 
@@ -44,11 +44,11 @@ def test_sequences_and_repeat_recent_are_like_lists(lists, k):
 
 def test_metrics_by_hand():
     ranked = torch.tensor([[4, 2, 9], [1, 2, 3], [7, 8, -1], [5, 6, 7]])
-    ranks = target_ranks(ranked, torch.tensor([2, 1, 3, 7]))
-    assert ranks.tolist() == [2, 1, 0, 3]
+    ranks = list_ranks(ranked, torch.tensor([2, 1, 3, 7]))
+    assert ranks.tied.tolist() == [1, 1, 0, 1] and (ranks.above + 1)[[0, 1, 3]].tolist() == [2, 1, 3]
     accumulator = TopKAccumulator([3, 1])
-    accumulator.accumulate(ranks[:3])
-    accumulator.accumulate(ranks[3:])
+    accumulator.accumulate(ranks.select(torch.tensor([True, True, True, False])))
+    accumulator.accumulate(ranks.select(torch.tensor([False, False, False, True])))
     found = accumulator.reduce()
     assert found["hit@1"] == found["ndcg@1"] == 1 / 4
     assert found["hit@3"] == 3 / 4
@@ -56,6 +56,50 @@ def test_metrics_by_hand():
     assert found["mrr"] == pytest.approx((1 / 2 + 1 + 1 / 3) / 4)
     accumulator.reset()
     assert math.isnan(accumulator.reduce()["hit@1"])
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=12), st.lists(st.integers(1, 9), min_size=1, max_size=3))
+def test_a_tie_counts_with_the_mean_over_its_orders(scores, ks):
+    """Against every order of the candidates one by one, each in turn the target."""
+    scores, accumulator, expected = torch.tensor([scores]).float(), TopKAccumulator(sorted(set(ks))), []
+    for target in range(scores.shape[1]):
+        accumulator.accumulate(score_ranks(scores, torch.tensor([target])))
+        above, tied = ((scores > scores[0, target]).sum(), (scores == scores[0, target]).sum())
+        orders = TopKAccumulator(sorted(set(ks)))
+        for rank in range(tied):
+            orders.accumulate(Ranks(torch.tensor([above + rank]), torch.ones(1, dtype=torch.int64)))
+        expected.append(orders.reduce())
+    found = accumulator.reduce()
+    assert found == pytest.approx({name: np.mean([one[name] for one in expected]) for name in found})
+    nobody = TopKAccumulator([3])
+    nobody.accumulate(score_ranks(scores, torch.tensor([-1])))
+    assert set(nobody.reduce().values()) == {0}
+
+
+@given(st.integers(0, 1000), st.integers(1, 30), st.integers(1, 40))
+@settings(deadline=None)
+def test_baselines_rank_as_a_full_sort_does(seed, k, items):
+    """Lists with ties by ascending id; ranks by counting. Many equal embeddings, rows without text among them."""
+    rng = np.random.default_rng(seed)
+    embeddings = rng.standard_normal((4, 32)).astype(np.float32)[rng.integers(0, 4, items)]
+    embeddings[rng.random(items) < 0.2] = 0
+    candidates = np.flatnonzero(rng.random(items) < 0.8) if items > 1 else np.array([0])
+    candidates = candidates if len(candidates) else np.array([items - 1])
+    last, targets = rng.integers(0, items, (2, 9))
+    lists = nearest_text(last, embeddings, candidates, k)
+    ranks = nearest_text_ranks(last, targets, embeddings, candidates)
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+    for user, item in enumerate(last):
+        scores = {int(other): round(float(unit[item] @ unit[other]), 4) for other in candidates if other != item}
+        expected = sorted(scores, key=lambda other: (-scores[other], other))[:k]
+        assert lists[user].tolist() == expected + [-1] * (k - len(expected))
+        assert ranks.tied[user] == list(scores.values()).count(scores.get(targets[user], "none"))
+        if ranks.tied[user]:
+            assert ranks.above[user] == sum(score > scores[targets[user]] for score in scores.values())
+    counts = rng.integers(0, 3, items)
+    ranks = popularity_ranks(counts, targets)
+    assert ranks.above.tolist() == [(counts > counts[target]).sum() for target in targets]
+    assert ranks.tied.tolist() == [(counts == counts[target]).sum() for target in targets]
 
 
 def test_nearest_text_leaves_the_item_itself_out():

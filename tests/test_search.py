@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from utils import search
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
-from utils.search import beam_search, exact_search
+from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
 
 # Few different codes, so that prefixes are shared, items collide, and scores tie.
@@ -99,6 +99,65 @@ def test_exact_search_is_brute_force(way, catalog, k, seed, tied):
     ):
         assert found == np.sort(ids)[expected].tolist() + [-1] * (k - len(expected))
         assert all(score == -np.inf for score in scores[len(expected) :])
+
+
+@pytest.mark.parametrize("way", ["one chunk", "many chunks"])
+@given(catalogs, st.integers(1, 70), st.integers(0, 1000), st.sampled_from(["random", "rounded", "constant"]))
+@settings(max_examples=40, deadline=None)
+def test_targets_rank_among_all_candidates(way, catalog, k, seed, kind):
+    """Ties by shared codes, by chance, and of everything with everything, within the list and beyond its end."""
+    logits = torch.zeros(3, 4, VOCABULARY) if kind == "constant" else random_logits(3, seed, kind == "rounded")
+    trie, codes = Trie(np.array(catalog)), torch.tensor(catalog)
+    targets = codes[np.random.default_rng(seed).integers(0, len(catalog), 3)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in WAYS[way].items():
+            patch.setattr(search, name, value)
+        top = exact_search(logits, trie, k)
+        ranks = rank_targets(logits, trie, top, targets)
+    log_probs = logits.log_softmax(-1)
+    for user, target in enumerate(targets):
+        scores = sum(log_probs[user, place, codes[:, place]] for place in range(4))
+        own = sum(log_probs[user, place, target[place]] for place in range(4))
+        above = int((scores > own).sum())
+        assert ranks.tied[user] == ((scores == own).sum() if above < k else 0)
+        assert ranks.above[user] == min(above, k)
+
+    top = beam_search(logits, trie, k)
+    ranks = rank_found(logits, trie, top, targets)
+    for user, target in enumerate(targets.tolist()):
+        sharing = [item for item, other in enumerate(catalog) if list(other) == target]
+        found = sharing[0] in top.items[user].tolist()
+        assert (ranks.tied[user] >= len(sharing)) if found else ranks.tied[user] == 0
+        if found and kind == "random":
+            assert (ranks.above[user], ranks.tied[user]) == (top.items[user].tolist().index(sharing[0]), len(sharing))
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_items_of_no_probability_come_before_no_item(way, monkeypatch):
+    """Finite logits may be so far apart that a score is -inf."""
+    for name, value in WAYS[way].items():
+        monkeypatch.setattr(search, name, value)
+    logits = torch.zeros(2, 4, VOCABULARY)
+    logits[0, 0, 7], logits[0, 0, :7] = 3e38, -3e38
+    top = exact_search(logits, Trie(np.array([[1, 0, 0, 0], [7, 0, 0, 0], [2, 0, 0, 0]])), 5)
+    assert top.items.tolist() == [[1, 0, 2, -1, -1], [0, 1, 2, -1, -1]]
+    assert top.scores[0, 1] == -torch.inf
+
+
+@pytest.mark.parametrize("find", [exact_search, beam_search])
+def test_searches_refuse_what_are_no_logits(find):
+    trie = Trie(np.zeros((3, 4), dtype=int))
+    for value in (torch.nan, torch.inf, -torch.inf):
+        logits = random_logits(2, 0)
+        logits[1, 2, 3] = value
+        with pytest.raises(ValueError, match="logits must be finite"):
+            find(logits, trie, 2)
+    with pytest.raises(ValueError, match=r"logits must be \(B, 4, 15361\), found \(4, 15361\)"):
+        find(random_logits(1, 0)[0], trie, 2)
+    with pytest.raises(ValueError, match="k must be 1 or more"):
+        find(random_logits(1, 0), trie, 0)
+    with pytest.raises(ValueError, match="too large to be divided by 0.1"):
+        beam_search(random_logits(1, 0) * 1e37, trie, 2)
 
 
 @pytest.mark.parametrize("sharpness", [0.1, 1.0, 3.0, 12.0])
@@ -210,3 +269,26 @@ def test_trie_refuses_ids_that_are_none():
         Trie(codes).extend(codes[:1], np.array([2]))
     with pytest.raises(ValueError, match="the mask has 2 answers, the ids go up to 2"):
         Trie(codes).restrict(np.ones(2, dtype=bool))
+    for odd in (np.array([0, -1, 2]), np.array([0, 1, 2**63], dtype=np.uint64)):
+        with pytest.raises(ValueError, match="items must lie in"):
+            Trie(codes, odd)
+        with pytest.raises(ValueError, match="items must lie in"):
+            Trie(codes).extend(codes, odd)
+    assert Trie(codes, np.array([3, 1, 2], dtype=np.uint64)).items.tolist() == [1, 2, 3]
+
+
+def test_trie_refuses_lists_for_masks_and_codes_of_no_item():
+    trie = Trie(np.array([[1, 2, 3, 4], [1, 2, 3, 5], [0, 0, 0, 0]]))
+    for ids in ([0, 2], np.array([0, 1, 1]), {0, 2}):
+        with pytest.raises(ValueError, match="allowed must be a mask of bool"):
+            trie.restrict(ids)
+    assert trie.restrict([True, False, True]).items.tolist() == [2, 0]
+    for codes in (torch.tensor([1, 2]), torch.tensor([1, 2, 3, 4, 5])):
+        with pytest.raises(ValueError, match="an item has 4 codes"):
+            trie.items_of(codes)
+        with pytest.raises(ValueError, match="an item has 4 codes"):
+            trie.has_item(codes)
+    with pytest.raises(ValueError, match="nothing follows 4 codes"):
+        trie.next_codes(torch.tensor([1, 2, 3, 4]))
+    with pytest.raises(ValueError, match="a prefix has at most 4 codes"):
+        trie.has_prefix(torch.zeros(2, 5, dtype=torch.int64))

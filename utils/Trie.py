@@ -34,8 +34,8 @@ class Trie:
         """Build from codes (N, K) of any integer type; `items` (N,) are their ids, 0 to N - 1 by default.
 
         Raises:
-            ValueError: codes are not (N, 4) integers in [0, 15360), or ids are not one whole number for each, all
-                different.
+            ValueError: codes are not (N, 4) integers in [0, 15360), or ids are not one whole number of 0 or more for
+                each, all different.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
@@ -45,6 +45,9 @@ class Trie:
         ids = np.arange(len(codes)) if items is None else np.asarray(items)
         if ids.shape != (len(codes),) or ids.dtype.kind not in "iu":
             raise ValueError(f"items must be ({len(codes)},) integers, found {ids.shape} {ids.dtype}")
+        if ids.size and (ids.min() < 0 or ids.max() >= 2**63):
+            raise ValueError(f"items must lie in [0, 2**63), found {ids.min()} to {ids.max()}")
+        ids = ids.astype(np.int64)
         codes = codes.astype(np.int16, copy=False)
         order = np.argsort(ids, kind="stable") if items is not None else None
         if order is not None and (twice := np.flatnonzero(np.diff(ids[order]) == 0)).size:
@@ -63,7 +66,7 @@ class Trie:
         for column in codes.T:
             same[1:] &= column[1:] == column[:-1]
             starts.append(np.append(np.flatnonzero(~same), len(codes)).astype(np.int32))
-        fits = not len(items) or (items.min() >= -(2**31) and items.max() < 2**31)
+        fits = not len(items) or items.max() < 2**31
         self.codes = torch.from_numpy(codes)
         self.items = torch.from_numpy(items.astype(np.int32 if fits else np.int64))
         self.starts = [torch.from_numpy(start) for start in starts]
@@ -135,7 +138,12 @@ class Trie:
         """Node of each prefix (..., d), 0 <= d <= K, among those of depth d, or -1 where no item has it: (...) int64.
 
         One binary search per code, over all prefixes at once.
+
+        Raises:
+            ValueError: more than K codes.
         """
+        if prefixes.shape[-1] > CODES_PER_ITEM:
+            raise ValueError(f"a prefix has at most {CODES_PER_ITEM} codes, found {tuple(prefixes.shape)}")
         nodes = torch.zeros(prefixes.shape[:-1], dtype=torch.int64, device=self.items.device)
         if not len(self):
             return nodes - 1
@@ -158,10 +166,16 @@ class Trie:
 
     def has_item(self, codes: Tensor) -> Tensor:
         """Whether any item has exactly the codes (..., K): (...) bool."""
-        return self.has_prefix(codes)
+        return self.has_prefix(_whole(codes))
 
     def next_codes(self, prefix: Tensor) -> Tensor:
-        """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix."""
+        """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix.
+
+        Raises:
+            ValueError: K codes or more, which nothing follows.
+        """
+        if len(prefix) >= CODES_PER_ITEM:
+            raise ValueError(f"nothing follows {len(prefix)} codes: an item has {CODES_PER_ITEM}")
         depth, node = len(prefix), self.find(prefix[None])
         if node.item() < 0:
             return torch.empty(0, dtype=torch.int64, device=self.items.device)
@@ -170,7 +184,7 @@ class Trie:
 
     def items_of(self, codes: Tensor) -> Tensor:
         """Ids of all items with exactly these K codes, ascending; empty where there are none."""
-        node = self.find(codes[None]).item()
+        node = self.find(_whole(codes)[None]).item()
         if node < 0:
             return self.items[:0].long()
         return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]].long()
@@ -179,11 +193,17 @@ class Trie:
         """The index of a subset (in stock, not yet seen); `allowed` is a bool mask over item ids.
 
         Raises:
-            ValueError: the mask is shorter than the ids need.
+            ValueError: no mask, such as a list of ids, or shorter than the ids need.
         """
+        allowed = np.asarray(allowed)
+        if allowed.dtype != bool or allowed.ndim != 1:
+            raise ValueError(
+                f"allowed must be a mask of bool, one for each item id, found {allowed.shape} {allowed.dtype}; of a "
+                "list of ids: np.isin(np.arange(number of items), ids)"
+            )
         if len(self) and len(allowed) <= self.items.max():
             raise ValueError(f"the mask has {len(allowed)} answers, the ids go up to {self.items.max()}")
-        keep = np.asarray(allowed, dtype=bool)[self.items.numpy()]
+        keep = allowed[self.items.numpy()]
         subset = object.__new__(Trie)
         subset._set(self.codes.numpy()[keep], self.items.numpy()[keep])
         return subset
@@ -210,6 +230,13 @@ def _layout(name: str, items: int) -> tuple[tuple[torch.dtype, ...], tuple[int |
         "postings": ((torch.int32,), (CODES_PER_ITEM, items)),
         "code_starts": ((torch.int64,), (CODES_PER_ITEM, CODEBOOK_SIZE + 1)),
     }.get(name, ((torch.int32,), (None,)))
+
+
+def _whole(codes: Tensor) -> Tensor:
+    """The same codes (..., K); ValueError where they are fewer or more."""
+    if codes.shape[-1:] != (CODES_PER_ITEM,):
+        raise ValueError(f"an item has {CODES_PER_ITEM} codes, found {tuple(codes.shape)}")
+    return codes
 
 
 def _keys(codes: np.ndarray) -> np.ndarray:

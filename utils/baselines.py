@@ -1,8 +1,14 @@
 """Recommendations that need no training, to hold the model against."""
 
+from collections.abc import Iterator
+
 import numpy as np
+import torch
 
 from utils.data import Sequences
+from utils.metrics import Ranks, score_ranks
+
+SIMILARITIES = 1 << 26  # held at once: 256 MiB
 
 
 def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
@@ -26,31 +32,70 @@ def most_popular(popularity: np.ndarray, users: int, k: int) -> np.ndarray:
     return np.broadcast_to(top, (users, len(top)))
 
 
+def popularity_ranks(popularity: np.ndarray, targets: np.ndarray) -> Ranks:
+    """Where targets (B,) int64 stand when items are ranked by their counts (N,)."""
+    ascending, counts = np.sort(popularity), popularity[targets]
+    low, high = (np.searchsorted(ascending, counts, side=side) for side in ("left", "right"))
+    return Ranks(torch.from_numpy(len(ascending) - high), torch.from_numpy(high - low))
+
+
 def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """The k candidates whose text is nearest to the user's last item, itself left out.
+    """The k candidates whose text is nearest to the user's last item, itself left out; ties by ascending id.
 
     Args:
         last_items: (B,) int64.
         embeddings: (N, E) float; cosine similarity.
-        candidates: (M,) int64 item ids that may be recommended.
+        candidates: (M,) int64 ids, ascending, of the items that may be recommended.
         k: length of the lists.
 
     Returns:
         (B, k) int64, -1 where there are fewer.
     """
-    wanted, user = np.unique(last_items, return_inverse=True)
-    pool = _unit(embeddings[candidates])
+    lists = np.full((len(last_items), k), -1, dtype=np.int64)
     width = min(k, len(candidates))
-    found = np.full((len(wanted), k), -1, dtype=np.int64)
-    for start in range(0, len(wanted), 1024):  # bounds memory at 1024 x M similarities
-        chunk = wanted[start : start + 1024]
-        similarity = _unit(embeddings[chunk]) @ pool.T  # (chunk, M)
-        similarity[chunk[:, None] == candidates] = -np.inf
-        top = np.argpartition(-similarity, width - 1, axis=1)[:, :width]
-        top = np.take_along_axis(top, np.lexsort((top, -np.take_along_axis(similarity, top, 1)), axis=1), axis=1)
-        missing = np.isneginf(np.take_along_axis(similarity, top, 1))
-        found[start : start + 1024, :width] = np.where(missing, -1, candidates[top])
-    return found[user]
+    for users, similarity in text_similarities(last_items, embeddings, candidates):
+        bar = np.partition(similarity, -width, axis=1)[:, -width]  # the k-th best of each
+        user, place = np.nonzero((similarity >= bar[:, None]) & (similarity > -np.inf))
+        order = np.lexsort((place, -similarity[user, place], user))
+        user, place = user[order], place[order]
+        rank = np.arange(len(user)) - np.searchsorted(user, user)
+        kept = rank < width
+        lists[users[user[kept]], rank[kept]] = candidates[place[kept]]
+    return lists
+
+
+def nearest_text_ranks(
+    last_items: np.ndarray, targets: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray
+) -> Ranks:
+    """Where targets (B,) int64 stand when candidates are ranked as `nearest_text` does; its other arguments."""
+    places = np.searchsorted(candidates, targets).clip(max=len(candidates) - 1)
+    places = torch.from_numpy(np.where(candidates[places] == targets, places, -1))
+    ranks = Ranks(*torch.zeros(2, len(targets), dtype=torch.int64))
+    for users, similarity in text_similarities(last_items, embeddings, candidates):
+        for side, found in zip(ranks, score_ranks(torch.from_numpy(similarity), places[users]), strict=True):
+            side[users] = found
+    return ranks
+
+
+def text_similarities(
+    last_items: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Cosine similarity of users' last items (B,) to candidates (M,): (n,) users and (n, M) float32 at a time.
+
+    An item itself has -inf. Candidates with the same embedding have the same similarity, to the last bit: it is
+    computed once, because a matrix product may round equal columns differently.
+    """
+    rows = _unit(embeddings[candidates])
+    _, first, same = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
+    rows = rows[first]
+    order = np.argsort(last_items, kind="stable")  # users with the same last item together
+    at_once = max(1, SIMILARITIES // len(candidates))
+    for start in range(0, len(order), at_once):
+        users = order[start : start + at_once]
+        wanted, user = np.unique(last_items[users], return_inverse=True)
+        similarity = (_unit(embeddings[wanted]) @ rows.T)[:, same][user]
+        similarity[last_items[users, None] == candidates] = -np.inf
+        yield users, similarity
 
 
 def _unit(rows: np.ndarray) -> np.ndarray:
@@ -58,4 +103,4 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     rows = np.asarray(rows, dtype=np.float32)
     largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # first, so that no square overflows
     rows = rows / largest
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) + 0.0  # -0.0 becomes 0.0

@@ -158,7 +158,11 @@ def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False
         catalog: codes and embeddings of their items.
         left_padded: count positions as the published program does, which pads histories on the left to the longest
             of the batch (`released`), instead of from each one's first item (`corrected`).
+
+    Raises:
+        ValueError: no history or an empty one, or an item id that is none of the catalog.
     """
+    check_histories(sequences, catalog)
     longest_first = np.argsort(-sequences.lengths, kind="stable")
     ordered = sequences.select(longest_first)
     lengths = ordered.lengths
@@ -175,12 +179,29 @@ def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False
 
 
 def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
-    """Histories with the next item's codes at every slot; a history's last item is only a target, and never read."""
+    """Histories with the next item's codes at every slot; a history's last item is only a target, and never read.
+
+    Raises:
+        ValueError: no history of two items, an empty one, or an item id that is none of the catalog.
+    """
+    check_histories(sequences, catalog)
     rows = np.argsort(-sequences.lengths, kind="stable")  # make_batch keeps this order
     ordered = sequences.select(rows[sequences.lengths[rows] > 1])  # one item alone has no next
     batch = make_batch(ordered.split_targets()[0], catalog)
     next_items = ordered.items[spans(ordered.offsets[:-1] + 1, ordered.lengths - 1)]
     return batch._replace(targets=torch.from_numpy(catalog.codes[next_items].astype(np.int64)))
+
+
+def check_histories(sequences: Sequences, catalog: Catalog) -> None:
+    """ValueError unless there are histories, each with an item, and all items have codes: others' would be read."""
+    lengths = sequences.lengths
+    if not len(lengths) or lengths.min() < 1:
+        raise ValueError(f"history {lengths.argmin()} of the batch is empty" if len(lengths) else "there is no history")
+    low, high = sequences.items.min(), sequences.items.max()
+    if low < 0 or high >= len(catalog):
+        raise ValueError(
+            f"item id {low if low < 0 else high} is none of the catalog, which has 0 to {len(catalog) - 1}"
+        )
 
 
 def token_positions(items: Tensor) -> Tensor:

@@ -1,20 +1,53 @@
-"""Hit@k, NDCG@k and MRR with one target per user."""
+"""Hit@k, NDCG@k and MRR with one target per user; candidates with equal scores share their places."""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 
-def target_ranks(ranked: Tensor, targets: Tensor) -> Tensor:
-    """Place from 1 of each target in its list, 0 where it is not there: (B, k) and (B,) int64 -> (B,) int64."""
+class Ranks(NamedTuple):
+    """Where each user's target stands among the candidates of a method.
+
+    Its rank may be any of above + 1 to above + tied: nothing but its id tells it from the candidates it ties with.
+    """
+
+    above: Tensor  # (B,) int64 candidates with a higher score
+    tied: Tensor  # (B,) int64 candidates with the target's score, itself included; 0 where it is not recommended
+
+    def select(self, users: Tensor) -> "Ranks":
+        """The ranks of some users, by a mask (B,) bool."""
+        return Ranks(self.above[users], self.tied[users])
+
+
+def list_ranks(ranked: Tensor, targets: Tensor) -> Ranks:
+    """Ranks by place in lists (B, k) of items, whose order counts, for targets (B,) int64."""
     hits = ranked == targets[:, None]
-    return torch.where(hits.any(1), hits.int().argmax(1) + 1, 0)
+    return Ranks(hits.int().argmax(1), hits.any(1).long())
+
+
+def score_ranks(scores: Tensor, places: Tensor) -> Ranks:
+    """Ranks by scores (B, M) of all candidates, for targets at places (B,) int64; -1 where a target is no candidate.
+
+    A score of -inf stands for an item that is not recommended to this user.
+    """
+    target = scores.gather(1, places.clamp(min=0)[:, None])  # (B, 1)
+    recommended = (places >= 0) & (target[:, 0] > -torch.inf)
+    return Ranks((scores > target).sum(1), (scores == target).sum(1) * recommended)
 
 
 class TopKAccumulator:
-    """Sums Hit@k, NDCG@k (1 / log2(rank + 1)) and reciprocal ranks over batches; the denominator is all users."""
+    """Sums Hit@k, NDCG@k (1 / log2(rank + 1)) and reciprocal ranks over batches; the denominator is all users.
+
+    A target that ties counts with the mean of each metric over all orders of the tie. MRR is over the longest list.
+    """
 
     def __init__(self, ks: list[int]):
         self.ks = sorted(ks)
+        ranks = torch.arange(1, self.ks[-1] + 1, dtype=torch.float64)
+        # What the ranks up to each one, from 0 on, add up to: (longest list + 1,) each.
+        self.gains = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / torch.log2(ranks + 1)).cumsum(0)])
+        self.reciprocals = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / ranks).cumsum(0)])
         self.reset()
 
     def reset(self) -> None:
@@ -22,17 +55,16 @@ class TopKAccumulator:
         self.sums = torch.zeros(2 * len(self.ks) + 1, dtype=torch.float64)
         self.users = 0
 
-    def accumulate(self, ranks: Tensor) -> None:
-        """Add users by the rank (B,) int64 of their target, 0 where it was not recommended."""
-        ranks = ranks.double().cpu()
-        found = ranks > 0
-        gain = torch.where(found, 1 / torch.log2(ranks + 1), 0.0)
+    def accumulate(self, ranks: Ranks) -> None:
+        """Add users by the ranks of their targets."""
+        above, tied = (side.cpu() for side in ranks)
+        share = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each place of the tie
         for place, k in enumerate(self.ks):
-            within = found & (ranks <= k)
-            self.sums[2 * place] += within.sum()
-            self.sums[2 * place + 1] += gain[within].sum()
-        self.sums[-1] += torch.where(found, 1 / ranks, 0.0).sum()
-        self.users += len(ranks)
+            first, end = above.clamp(max=k), (above + tied).clamp(max=k)
+            self.sums[2 * place] += ((end - first) * share).sum()
+            self.sums[2 * place + 1] += ((self.gains[end] - self.gains[first]) * share).sum()
+        self.sums[-1] += ((self.reciprocals[end] - self.reciprocals[first]) * share).sum()
+        self.users += len(above)
 
     def reduce(self) -> dict[str, float]:
         """Means over all users so far, by name: hit@1, ndcg@1, …, mrr; NaN without users."""

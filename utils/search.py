@@ -3,6 +3,7 @@
 Both work on all users of a batch at once. An item's score is the sum of its four log-probabilities.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
+from utils.metrics import Ranks
 from utils.Trie import Trie
 
 SCAN_USERS = 48  # users scored together: three lines of the cache for each code
@@ -25,6 +27,7 @@ MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of 6
 PROBED = 4  # users that try best-first search before the others of their batch
 FIRST_POSTINGS = 1 << 10  # items that its first round looks at for one user; every later round, eight times as many
 POSTINGS_AT_ONCE = 1 << 18  # items looked at together: bounds memory
+LAST = torch.iinfo(torch.int64).max
 MARGIN = 1e-3  # nats: above what rounding does to a sum of four float32 log-probabilities
 
 
@@ -42,7 +45,11 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
         logits: (B, K, V) float32.
         trie: the candidates; on the device of the logits.
         k: length of the lists.
+
+    Raises:
+        ValueError: logits of another shape or not finite, or k below 1.
     """
+    check_arguments(logits, k)
     log_probs = logits.log_softmax(-1)  # (B, K, V)
     best = _nothing(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
@@ -63,6 +70,50 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     return best
 
 
+def check_arguments(logits: Tensor, k: int) -> None:
+    """ValueError unless logits are (B, K, V) and finite, and lists have a length."""
+    if logits.shape[1:] != (CODES_PER_ITEM, VOCABULARY):
+        raise ValueError(f"logits must be (B, {CODES_PER_ITEM}, {VOCABULARY}), found {tuple(logits.shape)}")
+    if not torch.isfinite(logits).all():
+        raise ValueError("logits must be finite, found NaN or infinity: the model's weights or inputs are damaged")
+    if k < 1:
+        raise ValueError(f"k must be 1 or more, found {k}")
+
+
+def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
+    """Where targets stand among all candidates, whose k best are `top`; only those in the lists count as recommended.
+
+    Args:
+        logits: (B, K, V) float32.
+        trie: the candidates.
+        top: what `exact_search` found for them.
+        targets: (B, K) int64 codes of the targets, which must be candidates.
+    """
+    log_probs = logits.log_softmax(-1)
+    scores = log_probs[:, 0].gather(1, targets[:, :1])  # (B, 1), added up in the order of the searches
+    for place in range(1, CODES_PER_ITEM):
+        scores += log_probs[:, place].gather(1, targets[:, place, None])
+    tied = ((top.scores == scores) & (top.items >= 0)).sum(1)
+    # A tie with the last of a list goes on beyond it.
+    (further,) = ((top.scores[:, -1] == scores[:, 0]) & (top.items[:, -1] >= 0)).nonzero(as_tuple=True)
+    for users in further.split(SCAN_USERS):
+        table = log_probs[users].permute(1, 2, 0).flatten(0, 1).contiguous()
+        tied[users] = sum((part == scores[users, 0]).sum(0) for part in scan_scores(table, trie))
+    return Ranks((top.scores > scores).sum(1), tied)
+
+
+def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
+    """The same of what `beam_search` found: of its ties beyond the end of a list only the target's own codes count."""
+    node, bounds = trie.find(targets).clamp(min=0), trie.starts[CODES_PER_ITEM].long()
+    first, sharing = trie.items[bounds[node]], bounds[node + 1] - bounds[node]  # (B,) lowest id, and how many
+    found = top.items == first[:, None]
+    place = found.int().argmax(1)  # (B,)
+    scores = top.scores.gather(1, place[:, None])
+    listed = sharing.minimum(top.items.shape[1] - place)
+    tied = (top.scores == scores).sum(1) - listed + sharing
+    return Ranks((top.scores > scores).sum(1), tied * found.any(1))
+
+
 def _try(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, setup: float) -> Tensor:
     """Best-first search for (n,) users, into `best`: those for whom a scan is cheaper."""
     found, unproven = best_first(log_probs[users], trie, best.items.shape[1], setup)
@@ -70,25 +121,31 @@ def _try(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, setup: float)
     return users[unproven]
 
 
+def scan_scores(table: Tensor, trie: Trie, first: int = SCAN_ITEMS) -> Iterator[Tensor]:
+    """Scores (items, B) of all items, a few at a time, `first` at first: sums of four rows of a table, (K * V, B)."""
+    first_row = torch.arange(CODES_PER_ITEM, device=table.device, dtype=torch.int32) * VOCABULARY
+    start, size = 0, first
+    while start < len(trie):
+        yield F.embedding_bag(trie.codes[start : start + size] + first_row, table, mode="sum")
+        start, size = start + size, SCAN_ITEMS
+
+
 def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
-    """Exact search by scoring every item: for each the sum of four rows of a table, (K * V, B)."""
+    """Exact search by scoring every item."""
     users, device = len(log_probs), log_probs.device
+    best, start = _nothing(users, k, device), 0
     table = F.pad(log_probs.permute(1, 2, 0).flatten(0, 1), (0, -users % 8)).contiguous()
-    first_row = torch.arange(CODES_PER_ITEM, device=device, dtype=torch.int32) * VOCABULARY
-    best, start, size = _nothing(users, k, device), 0, max(FIRST_ITEMS, k)
     bar = torch.full((table.shape[1],), torch.inf, device=device)  # scores that matter; none of the padding does
     found, waiting = [], 0
-    while start < len(trie):
-        rows = trie.codes[start : start + size] + first_row  # (items, K) int32
-        scores = F.embedding_bag(rows, table, mode="sum")  # (items, B)
+    for scores in scan_scores(table, trie, max(FIRST_ITEMS, k)):  # (items, B)
         if not start:
-            bar[:users] = scores[:, :users].T.topk(min(k, len(rows))).values[:, -1]
+            bar[:users] = scores[:, :users].T.topk(min(k, len(scores))).values[:, -1]
         above = (scores >= bar).view(torch.int64)  # (items, B / 8): eight answers in a number, nearly all of them zero
         item, eight = above.nonzero(as_tuple=True)
         hit, user = (scores.unflatten(1, (-1, 8))[item, eight] >= bar.view(-1, 8)[eight]).nonzero(as_tuple=True)
         item, user = item[hit], eight[hit] * 8 + user
         found.append((user, trie.items[start + item], scores[item, user]))
-        waiting, start, size = waiting + len(user), start + len(rows), SCAN_ITEMS
+        waiting, start = waiting + len(user), start + len(scores)
         if waiting >= users * k or start == len(trie):
             best = _merge(best, *(torch.cat(column) for column in zip(*found, strict=True)))
             bar[:users], found, waiting = best.scores[:, -1], [], 0
@@ -169,7 +226,7 @@ def _merge(best: TopK, user: Tensor, items: Tensor, scores: Tensor) -> TopK:
     users, k = best.items.shape
     user = torch.cat([torch.arange(users, device=user.device).repeat_interleave(k), user])
     items, scores = torch.cat([best.items.flatten(), items.long()]), torch.cat([best.scores.flatten(), scores])
-    order = items.argsort(stable=True)
+    order = items.where(items >= 0, LAST).argsort(stable=True)  # of equal scores, -inf too, no item comes last
     order = order[scores[order].argsort(descending=True, stable=True)]
     order = order[user[order].argsort(stable=True)]
     user, items, scores = user[order], items[order], scores[order]
@@ -215,8 +272,14 @@ def beam_search(
         first: codes kept by the first step.
         per_beam: extensions of a beam in a later step.
         beams: beams kept by a later step.
+
+    Raises:
+        ValueError: as `exact_search`; or logits too large to be divided by the temperature.
     """
+    check_arguments(logits, k)
     log_probs = (logits / temperature).log_softmax(-1)  # (B, K, V)
+    if log_probs.isnan().any():
+        raise ValueError(f"logits up to {logits.abs().max():.3g} are too large to be divided by {temperature}")
     users = len(logits)
     nodes = torch.zeros(users, min(1, len(trie)), dtype=torch.int64, device=logits.device)  # the root
     scores = torch.zeros(nodes.shape, device=logits.device)
