@@ -9,6 +9,7 @@ it. Ends with one line per checkpoint, best first, and the name of the best.
 """
 
 import argparse
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -75,14 +76,24 @@ def main() -> None:
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
 
     by = "published" if args.protocol == "released" else "loss"
-    ranked = sorted(losses, key=lambda path: getattr(losses[path], by))
+    ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
     append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
     print(f"\n{len(data.sequences)} histories of {args.data_path}; loss in nats, best first")
     print_table(
         ["rank", "loss", "mean of batch means (published)", "checkpoint"],
-        ([str(place), *losses[path], str(path)] for place, path in enumerate(ranked, start=1)),
+        (
+            [str(place), *(value if math.isfinite(value) else "not a number" for value in losses[path]), str(path)]
+            for place, path in enumerate(ranked, start=1)
+        ),
     )
+    if not math.isfinite(getattr(losses[ranked[0]], by)):
+        raise InputError("no checkpoint has a finite loss: training has diverged. Lower its --lr and train again.")
     print(f"best: {ranked[0]}")
+
+
+def rank(losses: dict[Path, float]) -> list[Path]:
+    """Checkpoints by ascending loss; those whose loss is no finite number last, in their order."""
+    return sorted(losses, key=lambda path: losses[path] if math.isfinite(losses[path]) else math.inf)
 
 
 def check_fit(path: Path, model: RecGPT, tokenizer: str | None, data: Interactions, folder: str) -> None:

@@ -41,7 +41,7 @@ DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
 def parse() -> argparse.Namespace:
     """The command line."""
     flags = parser(__doc__)
-    flags.add_argument("--dataset", default="yelp", help="data/test/NAME, or the path of a data set directory")
+    flags.add_argument("--dataset", default="yelp", help="data/test/NAME, or a data set directory")
     flags.add_argument("--ckpt_path", default=DEFAULT_MODEL, help="model weights, or zip parts of them")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
     flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")

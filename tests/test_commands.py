@@ -19,7 +19,9 @@ def metrics_line(results):
     return METRICS.format(*(ours[f"{name}@{k}"] for k in (1, 3, 5) for name in ("hit", "ndcg")))
 
 
-@pytest.mark.parametrize("cold", ["", " --cold", " --cold True", " --cold False --dataset ./data/test/steam"])
+@pytest.mark.parametrize(
+    "cold", ["", " --cold --dataset test/steam", " --cold True", " --cold False --dataset ./data/test/steam"]
+)
 def test_published_predict(house, cold):
     (house / "results.jsonl").unlink(missing_ok=True)
     done = house.type(
@@ -27,7 +29,7 @@ def test_published_predict(house, cold):
         "--ckpt_path ./ckpt/recgpt_layer_3_weight.pt --results results.jsonl" + cold
     )
     results = [json.loads(line) for line in (house / "results.jsonl").read_text().splitlines()]
-    assert {found["cold"] for found in results} == {cold in (" --cold", " --cold True")}
+    assert {found["cold"] for found in results} == {bool(cold) and "False" not in cold}
     assert done.stdout.strip().splitlines()[-1] == metrics_line(results)
     assert "no GPU found: running on the CPU" in done.stdout or torch.cuda.is_available()
     methods = {found["method"] for found in results}
@@ -161,6 +163,43 @@ def test_from_raw_text_to_recommendations(house):
     assert all(sorted(found["items"]) == list(range(len(titles))) for found in lists)
     done = house.type(f"python predict.py --dataset shop --ckpt_path {model}", expect=2)  # the other tokenizer
     assert "was trained on codes of tokenizer" in done.stderr and "--vae_ckpt" in done.stderr
+
+
+def test_exported_weights_have_the_release_form(house, reference):
+    """Names and shapes of the release, and the same weights: what its load_state_dict asks for."""
+    shapes = json.loads((ROOT / "tests/golden/shapes.json").read_text())
+    parts = {"model": "ckpt/recgpt_layer_3_weight.pt", "autoencoder": "vae_ckpt/vae_len4_fsq88865_ep90.pt"}
+    for part, released in parts.items():
+        ours, whole = house / f"exported/own_{part}.pt", house / f"exported/{part}.pt"
+        ours.parent.mkdir(exist_ok=True)
+        state = torch.load(house / released, weights_only=True)
+        if part == "model":
+            state["gpt2model.wte.weight"] = state["gpt2model.wte.weight"][:15361].clone()
+        state = {name: value for name, value in state.items() if not name.startswith("encoder.")}
+        torch.save(state, ours)
+        house.type(f"python -m utils.export --input {ours} --output {whole}")
+        exported = torch.load(whole, weights_only=True)
+        assert {name: list(value.shape) for name, value in exported.items()} == shapes[part]
+        for name, value in state.items():
+            assert torch.equal(exported[name][: len(value)], value), name
+        ours.unlink(), whole.unlink()
+    error = house.type("python -m utils.export --input requirements.txt --output exported/x.pt", expect=2).stderr
+    assert "is not a whole checkpoint" in error
+
+
+def test_a_loss_that_is_no_number_is_never_the_best(house, reference):
+    """Finite weights whose loss overflows stand last; alone they are an error."""
+    for name in ("a", "z"):
+        state = {**reference.model, "norm_aux.weight": reference.model["norm_aux.weight"] * 1e30}
+        torch.save(state, house / f"ckpt/{name}.pt")
+    command = "python eval.py --ckpt_path ckpt/a.pt ckpt/recgpt_layer_3_weight.pt ckpt/z.pt --results odd.jsonl"
+    done = house.type(command)
+    assert done.stdout.strip().splitlines()[-1] == "best: ckpt/recgpt_layer_3_weight.pt"
+    assert done.stdout.count("not a number") == 4
+    done = house.type("python eval.py --ckpt_path ckpt/a.pt ckpt/z.pt", expect=2)
+    assert "best:" not in done.stdout and "no checkpoint has a finite loss" in done.stderr
+    for name in ("a", "z"):
+        (house / f"ckpt/{name}.pt").unlink()
 
 
 def test_predict_and_eval_do_not_need_accelerate(house):

@@ -227,19 +227,17 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
 
 
 def dataset_folder(name: str) -> Path:
-    """data/test/NAME, or an existing directory given as a path.
+    """data/test/NAME, data/NAME (the published program's test/steam), or an existing directory given as a path.
 
     Raises:
-        InputError: neither exists; names the data sets that do.
+        InputError: none exists; names the data sets that do.
     """
-    named = Path("data/test") / name
-    if named.is_dir():
-        return named
-    if Path(name).is_dir():
-        return Path(name)
+    for folder in (Path("data/test") / name, Path("data") / name, Path(name)):
+        if folder.is_dir():
+            return folder
     there = sorted(path.name for path in Path("data/test").glob("*") if path.is_dir())
     raise InputError(
-        f"--dataset {name}: neither {named} nor a directory of that name exists "
+        f"--dataset {name}: no directory data/test/{name}, data/{name} or {name} exists "
         f"({'there are ' + ', '.join(there) if there else 'data/test is empty'}). {MAKE_TEST}"
     )
 

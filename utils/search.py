@@ -96,7 +96,8 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
     tied = ((top.scores == scores) & (top.items >= 0)).sum(1)
     # A tie with the last of a list goes on beyond it.
     (further,) = ((top.scores[:, -1] == scores[:, 0]) & (top.items[:, -1] >= 0)).nonzero(as_tuple=True)
-    for users in further.split(SCAN_USERS):
+    for start in range(0, len(further), SCAN_USERS):
+        users = further[start : start + SCAN_USERS]
         table = log_probs[users].permute(1, 2, 0).flatten(0, 1).contiguous()
         tied[users] = sum((part == scores[users, 0]).sum(0) for part in scan_scores(table, trie))
     return Ranks((top.scores > scores).sum(1), tied)

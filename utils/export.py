@@ -1,0 +1,61 @@
+"""Write a checkpoint or a tokenizer in the full form of the release, which the published program loads.
+
+    python -m utils.export --input ckpt/layer_3_epoch_4.pt --output exported/recgpt_layer_3_weight.pt
+    python -m utils.export --input vae_ckpt/vae_len4_fsq88865_ep90.pt --output exported/vae_len4_fsq88865_ep90.pt
+
+Our files leave out what is never used; the published `load_state_dict` asks for it: a token embedding of 50,257 rows,
+of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. Both are filled with zeros.
+"""
+
+import torch
+from torch import Tensor
+
+from ae_trainer import load_tokenizer
+from model import load_model
+from utils.checkpoint import load_state, save_tensors
+from utils.cli import parser, run
+from utils.files import check_writable
+
+RELEASE_ROWS = 50_257  # of the token embedding: GPT-2's own vocabulary
+RELEASE_HEADS = 12  # which no shape tells
+EMBEDDING = "gpt2model.wte.weight"
+
+
+def main() -> None:
+    """Parse, check, fill up, write."""
+    flags = parser(__doc__)
+    flags.add_argument("--input", required=True, metavar="FILE", help="checkpoint of pre_train.py or ae_trainer.py")
+    flags.add_argument("--output", required=True, metavar="FILE.pt", help="file to write")
+    args = flags.parse_args()
+    check_writable(args.output)
+    device = torch.device("cpu")
+    if EMBEDDING in load_state(args.input):
+        model, _ = load_model(args.input, device)
+        state = full_model(model.state_dict())
+        heads = model.config.gpt2().n_head
+        if heads != RELEASE_HEADS:
+            print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change that there")
+    else:
+        state = full_tokenizer(load_tokenizer(args.input).state_dict())
+    save_tensors(args.output, state)
+    print(f"{args.output}: {len(state)} tensors, {sum(value.numel() for value in state.values()) / 1e6:.1f} M numbers")
+
+
+def full_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a model, with as many rows in the token embedding as the release has."""
+    rows = state[EMBEDDING]
+    return state | {EMBEDDING: torch.cat([rows, rows.new_zeros(RELEASE_ROWS - len(rows), rows.shape[1])])}
+
+
+def full_tokenizer(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a tokenizer, with the encoder that the release has: shaped as the decoder, but for its head."""
+    unused = {
+        name.replace("decoder.", "encoder."): torch.zeros_like(value)
+        for name, value in state.items()
+        if name.startswith("decoder.") and not name.startswith("decoder.linear_layer.")
+    }
+    return unused | state
+
+
+if __name__ == "__main__":
+    run(main)
