@@ -108,6 +108,15 @@ def test_nearest_text_leaves_the_item_itself_out():
     assert lists.tolist() == [[4, 1, 2, -1], [1, 0, 4, -1], [4, 1, 2, -1]]
 
 
+def test_nearest_text_takes_candidates_in_any_order_and_no_odd_ids():
+    embeddings = np.ones((6, 32), dtype=np.float32)
+    assert nearest_text(np.array([2]), embeddings, np.array([5, 1, 3, 0, 4]), 3).tolist() == [[0, 1, 3]]
+    assert nearest_text_ranks(np.array([2]), np.array([4]), embeddings, np.array([5, 1, 3, 0, 4])).tied.tolist() == [5]
+    for last, candidates in (([-1], [0, 1]), ([6], [0, 1]), ([0], [-1, 1]), ([0], [1, 6]), ([0], [])):
+        with pytest.raises(ValueError, match="ids must lie in"):
+            nearest_text(np.array(last), embeddings, np.array(candidates, dtype=int), 2)
+
+
 def test_most_popular_breaks_ties_by_id():
     assert most_popular(np.array([1, 5, 5, 0]), 2, 3).tolist() == [[1, 2, 0]] * 2
 

@@ -45,12 +45,16 @@ def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.
     Args:
         last_items: (B,) int64.
         embeddings: (N, E) float; cosine similarity.
-        candidates: (M,) int64 ids, ascending, of the items that may be recommended.
+        candidates: (M,) int64 ids of the items that may be recommended, in any order.
         k: length of the lists.
 
     Returns:
         (B, k) int64, -1 where there are fewer.
+
+    Raises:
+        ValueError: an id without a row, or no candidate.
     """
+    candidates = np.unique(candidates)
     lists = np.full((len(last_items), k), -1, dtype=np.int64)
     width = min(k, len(candidates))
     for users, similarity in text_similarities(last_items, embeddings, candidates):
@@ -68,6 +72,7 @@ def nearest_text_ranks(
     last_items: np.ndarray, targets: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray
 ) -> Ranks:
     """Where targets (B,) int64 stand when candidates are ranked as `nearest_text` does; its other arguments."""
+    candidates = np.unique(candidates)
     places = np.searchsorted(candidates, targets).clip(max=len(candidates) - 1)
     places = torch.from_numpy(np.where(candidates[places] == targets, places, -1))
     ranks = Ranks(*torch.zeros(2, len(targets), dtype=torch.int64))
@@ -85,6 +90,9 @@ def text_similarities(
     An item itself has -inf. Candidates with the same embedding have the same similarity, to the last bit: it is
     computed once, because a matrix product may round equal columns differently.
     """
+    for ids in (candidates, last_items):
+        if not len(candidates) or len(ids) and not 0 <= ids.min() <= ids.max() < len(embeddings):
+            raise ValueError(f"ids must lie in [0, {len(embeddings)}), and there must be a candidate")
     rows = _unit(embeddings[candidates])
     _, first, same = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
     rows = rows[first]
