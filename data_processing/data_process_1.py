@@ -34,7 +34,7 @@ from tqdm import tqdm
 
 from data_processing.data_download import RAW, local_file
 from data_processing.histories import Histories, save_histories
-from data_processing.texts import MISSING, NOTHING, is_missing
+from data_processing.texts import NOTHING, is_missing, missing_in
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import cumulate
 from utils.errors import InputError
@@ -52,8 +52,7 @@ REVIEWS = """
     FROM read_json(?, format = 'newline_delimited',
                    columns = {user_id: 'VARCHAR', parent_asin: 'VARCHAR', timestamp: 'VARCHAR'})
 """
-LACKING = "coalesce(trim({}), '') IN (" + MISSING + ")"
-PART_OF_A_REVIEW = f"{LACKING.format('reviewer')} OR {LACKING.format('item')} OR NOT coalesce(isfinite(time), false)"
+PART_OF_A_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(isfinite(time), false)"
 REVIEWERS = "SELECT reviewer AS name, min(line) AS first, count(*) AS reviews FROM reviews GROUP BY reviewer"
 USERS = "SELECT name, row_number() OVER (ORDER BY first) - 1 AS id FROM reviewers WHERE reviews >= ?"
 EVENTS = """
@@ -176,7 +175,7 @@ def gather_texts(tables: Tables, meta: Path) -> int:
         InputError: a line without parent_asin.
     """
     read_lines(tables, "metadata", METADATA, meta, check_metadata)
-    if tables.value(f"SELECT count(*) FROM metadata WHERE {LACKING.format('item')}"):
+    if tables.value(f"SELECT count(*) FROM metadata WHERE {missing_in('item')}"):
         name_bad_line(meta, check_metadata)
     return tables.make("texts", TEXTS)
 

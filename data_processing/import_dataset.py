@@ -351,7 +351,7 @@ def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarr
 
 
 def tell_left_out(tables: Tables, args: argparse.Namespace) -> None:
-    """Print how many users and items the filters have left out, those that the items file alone has included."""
+    """Print how many users and items the filters have left out; unused are items that nobody had."""
     users, all_users, items, all_items, unused = (
         tables.value(f"SELECT count(*) FROM {rows}")
         for rows in ("users", "people", "items", "things", "things ANTI JOIN items USING (item) WHERE NOT had")
@@ -359,8 +359,8 @@ def tell_left_out(tables: Tables, args: argparse.Namespace) -> None:
     if (users, items) != (all_users, all_items):
         print(
             f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out "
-            f"({unused} of these items nobody had) by --min_user_interactions {args.min_user_interactions} and "
-            f"--min_item_interactions {args.min_item_interactions}; 0 keeps them, if they have text"
+            f"({unused} of them unused) by --min_user_interactions {args.min_user_interactions} and "
+            f"--min_item_interactions {args.min_item_interactions}; 0 keeps all but unused items without text"
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from data_processing.data_process_1 import draw_test, in_another_unit, unit
 from data_processing.formats import Table, columns_of, field_names, json_column, place_of, read_table
 from data_processing.histories import Histories
-from data_processing.texts import MARKED, MISSING, NOTHING, look_at
+from data_processing.texts import MARKED, NOTHING, look_at, missing_in
 from utils.data import cumulate
 from utils.errors import InputError
 from utils.tables import Tables
@@ -142,7 +142,7 @@ def leave_out(tables: Tables, rows: str, name: str, needed: dict[str, str], tabl
     count = tables.value(f"SELECT count(*) FROM {rows}")
     if not count:
         raise InputError(f"{table.path} has no row, only the names of columns.")
-    lacks = {column: f"coalesce(trim({column}), '') IN ({MISSING})" for column in needed}
+    lacks = {column: missing_in(column) for column in needed}
     tables.connection.execute(
         f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {rows} WHERE NOT ({' OR '.join(lacks.values())})"
     )
@@ -182,10 +182,11 @@ def names_items(tables: Tables, pieces: list[str]) -> bool:
 
 
 def tell_marked(tables: Tables, table: Table, places: list[int]) -> None:
-    """Print how many fields hold a word for nothing: somebody may have meant it."""
+    """Print how many fields hold nothing but a word for nothing: somebody may have meant it."""
     fields = f"SELECT unnest(list_select(fields, {places}::INTEGER[])) AS field FROM item_lines"
+    marked = f"regexp_matches(field, '{MARKED}') AND regexp_full_match(field, '{NOTHING}')"
     what = "count(*), list_sort(list(DISTINCT field))[:3]"
-    count, found = next(tables.rows(f"SELECT {what} FROM ({fields}) WHERE regexp_full_match(field, '{MARKED}')"))
+    count, found = next(tables.rows(f"SELECT {what} FROM ({fields}) WHERE {marked}"))
     if count:
         print(f"{table.path}: {count} text fields that are {', '.join(found)} count as empty")
 

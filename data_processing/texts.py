@@ -12,14 +12,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 WORDS = ("nan", "NaN", "NULL", "null", "None", "NA", "N/A", "n/a", "<NA>", "\\N")  # for nothing
-MISSING = ", ".join(f"'{word}'" for word in ("", *WORDS))  # SQL, behind IN
 
-# Regular expressions that match the whole JSON of a field, for Python's re and for SQL, where no ' may stand.
+# Regular expressions on the JSON of a field, for Python's re and for SQL, where no ' may stand.
 _WORD = "(?:" + "|".join(re.escape(json.dumps(word)[1:-1]) for word in WORDS) + ")"
 _BLANK = r"(?:[\[\]{},\x27\s" + "\u00a0\u3000" + r"]|\\[bfnrt\x22])*"  # brackets also inside a text, as CSV has lists
 _KEY = r'"(?:[^"\\]|\\.)*"\s*:'
-MARKED = rf'"{_BLANK}{_WORD}{_BLANK}"'
-NOTHING = rf'(?:[\[\]{{}},\s]|{_KEY}|null|NaN|"{_BLANK}(?:{_WORD}{_BLANK})?")*'
+MARKED = rf'"{_BLANK}{_WORD}{_BLANK}"'  # there is such a word
+NOTHING = rf'(?:[\[\]{{}},\s]|{_KEY}|null|NaN|"{_BLANK}(?:{_WORD}{_BLANK})?")*'  # the whole field holds nothing
 
 _NAME = re.compile(r"""(["'])[^"']*\1\s*:""")  # of a field of an object that is written in a text, as in CSV
 _PIECE = re.compile(r"[^\s,;|'\"\[\]{}]+")
@@ -29,8 +28,14 @@ MOST = 0.9  # of a column's values decide what it holds
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a user or an item has no name."""
+    """Whether a user, an item or a time is none."""
     return str(value).strip() in ("", *WORDS)
+
+
+def missing_in(column: str) -> str:
+    """The same as SQL, of a column of text."""
+    words = ", ".join(f"'{word}'" for word in ("", *WORDS))
+    return f"coalesce(trim({column}), '') IN ({words})"
 
 
 def has_text(value: Any) -> bool:

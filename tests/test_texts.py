@@ -206,6 +206,8 @@ def test_items_and_texts_that_are_missing_are_told(call):
     assert made()["item_text_dict"] == {0: {"title": "pen"}, 2: {"title": "mug", "brand": "Bic"}}
     assert 'm.csv: 3 text fields that are "NA", "NULL", "None" count as empty' in told
     assert item_names() == ["a", "b", "c"] and zero_rows() == [1]
+    write_lines(Path("m.jsonl"), [{"item": "a", "tags": ["NA", ""]}, {"item": "b", "tags": ["NA", "x"]}])
+    assert 'm.jsonl: 1 text fields that are ["NA",""] count as empty' in call(SMALL.replace("m.csv", "m.jsonl"))
 
 
 def test_given_embeddings_keep_the_rows_of_items_without_name(call):
@@ -376,8 +378,8 @@ def test_what_the_core_leaves_out_is_told(call):
     events = [f"u{user}:{item}:{user}" for user in range(6) for item in "abcde"] + ["new:a:1", "new:rare:2"]
     write_small(" ".join(events), "a b c d e rare novel fresh")
     told = call("--interactions i.csv --items m.csv --output out ")
-    said = "1 of 7 users and 3 of 8 items left out (2 of these items nobody had) by --min_user_interactions 5 "
-    assert said + "and --min_item_interactions 5; 0 keeps them, if they have text" in told
+    said = "1 of 7 users and 3 of 8 items left out (2 of them unused) by --min_user_interactions 5 "
+    assert said + "and --min_item_interactions 5; 0 keeps all but unused items without text" in told
     told = call(SMALL)
     assert "left out" not in told
 
