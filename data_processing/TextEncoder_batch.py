@@ -5,12 +5,13 @@
 
 Reads item_text_dict.pkl of each directory and writes beside it item_text_embeddings.npy (largest item id + 1, width)
 float32, unit rows, zero where an item has no text, and item_text_embeddings.json (encoder, rows, width). The encoder is
-any sentence-transformers model, by its name on the Hub or as a local directory; no code of a model is run. A run that
-was killed goes on where it stopped.
+any sentence-transformers model, by its name on the Hub or as a local directory; no code of a model is run. Printed is
+how many texts are longer than what the encoder reads. A run that was killed goes on where it stopped.
 """
 
 import contextlib
 import hashlib
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
+from data_processing.texts import has_text
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
 from utils.files import load_matrix, read_json, require_file, save_json
@@ -143,11 +145,22 @@ def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> 
     Raises:
         InputError: no item has any text.
     """
-    texts = {item: item_text(fields) for item, fields in item_texts.items()}
-    texts = {item: text for item, text in texts.items() if text.strip()}
+    texts = {item: item_text(fields) for item, fields in item_texts.items() if has_text(list(fields.values()))}
     if not texts:
         raise InputError(f"{source}: no item has any text; expected fields such as title. {REMEDY}")
     return texts
+
+
+def count_longer(encoder: Any, texts: list[str]) -> int:
+    """How many texts the encoder reads only in part, by its own tokenizer; 0 where it has no limit."""
+    limit = getattr(encoder, "max_seq_length", None) or math.inf
+    # A token has a byte or more, and two mark beginning and end: most texts need no look.
+    long = [text for text in texts if len(text.encode(errors="surrogatepass")) + 2 > limit]
+    longer = 0
+    for start in range(0, len(long), CHUNK):
+        tokens = encoder.tokenizer(long[start : start + CHUNK], truncation=False, verbose=False)["input_ids"]
+        longer += sum(len(ids) > limit for ids in tokens)
+    return longer
 
 
 def digest(texts: dict[int, str]) -> str:
@@ -166,8 +179,14 @@ def embedding_matrix(
 
     It appears under its name when the block, in which item_text_dict.pkl is written, ends without an error, with a JSON
     of `about`, rows and width beside it; a killed run goes on where it stopped. Which texts are encoded together does
-    not depend on where that was.
+    not depend on where that was. Told: how many texts are longer than what the encoder reads.
     """
+    longer = count_longer(encoding.encoder, list(texts.values()))
+    if longer:
+        print(
+            f"{directory}: {longer} of {len(texts)} texts are longer than the {encoding.encoder.max_seq_length} tokens "
+            "that the encoder reads, and are cut"
+        )
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
     job = {**about, "text_digest": digest(texts), "batch_size": encoding.batch_size}

@@ -7,8 +7,10 @@
 Reads JSON lines, gzip-compressed or not, in the form of Amazon Reviews 2023: reviews with user_id, parent_asin and
 timestamp, metadata with parent_asin and the text fields. Names such as
 hf://datasets/McAuley-Lab/Amazon-Reviews-2023/raw/review_categories/Baby_Products.jsonl are fetched to data/raw first.
-Writes to OUTPUT train.pkl and test.pkl (dict user -> item ids in time order) and item_text_dict.pkl (dict item id ->
-dict of text fields). Users and items are numbered from 0.
+Writes to OUTPUT what make_dataset.py writes but the embeddings, which TextEncoder_batch.py makes: train.pkl, test.pkl,
+cold_train.pkl and cold_test.pkl (dict user -> item ids in time order), test_times.pkl (seconds) and item_text_dict.pkl
+(dict item id -> dict of text fields, of the items that have text). Users keep their names; items are numbered from 0,
+and item_ids.jsonl has their names.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
 killed goes on with the tables that were finished.
@@ -31,8 +33,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_processing.data_download import RAW, local_file
+from data_processing.histories import Histories, save_histories
+from data_processing.texts import NOTHING, is_missing, missing_in
 from utils.cli import parser, positive_float, positive_int, run, seed
-from utils.data import Sequences, cumulate
+from utils.data import cumulate
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file, save_dict, staged_directory
 from utils.release import DATA_SET
@@ -40,7 +44,6 @@ from utils.tables import MEMORY, Tables, first_line, is_of_the_file, source, wor
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
 REMEDY = "Fetch it with data_processing/data_download.py --amazon CATEGORY."
-AT_ONCE = 1 << 16  # histories turned into lists
 UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
 RECENT = 1e8  # seconds: since March 1973
 
@@ -49,30 +52,29 @@ REVIEWS = """
     FROM read_json(?, format = 'newline_delimited',
                    columns = {user_id: 'VARCHAR', parent_asin: 'VARCHAR', timestamp: 'VARCHAR'})
 """
-WHOLE_REVIEW = "coalesce(reviewer <> '' AND item <> '' AND isfinite(time), false)"
-USERS = """
-    SELECT reviewer, row_number() OVER (ORDER BY min(line)) - 1 AS id FROM reviews
-    GROUP BY reviewer HAVING count(*) >= ?
-"""
+PART_OF_A_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(isfinite(time), false)"
+REVIEWERS = "SELECT reviewer AS name, min(line) AS first, count(*) AS reviews FROM reviews GROUP BY reviewer"
+USERS = "SELECT name, row_number() OVER (ORDER BY first) - 1 AS id FROM reviewers WHERE reviews >= ?"
 EVENTS = """
-    SELECT id AS user_id, item, row_number() OVER (ORDER BY id, time, line) AS place
-    FROM reviews JOIN users USING (reviewer)
+    SELECT id AS user_id, item, time, row_number() OVER (ORDER BY id, time, line) AS place
+    FROM reviews JOIN users ON reviewer = name
 """
-ITEMS = "SELECT item, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
+ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
 HISTORIES = """
-    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item FROM events JOIN items USING (item) ORDER BY place
+    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time FROM events JOIN items ON item = name ORDER BY place
 """
 METADATA = f"""
     SELECT row_number() OVER () AS line, json->>'$.parent_asin' AS item,
            json_extract(json, {[f"$.{name}" for name in TEXT_FIELDS]}) AS fields
     FROM read_json_objects(?, format = 'newline_delimited')
 """
-TEXTS = """
+TEXTS = f"""
     SELECT id, fields FROM
-        (SELECT id, fields FROM metadata JOIN items USING (item)
+        (SELECT id, fields FROM metadata JOIN items ON item = name
          QUALIFY row_number() OVER (PARTITION BY id ORDER BY line DESC) = 1)
-    WHERE len(list_filter(fields, lambda field: field IS NOT NULL)) > 0
+    WHERE len(list_filter(fields, lambda field: NOT regexp_full_match(field::VARCHAR, '{NOTHING}'))) > 0
 """
+THINGS = "SELECT count(*) FROM (SELECT item FROM reviews UNION SELECT item FROM metadata)"
 
 
 def main() -> None:
@@ -92,16 +94,22 @@ def main() -> None:
     with workspace(output, job, args.memory) as tables:
         histories = number_histories(tables, reviews, args.min_interactions)
         made = gather_texts(tables, meta)
-        in_test = draw_test(len(histories), args.test_share, args.seed)
+        in_test = draw_test(len(histories.lengths), args.test_share, args.seed)
         with staged_directory(output, DATA_SET) as staging:
-            save_dict(staging / "train.pkl", numbered(histories, ~in_test))
-            save_dict(staging / "test.pkl", numbered(histories, in_test))
+            parts = tuple(np.where(chosen, histories.lengths, 0) for chosen in (~in_test, in_test))
+            save_histories(staging, tables, histories, parts, args.seed, last=False)
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))
-        items = tables.value("SELECT count(*) FROM items")
+        users, items = len(in_test), tables.value("SELECT count(*) FROM items")
+        all_users, all_items = tables.value("SELECT count(*) FROM reviewers"), tables.value(THINGS)
     print(
-        f"{output}: {len(histories) - in_test.sum()} train users, {in_test.sum()} test users, "
-        f"{len(histories.items)} interactions, {items} items, {items - made} of them without text"
+        f"{output}: {users - in_test.sum()} train users, {in_test.sum()} test users, {len(histories.items)} "
+        f"interactions, {items} items, {items - made} of them without text"
     )
+    if (users, items) != (all_users, all_items):
+        print(
+            f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items, which nobody "
+            f"else had, left out by --min_interactions {args.min_interactions}"
+        )
 
 
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
@@ -121,17 +129,17 @@ def share(text: str) -> float:
     return value
 
 
-def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Sequences:
+def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Histories:
     """Users with enough interactions, numbered by first appearance in the file; items by first one in the histories.
 
-    Each history is in time order, equal times in the file's order; the names of the items stay in the table `items`.
+    Each history is in time order, equal times in the file's order; the names stay in the tables `users` and `items`.
 
     Raises:
         InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough of them; timestamps
             in two units, such as those of Amazon Reviews 2018 and 2023, which have no common order.
     """
     read_lines(tables, "reviews", REVIEWS, reviews, check_review)
-    if tables.value(f"SELECT count(*) FROM reviews WHERE NOT ({WHOLE_REVIEW})"):
+    if tables.value(f"SELECT count(*) FROM reviews WHERE {PART_OF_A_REVIEW}"):
         name_bad_line(reviews, check_review)
     largest = tables.value("SELECT max(abs(time)) FROM reviews") or 0
     odd = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
@@ -139,13 +147,15 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Se
         raise InputError(
             f"{reviews}: timestamp {odd:.0f} is in another unit than the largest, {largest:.0f}. Write all in one unit."
         )
+    tables.make("reviewers", REVIEWERS)
     users = tables.make("users", USERS, min_interactions)
     if not users:
         raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
     tables.make("events", EVENTS)
     tables.make("items", ITEMS)
     columns = tables.columns(HISTORIES)
-    return Sequences(None, columns["item"], cumulate(np.bincount(columns["user_id"], minlength=users)))
+    offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
+    return Histories(columns["item"], columns["time"] / unit(largest), offsets)
 
 
 def unit(number: float) -> float:
@@ -165,7 +175,7 @@ def gather_texts(tables: Tables, meta: Path) -> int:
         InputError: a line without parent_asin.
     """
     read_lines(tables, "metadata", METADATA, meta, check_metadata)
-    if tables.value("SELECT count(*) FROM metadata WHERE item IS NULL OR item = ''"):
+    if tables.value(f"SELECT count(*) FROM metadata WHERE {missing_in('item')}"):
         name_bad_line(meta, check_metadata)
     return tables.make("texts", TEXTS)
 
@@ -191,7 +201,7 @@ def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing
 def check_review(review: dict[str, Any], place: str) -> None:
     """InputError naming the place unless a review has a user, an item and a finite time."""
     for name in ("user_id", "parent_asin"):
-        if review.get(name) in (None, ""):
+        if is_missing(review.get(name)):
             raise InputError(f"{place}: no {name}, expected user_id, parent_asin and timestamp.")
     time = review.get("timestamp")
     try:
@@ -206,7 +216,7 @@ def check_review(review: dict[str, Any], place: str) -> None:
 
 def check_metadata(metadata: dict[str, Any], place: str) -> None:
     """InputError naming the place unless metadata have an item."""
-    if metadata.get("parent_asin") in (None, ""):
+    if is_missing(metadata.get("parent_asin")):
         raise InputError(f"{place}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
 
 
@@ -230,14 +240,6 @@ def draw_test(users: int, test_share: float, seed: int) -> np.ndarray:
     in_test = np.zeros(users, dtype=bool)
     in_test[np.random.default_rng(seed).permutation(users)[: round(test_share * users)]] = True
     return in_test
-
-
-def numbered(histories: Sequences, chosen: np.ndarray) -> Iterator[tuple[int, list[int]]]:
-    """Row and item ids of the chosen (U,) bool histories."""
-    rows = np.flatnonzero(chosen)
-    for start in range(0, len(rows), AT_ONCE):
-        part = histories.select(rows[start : start + AT_ONCE])
-        yield from zip(rows[start : start + AT_ONCE].tolist(), part.lists(), strict=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,12 @@ INTERACTIONS has columns for user, item and time, ITEMS for the item and its tex
 RecBole's .inter and .item, MovieLens' u.data and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv. Text
 may be gzip-compressed under a name that ends in .gz. Times are numbers (seconds, or fractions of them, as their size
 tells) or dates (2023-01-31, 2023-01-31T12:30:00Z); equal times keep the file's order. Of an item that is given twice
-the last row counts.
+the last row counts. Rows without user, item or time are left out, and told: empty, nan, NaN, NULL, null, None, NA, N/A,
+n/a, <NA> and \\N are no values. As texts they are none.
+
+The text of an item has the columns that describe it, those with short values first, as the encoder cuts long texts.
+Columns of which nearly all values are addresses, images, ids of items, numbers, dates or flags do not, and are named.
+--text_columns takes others, and in the order in which they are typed.
 
 The filters come after --repeats, again and again until nothing changes: with the defaults the 5-core is left. The
 catalog is then the items with interactions; --min_item_interactions 0 also keeps items with text that nobody had.
@@ -23,6 +28,7 @@ Splits, of which lists with one item are left out:
     time             train.pkl has what was before --split_time; test.pkl that and each user's next item, the target
     users            --test_share of the users are test users, with whole lists, as in the release; the split for
                      make_eval.py, which reads train.pkl and test.pkl
+With the first two the pieces in cold_test.pkl end with the target: all that comes before it is in train.pkl.
 
 Writes to OUTPUT what make_dataset.py writes (test_times.pkl, in seconds, where there are times), with the names of
 users as they were, and item_ids.jsonl with those of items, {"id": 0, "item": "B00X"} and so on, by which the lists of
@@ -33,7 +39,6 @@ import argparse
 import contextlib
 import datetime
 import hashlib
-import itertools
 import json
 import math
 import sys
@@ -46,10 +51,10 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 
 import numpy as np
 
-from data_processing.data_process_1 import AT_ONCE, add_split_flags, unit
+from data_processing.data_process_1 import add_split_flags, unit
 from data_processing.formats import FORMATS, Table, columns_of, find_column, open_table
-from data_processing.interactions import REPEATS, SPLITS, Histories, Source, gather, read_files, split
-from data_processing.make_dataset import cold_pieces
+from data_processing.histories import Histories, save_histories
+from data_processing.interactions import REPEATS, SPLITS, Source, gather, read_files, split
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
@@ -60,9 +65,9 @@ from data_processing.TextEncoder_batch import (
 )
 from utils.check import check_directory
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
-from utils.data import Sequences, check_finite, cumulate, spans
+from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import atomic_write, forget_pages, load_matrix, read_json, save_dict, save_json, staged_directory
+from utils.files import forget_pages, load_matrix, read_json, save_dict, save_json, staged_directory
 from utils.fsq import check_width
 from utils.release import DATA_SET
 from utils.resume import fingerprint, resumable_matrix
@@ -95,8 +100,8 @@ def main() -> None:
             matrix = given_rows(tables, args)
         elif not texts:
             raise InputError(
-                f"{items.table.path}: no item has any text in {', '.join(items.texts)}. Name other --text_columns, or "
-                "give --embeddings."
+                f"{items.table.path}: no item has any text in {', '.join(items.texts) or 'the columns that are left'}. "
+                "Name other --text_columns, or give --embeddings."
             )
         else:
             written = written_texts(texts, items.table.path)
@@ -122,7 +127,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--user_column", metavar="NAME", help="where it has no usual name")
     flags.add_argument("--item_column", nargs="+", metavar="NAME", default=[], help=f"the same, of the item: {both}")
     flags.add_argument("--time_column", metavar="NAME", help="the same, of the time")
-    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item; all by default")
+    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item, in this order; see above")
     count = {"type": non_negative_int, "default": 5, "metavar": "N"}
     flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
     flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
@@ -234,24 +239,21 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
         name = None
     item = find_column(table, "item", name, also=("id",))
     items = Source(table, None, item, None, text_columns(table, item, args))
-    print(f"{table.path}: item {item}, text {'all other fields' if items.texts is None else ', '.join(items.texts)}")
+    print(f"{table.path}: item {item}{'' if items.texts is None else ', text ' + ', '.join(items.texts)}")
     return interactions, items
 
 
 def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
-    """Names of the columns that describe an item; None for all fields of JSON lines.
+    """Names of the columns that describe an item, as named by the user; None where their values are to tell.
 
     Raises:
         InputError: a column that is not there, or none at all.
     """
-    if args.text_columns is None and table.format == "jsonl":
-        return None
-    wanted = args.text_columns or [name for name in table.texts if name != item]
-    missing = [name for name in wanted if name not in table.columns and table.format != "jsonl"]
-    if missing or (not wanted and args.embeddings is None):
+    missing = [name for name in args.text_columns or () if name not in table.columns and table.format != "jsonl"]
+    if missing or (set(table.texts) <= {item} and not args.text_columns and args.embeddings is None):
         found = f"no column {missing[0]!r} (--text_columns)" if missing else "no column with text"
         raise InputError(f"{table.path}: {found}. {columns_of(table)}")
-    return wanted
+    return args.text_columns
 
 
 def job_of(args: argparse.Namespace, interactions: Source, items: Source) -> dict[str, Any]:
@@ -273,40 +275,9 @@ def write(
     matrix: contextlib.AbstractContextManager,
 ) -> None:
     """Write the data set: lists, texts, names of items, and the embeddings that `matrix` makes."""
-    output = Path(args.output)
-    with matrix, staged_directory(output, DATA_SET) as staging:
-        for draw, (name, lengths) in enumerate(zip(("train", "test"), parts, strict=True), start=1):
-            save_dict(staging / f"{name}.pkl", lists(tables, histories, histories.items, lengths))
-            pieces = cold_pieces(
-                lists(tables, histories, histories.items, lengths), np.random.default_rng((args.seed, draw))
-            )
-            save_dict(staging / f"cold_{name}.pkl", pieces)
-        if histories.times is not None:
-            save_dict(staging / "test_times.pkl", lists(tables, histories, histories.times, parts[1]))
+    with matrix, staged_directory(args.output, DATA_SET) as staging:
+        save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
         save_dict(staging / "item_text_dict.pkl", texts.items())
-        with atomic_write(staging / "item_ids.jsonl", "w") as file:
-            for item, name in enumerate(names(tables, "items")):
-                file.write(json.dumps({"id": item, "item": name}, ensure_ascii=False) + "\n")
-
-
-def lists(tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[Any, list]]:
-    """Name and the first values of each user who has any: so many of (interactions,) `values` as (U,) `lengths` say."""
-
-    def prefixes() -> Iterator[list]:
-        rows = np.flatnonzero(lengths)
-        for start in range(0, len(rows), AT_ONCE):
-            part = rows[start : start + AT_ONCE]
-            taken = values[spans(histories.offsets[part], lengths[part])]
-            yield from Sequences(None, taken, cumulate(lengths[part])).lists()
-
-    return zip(itertools.compress(names(tables, "users"), lengths > 0), prefixes(), strict=True)
-
-
-def names(tables: Tables, name: str) -> Iterator[int | str]:
-    """Original names in the order of the new ids, of the table `users` or `items`; numbers where all of them are."""
-    whole = tables.value(f"SELECT bool_and(regexp_full_match(name, '0|-?[1-9][0-9]{{0,17}}')) FROM {name}")
-    for (found,) in tables.rows(f"SELECT name FROM {name} ORDER BY id"):
-        yield int(found) if whole else found
 
 
 def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
@@ -329,7 +300,7 @@ def given_rows(tables: Tables, args: argparse.Namespace) -> Iterator[None]:
     source_path, path = Path(args.embeddings), Path(args.output) / "item_text_embeddings.npy"
     matrix = load_matrix(source_path, "Leave out --embeddings to encode the texts.")
     check_width(matrix.shape[1], f"--embeddings {source_path}")
-    expected = tables.value("SELECT count(*) FROM item_lines")
+    expected = tables.value("SELECT count(*) FROM item_rows")
     if len(matrix) != expected:
         raise InputError(
             f"--embeddings {source_path} has {len(matrix)} rows, expected {expected}: one for each row of {args.items}."
@@ -359,11 +330,11 @@ def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarr
     items = tables.value("SELECT count(*) FROM items")
     print(f"{args.output}: {train} train users, {test} test users, {len(histories.items)} interactions, {items} items")
     lacking = "last IS NULL" if args.embeddings is not None else "NOT has_text"
-    all_users, neither = tables.value("SELECT count(*) FROM people"), ((parts[0] + parts[1]) == 0).sum()
+    neither = ((parts[0] + parts[1]) == 0).sum()
+    tell_left_out(tables, args)
     remarks = {
         "interactions left out by --repeats and the filters": tables.value("SELECT count(*) FROM said")
         - len(histories.items),
-        "users left out by the filters": all_users - len(histories.lengths),
         "users left out for want of a history and a target": neither,
         "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_lines")
         - tables.value("SELECT count(*) FROM described"),
@@ -377,6 +348,20 @@ def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarr
     for what, number in remarks.items():
         if number:
             print(f"  {number} {what}")
+
+
+def tell_left_out(tables: Tables, args: argparse.Namespace) -> None:
+    """Print how many users and items the filters have left out; unused are items that nobody had."""
+    users, all_users, items, all_items, unused = (
+        tables.value(f"SELECT count(*) FROM {rows}")
+        for rows in ("users", "people", "items", "things", "things ANTI JOIN items USING (item) WHERE NOT had")
+    )
+    if (users, items) != (all_users, all_items):
+        print(
+            f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out "
+            f"({unused} of them unused) by --min_user_interactions {args.min_user_interactions} and "
+            f"--min_item_interactions {args.min_item_interactions}; 0 keeps all but unused items without text"
+        )
 
 
 if __name__ == "__main__":

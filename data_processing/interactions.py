@@ -9,6 +9,8 @@ import numpy as np
 
 from data_processing.data_process_1 import draw_test, in_another_unit, unit
 from data_processing.formats import Table, columns_of, field_names, json_column, place_of, read_table
+from data_processing.histories import Histories
+from data_processing.texts import MARKED, NOTHING, look_at, missing_in
 from utils.data import cumulate
 from utils.errors import InputError
 from utils.tables import Tables
@@ -26,12 +28,17 @@ NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOU
 MOMENT = """
     CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
 """
-BLANK = r"""["\[\]{},\s]*|null|NaN"""  # JSON without anything in it
+LOOKED_AT, PIECES = 2000, 10_000  # rows, and words of a column, that tell whether it describes an item
 PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
 DESCRIBED = """
     SELECT item_name, first, last, fields, len(list_filter(fields, lambda field: field IS NOT NULL)) > 0 AS has_text
     FROM (SELECT item_name, min(line) AS first, max(line) AS last FROM item_lines GROUP BY item_name)
-    JOIN (SELECT line AS last, fields FROM item_lines) USING (last)
+    JOIN (
+        SELECT line AS last, list_transform(
+            {places}::INTEGER[],
+            lambda place: CASE WHEN NOT regexp_full_match(fields[place], '{nothing}') THEN fields[place] END
+        ) AS fields FROM item_lines
+    ) USING (last)
 """
 THINGS = """
     SELECT item_name, last, fields, coalesce(has_text, false) AS has_text, line IS NOT NULL AS had,
@@ -69,68 +76,119 @@ class Source(NamedTuple):
     user: str | None
     item: str
     time: str | None
-    texts: list[str] | None  # None: all fields of JSON lines, which only a look at all of them tells
-
-
-class Histories(NamedTuple):
-    """What the users did, in time order, one user after another."""
-
-    items: np.ndarray  # (interactions,) int32
-    times: np.ndarray | None  # (interactions,) float64 seconds, where they are known
-    offsets: np.ndarray  # (U + 1,) int64
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """(U,) int64 items of each user."""
-        return np.diff(self.offsets)
+    texts: list[str] | None  # None: those that a look at their values tells
 
 
 def read_files(tables: Tables, interactions: Source, items: Source, output: Path) -> Source:
-    """Both files into the tables `said` and `item_lines`; returns `items` with all its text columns.
+    """Both files into `said` and `item_lines`, and the items' texts into `described`; returns `items` with its texts.
 
     Raises:
-        InputError: a damaged file, or a row without user, item or time; names the line.
+        InputError: a damaged file, no row that is whole, or a time that is none; names the line. No text column.
     """
     tables.connection.execute("SET GLOBAL TimeZone = 'UTC'")  # of dates that name none, whatever the machine's is
     table, line = interactions.table, "row_number() OVER () AS line"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     columns = {"user_name": interactions.user, "item_name": interactions.item, "time": interactions.time}
     taken = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
-    read_table(tables, "said", ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())]), table, output)
-    refuse(tables, "said", "user_name", f"the user ({interactions.user}) is empty", table, output)
-    refuse(tables, "said", "item_name", f"the item ({interactions.item}) is empty", table, output)
-    check_rows(tables, "said", table)
+    select = ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())])
+    read_table(tables, "interaction_rows", select, table, output)
+    needed = {name: column for name, column in columns.items() if column}
+    leave_out(tables, "interaction_rows", "said", needed, table, output)
     if interactions.time is not None:
         check_times(tables, interactions, output)
+    return read_items(tables, items, output)
 
+
+def read_items(tables: Tables, items: Source, output: Path) -> Source:
+    """The items into the table `item_lines` and, with their texts, `described`; returns `items` with its texts.
+
+    Raises:
+        InputError: see `read_files`.
+    """
     table = items.table
     print(f"reading {table.path} ({table.format}, {table.encoding})")
-    named = items.texts if table.format == "jsonl" else None  # which its first lines need not have
-    if items.texts is None:
-        items = items._replace(texts=[name for name in field_names(tables, table, output) if name != items.item])
-    fields = [(table.columns.get(name) or json_column(name)).json for name in items.texts]
-    cleaned = [f"CASE WHEN NOT regexp_full_match({sql}::VARCHAR, '{BLANK}') THEN {sql}::VARCHAR END" for sql in fields]
-    select = f"{line}, {table.columns[items.item].text} AS item_name, [{', '.join(cleaned)}]::VARCHAR[] AS fields"
-    read_table(tables, "item_lines", select, table, output)
-    refuse(tables, "item_lines", "item_name", f"the item ({items.item}) is empty", table, output)
-    check_rows(tables, "item_lines", table)
-    for place, name in enumerate(named or (), start=1):
-        if not tables.value(f"SELECT count(fields[{place}]) FROM item_lines"):
+    named = items.texts
+    if named is None:
+        found = field_names(tables, table, output) if table.format == "jsonl" else table.texts
+        items = items._replace(texts=[name for name in found if name != items.item])
+    fields = [f"{(table.columns.get(name) or json_column(name)).json}::VARCHAR" for name in items.texts]
+    select = f"row_number() OVER () AS line, {table.columns[items.item].text} AS item_name, "
+    read_table(tables, "item_rows", f"{select}[{', '.join(fields)}]::VARCHAR[] AS fields", table, output)
+    leave_out(tables, "item_rows", "item_lines", {"item_name": items.item}, table, output)
+    chosen = named or choose_texts(tables, items)
+    numbers = [items.texts.index(name) + 1 for name in chosen]
+    tables.make("described", DESCRIBED.format(places=numbers, nothing=NOTHING))
+    tell_marked(tables, table, numbers)
+    for place, name in enumerate(named or () if table.format == "jsonl" else (), start=1):  # which no header has
+        if not tables.value(f"SELECT count(fields[{place}]) FROM described"):
             raise InputError(f"{table.path}: no line has text in {name!r} (--text_columns). {columns_of(table)}")
-    return items
+    return items._replace(texts=chosen)
 
 
-def check_rows(tables: Tables, name: str, table: Table) -> None:
-    """InputError unless a file has rows."""
-    if not tables.value(f"SELECT count(*) FROM {name}"):
+def leave_out(tables: Tables, rows: str, name: str, needed: dict[str, str], table: Table, output: Path) -> None:
+    """Make the view `name` of those `rows` that have a value in all columns needed; tell the others.
+
+    Args:
+        tables: where `rows` is.
+        rows: the table of all rows of the file.
+        name: of the view.
+        needed: column -> what the file calls it.
+        table: the file.
+        output: see `place_of`.
+
+    Raises:
+        InputError: the file has no row, or none that is whole.
+    """
+    count = tables.value(f"SELECT count(*) FROM {rows}")
+    if not count:
         raise InputError(f"{table.path} has no row, only the names of columns.")
+    lacks = {column: missing_in(column) for column in needed}
+    tables.connection.execute(
+        f"CREATE OR REPLACE VIEW {name} AS SELECT * FROM {rows} WHERE NOT ({' OR '.join(lacks.values())})"
+    )
+    for column, lack in lacks.items():
+        what = f"count(*), min(line), list_sort(list(DISTINCT coalesce({column}, '')))[:3]"
+        lacking, first, found = next(tables.rows(f"SELECT {what} FROM {rows} WHERE {lack}"))
+        if lacking:
+            print(
+                f"{place_of(table, first, output)}: no {column.split('_')[0]} ({needed[column]}: {str(found)[1:-1]}); "
+                f"{lacking} of {count} rows like this are left out"
+            )
+    if not tables.value(f"SELECT count(*) FROM {name}"):
+        raise InputError(
+            f"{table.path}: no row has a value in {' and '.join(needed.values())}. Name other columns with "
+            f"{', '.join('--' + column.split('_')[0] + '_column' for column in needed)}."
+        )
 
 
-def refuse(tables: Tables, name: str, column: str, found: str, table: Table, output: Path) -> None:
-    """InputError naming the first line in which a column is empty."""
-    row = tables.value(f"SELECT min(line) FROM {name} WHERE coalesce(trim({column}), '') = ''")
-    if row is not None:
-        raise InputError(f"{place_of(table, row, output)}: {found}. Fill it in, or remove the line.")
+def choose_texts(tables: Tables, items: Source) -> list[str]:
+    """The columns that describe an item, short values first, as a text may be cut at its end; tells both kinds."""
+    step = tables.value("SELECT count(*) FROM item_rows") // LOOKED_AT + 1
+    rows = [fields for (fields,) in tables.rows("SELECT fields FROM item_rows WHERE line % ? = 0", step)]
+    looks = dict(zip(items.texts, map(look_at, zip(*rows, strict=True)), strict=True))
+    idle = [name for name, look in looks.items() if look.idle or names_items(tables, look.pieces[:PIECES])]
+    chosen = sorted((name for name in looks if name not in idle), key=lambda name: looks[name].length)
+    print(f"{items.table.path}: text {', '.join(chosen) or 'none'}")
+    if idle:
+        print(f"  left out (addresses, images, ids, numbers, flags): {', '.join(idle)}; --text_columns names others")
+    return chosen
+
+
+def names_items(tables: Tables, pieces: list[str]) -> bool:
+    """Whether most words of a column are names of items."""
+    words = [piece for piece in pieces if not piece.isdecimal()]
+    known = "SELECT count(*) FROM (SELECT unnest(?::VARCHAR[]) AS item_name) SEMI JOIN item_lines USING (item_name)"
+    return bool(words) and 2 * tables.value(known, words) > len(pieces)
+
+
+def tell_marked(tables: Tables, table: Table, places: list[int]) -> None:
+    """Print how many fields hold nothing but a word for nothing: somebody may have meant it."""
+    fields = f"SELECT unnest(list_select(fields, {places}::INTEGER[])) AS field FROM item_lines"
+    marked = f"regexp_matches(field, '{MARKED}') AND regexp_full_match(field, '{NOTHING}')"
+    what = "count(*), list_sort(list(DISTINCT field))[:3]"
+    count, found = next(tables.rows(f"SELECT {what} FROM ({fields}) WHERE {marked}"))
+    if count:
+        print(f"{table.path}: {count} text fields that are {', '.join(found)} count as empty")
 
 
 def check_times(tables: Tables, interactions: Source, output: Path) -> None:
@@ -166,10 +224,9 @@ def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Hi
         InputError: nothing is left, or no interaction is with an item of the items file.
     """
     tables.make("people", PEOPLE)
-    tables.make("described", DESCRIBED)
     tables.make("things", THINGS)
     if not tables.value("SELECT count(*) FROM things WHERE had AND last IS NOT NULL"):
-        here, there = (tables.value(f"SELECT item_name FROM {name} WHERE line = 1") for name in ("said", "item_lines"))
+        here, there = (tables.value(f"SELECT arg_min(item_name, line) FROM {name}") for name in ("said", "item_lines"))
         raise InputError(
             f"{args.items} has none of the items in {args.interactions} ({there!r} there, {here!r} here, for example). "
             "Name the columns that have the same names of items with --item_column."

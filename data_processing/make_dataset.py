@@ -10,6 +10,7 @@ Reads from INPUT, each gzip-compressed where its name ends in .gz:
     sequences.jsonl   {"user": "anna", "items": [0, 17, 4]}                        item ids in time order
     times.jsonl       [1324944000, 1325376000, 1325894400]                         optional, line by line with sequences
 
+A text has its fields as they come, but those with nothing in them (null, "", [], NaN, NA and the like), which are told.
 Writes to OUTPUT train.pkl, test.pkl (whole histories; of a test user the last item is the target), cold_train.pkl,
 cold_test.pkl (of each user a piece of 2 to 4 items), item_text_dict.pkl, item_text_embeddings.npy and .json and, with
 times, test_times.pkl. --test_share 1 makes everyone a test user: a zero-shot test.
@@ -17,7 +18,7 @@ times, test_times.pkl. --test_share 1 makes everyone a test user: a zero-shot te
 
 import contextlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, draw_test
+from data_processing.histories import cold_pieces
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
@@ -36,6 +38,7 @@ from data_processing.TextEncoder_batch import (
     load_encoder,
     written_texts,
 )
+from data_processing.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.errors import InputError
@@ -52,7 +55,6 @@ from utils.files import (
 from utils.release import DATA_SET, is_time
 from utils.util import add_device_flags, pick_device
 
-SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
 REMEDY = "See --help for the three files that make_dataset.py reads."
 
 
@@ -104,9 +106,12 @@ def main() -> None:
         if histories.times is not None:
             save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
     print(
-        f"{output}: {len(train)} train users, {len(test)} test users, {len(histories.items) - len(kept)} left out "
-        f"(fewer than {args.min_interactions} items); {sum(map(len, kept.values()))} interactions, {len(texts)} items"
+        f"{output}: {len(train)} train users, {len(test)} test users, {sum(map(len, kept.values()))} interactions, "
+        f"{len(texts)} items, {sum(not fields for fields in texts.values())} of them without text"
     )
+    few = len(histories.items) - len(kept)
+    if few:
+        print(f"  {few} of {len(histories.items)} users left out by --min_interactions {args.min_interactions}")
 
 
 def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -> tuple[dict, dict]:
@@ -126,12 +131,13 @@ def find(directory: Path, name: str) -> Path:
 
 
 def read_items(path: Path) -> dict[int, dict[str, Any]]:
-    """Item id -> text fields, ascending.
+    """Item id -> text fields, ascending, without those in which there is nothing; tells how many these are.
 
     Raises:
         InputError: an id that is no integer, given twice or missing, or a text that is no object; names the line.
     """
     texts: dict[int, dict[str, Any]] = {}
+    empty = 0
     for line, record in read_jsonl(path, REMEDY):
         item, text = record.get("id"), record.get("text")
         if type(item) is not int or item < 0:
@@ -142,13 +148,16 @@ def read_items(path: Path) -> dict[int, dict[str, Any]]:
             raise InputError(
                 f'{path}, line {line}: text is {str(text)[:60]!r}, expected an object such as {{"title": "…"}}.'
             )
-        texts[item] = text
+        texts[item] = {name: field for name, field in text.items() if has_text(field)}
+        empty += len(text) - len(texts[item])
     missing = next((item for item in range(len(texts)) if item not in texts), None)
     if missing is not None or not texts:
         raise InputError(
             f"{path}: {len(texts)} items, but none with id {missing or 0}; ids must be 0, 1, 2, … without a gap. "
             "Number the items again, in sequences.jsonl too."
         )
+    if empty:
+        print(f"{path}: {empty} text fields with nothing in them (empty, null, NaN, NA, …) left out")
     return {item: texts[item] for item in range(len(texts))}
 
 
@@ -164,7 +173,7 @@ def read_histories(directory: Path, count: int) -> Histories:
     lines: list[int] = []
     for line, record in read_jsonl(path, REMEDY):
         user, history = record.get("user"), record.get("items")
-        if type(user) not in (int, str):
+        if type(user) not in (int, str) or is_missing(user):
             raise InputError(f"{path}, line {line}: user is {user!r}, expected a name or a number.")
         if user in items:
             raise InputError(f"{path}, line {line}: user {user!r} was given before. Give every user one line.")
@@ -234,21 +243,6 @@ def given_matrix(output: Path, path: Path, count: int) -> Iterator[None]:
     yield
     save_matrix(output / "item_text_embeddings.npy", matrix)
     save_json(output / "item_text_embeddings.json", {"encoder": encoder, "rows": count, "width": matrix.shape[1]})
-
-
-def cold_pieces(
-    histories: Iterable[tuple[Any, list[int]]], random: np.random.Generator
-) -> Iterator[tuple[Any, list[int]]]:
-    """Of each user's history a contiguous piece of 2 to 4 items, length and place drawn as in the release.
-
-    A history of fewer than two items has no such piece and is left out.
-    """
-    for user, items in histories:
-        if len(items) < SHORTEST_PIECE:
-            continue
-        length = int(random.integers(SHORTEST_PIECE, min(LONGEST_PIECE, len(items)) + 1))
-        start = int(random.integers(max(0, len(items) - LONGEST_PIECE) + 1))
-        yield user, items[start : start + length]
 
 
 if __name__ == "__main__":

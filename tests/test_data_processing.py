@@ -128,7 +128,7 @@ def test_reviews_become_histories(call, tmp_path, ending):
     reviews, meta = tmp_path / f"reviews.jsonl{ending}", tmp_path / f"meta.jsonl{ending}"
     call("data_process_1", "--reviews", reviews, "--meta", meta, "--output", tmp_path / "out", "--test_share", 0)
     # a: t p q r q in time order, the tie in file order; c: 999 before 1000, as numbers
-    assert load(tmp_path / "out/train.pkl") == {0: [0, 1, 2, 3, 2], 1: [4, 1, 0, 5, 6]}
+    assert load(tmp_path / "out/train.pkl") == {"a": [0, 1, 2, 3, 2], "c": [4, 1, 0, 5, 6]}
     assert load(tmp_path / "out/test.pkl") == {}
     texts = load(tmp_path / "out/item_text_dict.pkl")
     assert texts == {
@@ -204,7 +204,8 @@ def test_names_that_json_escapes_and_texts_that_are_null(call, tmp_path):
     write_lines(tmp_path / "r1.jsonl", [])
     arguments = ("--reviews", tmp_path / "r[1]*.jsonl", "--meta", tmp_path / "m.jsonl", "--output", tmp_path / "o")
     call("data_process_1", *arguments, "--min_interactions", 3, "--test_share", 0)
-    assert load(tmp_path / "o/train.pkl") == {0: [0, 0, 0]}
+    assert load(tmp_path / "o/train.pkl") == {'ü\u0001"': [0, 0, 0]}
+    assert json.loads((tmp_path / "o/item_ids.jsonl").read_text("utf-8")) == {"id": 0, "item": "日本"}
     assert load(tmp_path / "o/item_text_dict.pkl") == {0: {"title": None, "description": ['a "b"', "é\n"]}}
 
 

@@ -141,7 +141,9 @@ def write_parquet() -> None:
 def write_json() -> None:
     keys = ("user_id", "parent_asin", "timestamp")
     write_lines(Path("r.jsonl.gz"), [dict(zip(keys, (f"u{u}", f"B{i}", t * 1000), strict=True)) for u, i, t in EVENTS])
-    write_lines(Path("m.jsonl"), [{"parent_asin": f"B{i}", "title": t, "list": [i]} for i, t in enumerate(TITLES)])
+    write_lines(
+        Path("m.jsonl"), [{"parent_asin": f"B{i}", "title": t, "list": [f"part {i}"]} for i, t in enumerate(TITLES)]
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +154,7 @@ def write_json() -> None:
         (write_ml_1m, "ratings.dat movies.dat", "{}", "{}", {"title": "Amélie 2 (2001)", "genres": "Drama|Children's"}),
         (write_recbole, "toys.inter toys.item", "u{}", "B{}", {"title": '"quoted" 5" 2'}),
         (write_parquet, "e.parquet i.parquet", "{}", "{}", {"title": "title 2", "tags": ["x", "y"]}),
-        (write_json, "r.jsonl.gz m.jsonl", "u{}", "B{}", {"title": TITLES[2], "list": [2]}),
+        (write_json, "r.jsonl.gz m.jsonl", "u{}", "B{}", {"title": TITLES[2], "list": ["part 2"]}),
     ],
     ids=lambda value: getattr(value, "__name__", None),
 )
@@ -363,10 +365,13 @@ HEAD = "user,item,time\n"
     [
         ("", ("i.csv is empty",)),
         (HEAD, ("i.csv has no row",)),
-        (HEAD + "x,a,1\n,a,2\n", ("i.csv, line 3: the user (user) is empty",)),
-        (HEAD + "x,a,1\n\nx,,2\n", ("i.csv, line 4: the item (item) is empty",)),
+        (
+            HEAD + ",a,1\n,a,2\n",
+            ("i.csv: no row has a value in user and item and time", "--user_column, --item_column"),
+        ),
+        (HEAD + "x,,1\n\nx,NA,2\n", ("i.csv: no row has a value in user and item and time",)),
         (HEAD + 'x,"a\n",1\nx,b,May\n', ("i.csv, line 4: the time (time) is 'May'", "2023-01-31", "--time_column")),
-        (HEAD + "x,a,1\nx,b,\n", ("line 3: the time (time) is None",)),
+        (HEAD + "x,a,\nx,b,\n", ("no row has a value in user and item and time", "--time_column")),
         (HEAD + "x,a,1\nx,b,2\nx,b,2023-01-31\n", ("line 4", "'2023-01-31', a date", "most others are not")),
         (HEAD + "x,a,1\nx,b,inf\n", ("line 3: the time (time) is 'inf'",)),
         (HEAD + "x,a,1600000000\nx,b,1500000000000\n", ("line 2", "1600000000, in another unit", "1500000000000")),
@@ -393,7 +398,7 @@ HEAD = "user,item,time\n"
         ('{"user": "x", "item": "a", "time": 1}\n{"user": "x", "item": "a"\n', ("i.csv, line 2: not valid JSON",)),
         ('{"user": "x", "item": "a"}\n{"user": "x", "item": "\\ud83d"}\n', ("line 2: not valid JSON (half of",)),
         ('{"user": "x", "item": ' + "[" * 5000 + "]" * 5000 + "}\n", ("line 1: not valid JSON (lists in lists",)),
-        ('{"user": "x", "item": "a", "time": 1}\n{"user": "x", "item": null, "time": 2}\n', ("line 2: the item",)),
+        ('{"user": "x", "item": null}\n{"user": "x", "item": null}\n', ("no row has a value in user and item.",)),
     ],
 )
 def test_bad_interactions(refuse, rows, said):
@@ -426,8 +431,8 @@ def test_bad_items_files_and_flags(refuse):
     refuse(SMALL + "--embeddings narrow.npy", "8 wide, expected a multiple of 32")
     np.save("nan.npy", np.full((4, WIDTH), np.nan, dtype=np.float32))
     refuse(SMALL + "--embeddings nan.npy", "nan.npy, row 0")
-    write("m.csv", "item,title\na,x\n,y\n")
-    refuse(SMALL, "m.csv, line 3: the item (item) is empty")
+    write("m.csv", "item,title\nNA,x\n,y\n")
+    refuse(SMALL, "m.csv: no row has a value in item. Name other columns with --item_column")
     write("m.csv", "item,title\n")
     refuse(SMALL, "m.csv has no row")
     write("m.csv", "item\na\n")

@@ -1,0 +1,89 @@
+"""Histories from DuckDB to a data set directory: lists under the users' names, cold-start pieces, names of items."""
+
+import itertools
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.data import Sequences, cumulate, spans
+from utils.files import atomic_write, save_dict
+from utils.tables import Tables
+
+SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
+AT_ONCE = 1 << 16  # histories turned into lists
+
+
+class Histories(NamedTuple):
+    """What the users did, in time order, one user after another."""
+
+    items: np.ndarray  # (interactions,) int32
+    times: np.ndarray | None  # (interactions,) float64 seconds, where they are known
+    offsets: np.ndarray  # (U + 1,) int64
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(U,) int64 items of each user."""
+        return np.diff(self.offsets)
+
+
+def save_histories(
+    folder: Path, tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarray], seed: int, last: bool
+) -> None:
+    """Write train.pkl, test.pkl, their cold-start pieces, item_ids.jsonl and, where times are known, test_times.pkl.
+
+    Args:
+        folder: to write to.
+        tables: with the tables `users` and `items`, which have names and ids.
+        histories: of all users.
+        parts: (U,) int64 each, how many items, from the first on, of each user's train.pkl and test.pkl have.
+        seed: of the pieces.
+        last: whether the last items of the test lists are hidden, so that only pieces with these have unknown targets.
+    """
+    for draw, (name, lengths) in enumerate(zip(("train", "test"), parts, strict=True), start=1):
+        save_dict(folder / f"{name}.pkl", lists(tables, histories, histories.items, lengths))
+        whole = lists(tables, histories, histories.items, lengths)
+        pieces = cold_pieces(whole, np.random.default_rng((seed, draw)), last and name == "test")
+        save_dict(folder / f"cold_{name}.pkl", pieces)
+    if histories.times is not None:
+        save_dict(folder / "test_times.pkl", lists(tables, histories, histories.times, parts[1]))
+    with atomic_write(folder / "item_ids.jsonl", "w") as file:
+        for item, name in enumerate(names(tables, "items")):
+            file.write(json.dumps({"id": item, "item": name}, ensure_ascii=False) + "\n")
+
+
+def lists(tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[Any, list]]:
+    """Name and the first values of each user who has any: so many of (interactions,) `values` as (U,) `lengths` say."""
+
+    def prefixes() -> Iterator[list]:
+        rows = np.flatnonzero(lengths)
+        for start in range(0, len(rows), AT_ONCE):
+            part = rows[start : start + AT_ONCE]
+            taken = values[spans(histories.offsets[part], lengths[part])]
+            yield from Sequences(None, taken, cumulate(lengths[part])).lists()
+
+    return zip(itertools.compress(names(tables, "users"), lengths > 0), prefixes(), strict=True)
+
+
+def names(tables: Tables, name: str) -> Iterator[int | str]:
+    """Original names in the order of the new ids, of the table `users` or `items`; numbers where all of them are."""
+    whole = tables.value(f"SELECT bool_and(regexp_full_match(name, '0|-?[1-9][0-9]{{0,17}}')) FROM {name}")
+    for (found,) in tables.rows(f"SELECT name FROM {name} ORDER BY id"):
+        yield int(found) if whole else found
+
+
+def cold_pieces(
+    histories: Iterable[tuple[Any, list[int]]], random: np.random.Generator, last: bool = False
+) -> Iterator[tuple[Any, list[int]]]:
+    """Of each user's history a contiguous piece of 2 to 4 items, length and place drawn as in the release.
+
+    With `last` it is the end of the history. One of fewer than two items has no such piece and is left out.
+    """
+    for user, items in histories:
+        if len(items) < SHORTEST_PIECE:
+            continue
+        length = int(random.integers(SHORTEST_PIECE, min(LONGEST_PIECE, len(items)) + 1))
+        start = int(random.integers(max(0, len(items) - LONGEST_PIECE) + 1))
+        yield user, items[-length:] if last else items[start : start + length]
