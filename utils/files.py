@@ -9,53 +9,24 @@ import mmap
 import os
 import pickle
 import platform
+import resource
 import shutil
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from utils.errors import DiskError, InputError
+from utils.errors import DiskError, InputError, reason
+from utils.pickles import ForbiddenError, PlainUnpickler
 
-# What a pickle of plain containers and numpy arrays may ask for. Everything else is refused before it is looked up.
-ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    # Protocols up to 2 say __builtin__, as Python 2 did.
-    *(
-        (module, name)
-        for module in ("builtins", "__builtin__")
-        for name in ("dict", "list", "set", "frozenset", "int", "bytearray")
-    ),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-}
-
-
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain containers, numbers, strings and numpy arrays; refuses every other class or function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look up a name the pickle asks for, if it is on the list."""
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise ForbiddenGlobalError(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
-class ForbiddenGlobalError(Exception):
-    """A pickle asked for something that is not plain data."""
+PICKLE_MEMORY = 64  # bytes that a byte of a pickle may take: a list of its own takes two bytes there
+STACK_PER_BYTE, MOST_STACK = 128, 1 << 30
+SPARE_MEMORY = 1 << 28  # bytes that reading a file may take besides
+_LIMITED = threading.RLock()
 
 
 def require_file(path: str | Path, remedy: str) -> Path:
@@ -76,22 +47,68 @@ def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str
     path = require_file(path, remedy)
     try:
         with path.open("rb") as file, _without_garbage_collection():
-            loaded = PlainUnpickler(file).load()
-    except ForbiddenGlobalError as error:
+            loaded = _unpickle(file, path.stat().st_size)
+    except ForbiddenError as error:
         raise InputError(
-            f"{path} asks for {error}, which is neither a plain container nor numpy: refused, nothing was executed. "
-            "Use a file from a source you trust, saved as plain dicts, lists and arrays."
+            f"{path} asks for {error}, which is neither a plain container nor an array of numbers or text: refused, "
+            "nothing was executed. Use a file from a source you trust, saved as plain dicts, lists and arrays."
         ) from None
+    except MemoryError as error:
+        raise InputError(
+            f"{path} asks for more memory than a pickle of its {path.stat().st_size} bytes needs: refused. {remedy}"
+        ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}.") from error
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise InputError(
-            f"{path} is not a whole pickle file ({type(error).__name__}: {error}); it is truncated or corrupt. {remedy}"
+            f"{path} is not a whole pickle file ({reason(error)}); it is truncated or corrupt. {remedy}"
         ) from error
     if not isinstance(loaded, expected):
         names = expected.__name__ if isinstance(expected, type) else " or ".join(kind.__name__ for kind in expected)
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected a {names}. {remedy}")
     return loaded
+
+
+def _unpickle(file: IO[bytes], size: int) -> Any:
+    """The content of a pickle, read where neither its size in memory nor the depth of its keys can end the process.
+
+    Tuples in tuples are hashed, as keys, by a recursion in C that only the end of the stack stops: it runs in a thread
+    whose stack is large enough for as many as the file has bytes.
+    """
+
+    def load() -> Any:
+        with limited_memory(PICKLE_MEMORY * size):
+            return PlainUnpickler(file).load()
+
+    previous = threading.stack_size((1 << 24) + min(STACK_PER_BYTE * size, MOST_STACK) // 4096 * 4096)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            loaded = pool.submit(load).result()
+    finally:
+        threading.stack_size(previous)
+    keys = [key for key in loaded if type(key) is tuple] if isinstance(loaded, dict) else []
+    if any(type(part) is tuple for key in keys for part in key):
+        raise ForbiddenError("keys that are tuples in tuples")
+    return loaded
+
+
+@contextlib.contextmanager
+def limited_memory(allowed: int) -> Iterator[None]:
+    """MemoryError in place of taking more than so many bytes, and a few to spare, where the system can say (Linux).
+
+    For the time of reading a file from others, a few bytes of which may ask for any amount.
+    """
+    taken = Path("/proc/self/statm")
+    with _LIMITED:
+        before, most = resource.getrlimit(resource.RLIMIT_AS)
+        if taken.is_file():
+            limit = int(taken.read_text().split()[0]) * resource.getpagesize() + SPARE_MEMORY + allowed
+            limit = limit if before == resource.RLIM_INFINITY else min(limit, before)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
 
 @contextlib.contextmanager
