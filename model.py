@@ -150,6 +150,13 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
             f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
         )
     check_width(config.embedding_width, path)
+    blocks, tables = 12 * width * config.layers, 2 * VOCABULARY + config.embedding_width // CODES_PER_ITEM
+    held = sum(value.numel() for value in state.values())
+    if width * (blocks + tables) > held:  # before a model is made that memory may not hold
+        raise InputError(
+            f"{path} holds {held} numbers, too few for {config.layers} layers of width {width}. "
+            "Give a checkpoint that pre_train.py wrote, or the release's."
+        )
     if config.window < 2 or width < 1:
         raise InputError(f"{path} has a window of {config.window} items and width {width}: no model of this kind.")
     model = RecGPT(config)

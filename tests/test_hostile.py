@@ -1,18 +1,22 @@
 """Files made to do harm: refused with one message, before they take memory, crash the process or leave the folder."""
 
+import gzip
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tests.conftest import ROOT
-from utils.files import load_pickle, save_pickle
+from utils.errors import InputError
+from utils.files import load_matrix, load_pickle, save_pickle
 
 ALLOWED = 400  # MiB that a small file may take before it is refused
 
@@ -144,3 +148,116 @@ def test_real_pickles_load(tmp_path, protocol, numpy):
                 assert found == value
     save_pickle(path, loaded)  # opens everywhere
     assert b"utils" not in path.read_bytes() and list(load_pickle(path, dict, "")) == list(REAL)
+
+
+# Weights
+
+
+def write_pt(path: Path, pickled: bytes, record: bytes = b"", compression: int = zipfile.ZIP_STORED) -> None:
+    """A file as torch.save writes it, with this pickle and one record."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in {"data.pkl": pickled, "byteorder": b"little", "data/0": record, "version": b"3\n"}.items():
+            archive.writestr(f"archive/{name}", content)
+
+
+def pickled_in(path: Path) -> bytes:
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(next(name for name in archive.namelist() if name.endswith("data.pkl")))
+
+
+def write_hostile_weights(folder: Path, reference) -> list[Path]:
+    """Small files that hold, or ask for, much."""
+    names = "deflated", "bytes", "legacy", "stride", "shared", "layers", "wide", "parts", "tokenizer"
+    paths = {name: folder / f"{name}.pt" for name in names}
+    wide = {"gpt2model.wte.weight": torch.zeros(5 << 20)}
+    torch.save(wide, paths["deflated"])
+    pickled = pickled_in(paths["deflated"])
+    write_pt(paths["deflated"], pickled, bytes(20 << 20), zipfile.ZIP_DEFLATED)
+    write_pt(folder / "inner.pt", pickled, bytes(20 << 20))
+    with zipfile.ZipFile(folder / "parts.pt.zip.partaa", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.write(folder / "inner.pt", "parts.pt")
+    write_pt(paths["bytes"], b"\x80\x02}X\x01\x00\x00\x00acbuiltins\nbytearray\nJ\x00\x00\x00\x7f\x85q\x01Rs.")
+    paths["legacy"].write_bytes(b"\x80\x02]r" + struct.pack("<I", 1 << 26) + b".")
+    torch.save({"a": torch.zeros(1).expand(1 << 29)}, paths["stride"])
+    torch.save(dict.fromkeys(map(str, range(400)), torch.zeros(1 << 18)), paths["shared"])
+    small = {name: value for name, value in reference.model.items() if not name.startswith("gpt2model.h.")}
+    small |= {"gpt2model.wte.weight": torch.zeros(15361, 64), "gpt2model.h.9999999.ln_1.weight": torch.zeros(1)}
+    small |= {"gpt2model.wpe.weight": torch.zeros(1024, 64), "linear_layer.weight": torch.zeros(64, 192)}
+    torch.save({name: value for name, value in small.items() if name != "pred_head.weight"}, paths["layers"])
+    torch.save(
+        {"gpt2model.h.0.a": torch.zeros(1), "gpt2model.wpe.weight": torch.zeros(1024, 1)}
+        | {"gpt2model.wte.weight": torch.zeros(0, 1 << 40), "linear_layer.weight": torch.zeros(0, 1 << 40)},
+        paths["wide"],
+    )
+    torch.save({"quantizer.project_in.weight": torch.zeros(0, 1 << 20)}, paths["tokenizer"])
+    return list(paths.values())
+
+
+def test_weights_that_hold_more_than_their_file(tmp_path, reference):
+    paths = write_hostile_weights(tmp_path, reference)
+    imports = """
+from pathlib import Path
+import torch
+from ae_trainer import load_tokenizer
+from model import load_model
+from utils.errors import InputError
+def load(paths):
+    said = []
+    for path in paths:
+        try:
+            load_tokenizer(path) if "tokenizer" in path else load_model(path, torch.device("cpu"))
+        except InputError as error:
+            said.append(str(error))
+    raise InputError("; ".join(said))
+"""
+    said = refused(imports, "load(sys.argv[1:])", *paths)
+    assert all(str(path) in said for path in paths)
+    counts = {"unpack to": 2, "asks for more memory": 1, "claim tensors of": 2, "too few": 3, "no whole file": 1}
+    assert {words: said.count(words) for words in counts} == counts
+
+
+# Arrays and lines
+
+
+def write_npy(path: Path, shape: tuple, extra: str = "", content: bytes = bytes(64)) -> Path:
+    header = str({"descr": "<f4", "fortran_order": False, "shape": shape}) + extra + "\n"
+    path.write_bytes(b"\x93NUMPY\x02\x00" + struct.pack("<I", len(header)) + header.encode() + content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("shape", "extra", "said"),
+    [
+        ((1 << 40, 768), "", "is not a whole .npy array"),
+        ((1 << 40, 0), "", "expected a floating-point matrix"),
+        ((4, 4), " " * 20_000, "is large and may not be safe"),
+    ],
+)
+def test_headers_that_claim_much(tmp_path, shape, extra, said):
+    path = write_npy(tmp_path / "m.npy", shape, extra)
+    with pytest.raises(InputError) as refusal:
+        load_matrix(path, "Make it again.")
+    message = str(refusal.value)
+    assert said in message and str(path) in message and "allow_pickle" not in message and "\n" not in message
+
+
+def test_other_files_in_place_of_an_array(tmp_path):
+    """What numpy says of them is how to load them nevertheless."""
+    np.savez_compressed(tmp_path / "zip.npz", a=np.zeros(1 << 20))
+    (tmp_path / "pickle.npy").write_bytes(pickle.dumps([1]))
+    np.save(tmp_path / "objects.npy", np.array([None]), allow_pickle=True)
+    for path in tmp_path.iterdir():
+        with pytest.raises(InputError, match="is not a whole .npy array") as refusal:
+            load_matrix(path, "Make it again.")
+        assert "trust" not in str(refusal.value) and "allow_pickle" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.jsonl.gz"])
+def test_a_line_without_end(tmp_path, name):
+    path = tmp_path / name
+    with (gzip.open if name.endswith("gz") else open)(path, "wb") as file:
+        file.write(b'{"id": 0}\n"')
+        for _ in range(40):
+            file.write(bytes(1 << 20))
+    imports = "from utils.files import read_jsonl"
+    assert f"{path}, line 2: longer than" in refused(imports, "list(read_jsonl(sys.argv[1], ''))", path)

@@ -26,6 +26,7 @@ from utils.pickles import ForbiddenError, PlainUnpickler
 PICKLE_MEMORY = 64  # bytes that a byte of a pickle may take: a list of its own takes two bytes there
 STACK_PER_BYTE, MOST_STACK = 128, 1 << 30
 SPARE_MEMORY = 1 << 28  # bytes that reading a file may take besides
+LONGEST_LINE = 1 << 24  # characters, of JSON lines
 _LIMITED = threading.RLock()
 
 
@@ -131,12 +132,11 @@ def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
     """
     path = require_file(path, remedy)
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode=mode)
     except Exception as error:  # a damaged header may raise nearly anything
-        raise InputError(f"{path} is not a whole .npy array ({error}); it is truncated or corrupt. {remedy}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} holds an archive, expected one array. {remedy}")
-    return array
+        raise InputError(
+            f"{path} is not a whole .npy array ({reason(error)}); it is truncated or corrupt. {remedy}"
+        ) from error
 
 
 def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
@@ -146,7 +146,7 @@ def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
         InputError: missing or damaged file, or not a two-dimensional array of floats.
     """
     matrix = load_array(path, remedy)
-    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not len(matrix):
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
         raise InputError(
             f"{path} holds shape {matrix.shape}, {matrix.dtype}, expected a floating-point "
             f"matrix (items, width). {remedy}"
@@ -175,7 +175,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         loaded = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}). Delete it, or restore it from a backup.") from error
+        raise InputError(f"{path} is not readable JSON ({reason(error)}). Delete or restore it.") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a JSON {type(loaded).__name__}, expected an object. Delete or restore it.")
     return loaded
@@ -200,7 +200,11 @@ def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
+                if len(line) == LONGEST_LINE:  # a few bytes of a compressed file may go on for gigabytes
+                    raise InputError(
+                        f"{path}, line {number}: longer than {LONGEST_LINE} characters. Split or remove it."
+                    )
                 if not line.strip():
                     continue
                 record = json.loads(line)
@@ -210,7 +214,7 @@ def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}, after line {number}: cannot be read ({error}). {remedy}") from error
+        raise InputError(f"{path}, after line {number}: cannot be read ({reason(error)}). {remedy}") from error
     except (RecursionError, ValueError) as error:
         known = {RecursionError: "lists in lists, too deep", UnicodeEncodeError: "half of a \\ud83d\\ude00 pair"}
         found = known.get(type(error), "a number of too many digits")
