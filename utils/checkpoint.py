@@ -15,10 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError, reason
-from utils.files import atomic_write, limited_memory, read_json, save_json
+from utils.files import MOST_UNPACKED, atomic_write, limited_memory, read_json, save_json
 
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
-MOST_UNPACKED = 10  # times the size of the parts: weights hardly shrink
 TENSOR_MEMORY = 4  # times the size of a file: it is read into memory, and a tensor may have two names
 # Buffers that older transformers versions wrote beside the weights; they hold masks, which are computed here.
 IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")

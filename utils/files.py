@@ -26,6 +26,7 @@ from utils.pickles import ForbiddenError, PlainUnpickler
 PICKLE_MEMORY = 64  # bytes that a byte of a pickle may take: a list of its own takes two bytes there
 STACK_PER_BYTE, MOST_STACK = 128, 1 << 30
 SPARE_MEMORY = 1 << 28  # bytes that reading a file may take besides
+MOST_UNPACKED = 10  # times the size of an archive of weights or embeddings, which hardly shrink
 LONGEST_LINE = 1 << 24  # characters, of JSON lines
 _LIMITED = threading.RLock()
 
