@@ -7,6 +7,7 @@ import re
 import shutil
 import tempfile
 import zipfile
+from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, reason
 from utils.files import MOST_UNPACKED, atomic_write, limited_memory, read_json, save_json
+from utils.resume import fingerprint
 
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
 TENSOR_MEMORY = 4  # times the size of a file: it is read into memory, and a tensor may have two names
@@ -47,12 +49,16 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             f"{path} is not a whole checkpoint of plain tensors ({reason(error)}); truncated, corrupt, or made to do "
             "harm: refused. Fetch or write it again."
         ) from error
-    if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
+    attributes = getattr(state, "__dict__", {}).keys() - {"_metadata"}  # others may stand in for its methods
+    if not isinstance(state, dict) or attributes or not all(_is_plain(*entry) for entry in state.items()):
         raise InputError(f"{path} holds no plain mapping from names to tensors. Give weights (a state dict), not more.")
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise InputError(f"{path}: {name} holds NaN or infinity. Use an earlier checkpoint.")
-    return {name.removeprefix("module."): value for name, value in state.items() if not name.endswith(IGNORED_ENDINGS)}
+    kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
+    weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
+    weights._metadata = _noted(noted_heads(state))
+    return weights
 
 
 def _is_plain(name: Any, value: Any) -> bool:
@@ -172,27 +178,59 @@ def about_path(path: str | Path) -> Path:
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint; empty where there is none (the release has none)."""
-    beside = about_path(path)
-    return read_json(beside) if beside.is_file() else {}
+    """The JSON beside a checkpoint; empty where there is none (the release has none).
+
+    Raises:
+        InputError: it is of other weights, as a run leaves it that is killed between the two.
+    """
+    path, beside = Path(path), about_path(path)
+    about = read_json(beside) if beside.is_file() else {}
+    weights = about.get("weights")  # older ones have none
+    if weights is not None and PART not in path.name and path.is_file() and weights != fingerprint(path):
+        raise InputError(
+            f"{beside} was written with other weights than {path} holds now. Remove it if you know that these are the "
+            "ones you want; otherwise write or fetch both again."
+        )
+    return about
 
 
 def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically.
 
-    The JSON first: weights without it would be read with the usual number of heads, and fit any tokenizer.
+    The JSON has the fingerprint of the weights, which have their heads with them, where other programs look past them.
     """
-    save_json(about_path(path), about)
-    save_tensors(path, {name: value.detach().cpu() for name, value in state.items()})
+    weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
+    weights._metadata = _noted(about.get("config", {}).get("heads"))
+    with atomic_write(path) as file:
+        _write_tensors(file, weights)
+        file.flush()
+        save_json(about_path(path), {**about, "weights": fingerprint(file.name)})
+
+
+def _noted(heads: int | None) -> dict[str, dict[str, Any]]:
+    """Heads in the place that torch keeps beside the names and tensors, and gives to who asks for it only."""
+    return {"": {"heads": heads}}
+
+
+def noted_heads(state: dict[str, Tensor]) -> int | None:
+    """The attention heads that `save_state` noted in the weights; None in those of others."""
+    metadata = getattr(state, "_metadata", None)
+    own = dict.get(metadata, "") if isinstance(metadata, dict) else None
+    heads = dict.get(own, "heads") if isinstance(own, dict) else None
+    return heads if type(heads) is int and 0 < heads < 2**31 else None
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:
     """Write what torch.save takes atomically, tensor by tensor: no second copy of it in memory."""
     with atomic_write(path) as file:
-        try:
-            torch.save(value, file)
-        except RuntimeError as error:  # torch's own, about its position, in place of what the disk said
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        _write_tensors(file, value)
+
+
+def _write_tensors(file: IO[bytes], value: dict[str, Any]) -> None:
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:  # torch's own, about its position, in place of what the disk said
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:
