@@ -40,7 +40,7 @@ def main() -> None:
     output = Path(args.output)
     directories = named_directories(args.datasets)
     for directory in directories.values():
-        if directory.resolve() == output.resolve():
+        if output.is_dir() and directory.samefile(output):
             raise InputError(f"--output {output} is one of --datasets, whose train.pkl it would replace. Name another.")
         require_file(directory / "train.pkl", REMEDY)
     maps = id_maps({name: count_items(directory) for name, directory in directories.items()})

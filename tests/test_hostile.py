@@ -16,7 +16,10 @@ import torch
 
 from tests.conftest import ROOT
 from utils.errors import InputError
-from utils.files import load_matrix, load_pickle, save_pickle
+from utils.files import check_writable, load_matrix, load_pickle, save_json, save_pickle, staged_directory
+from utils.report import append_results
+from utils.resume import resumable_matrix
+from utils.tables import workspace
 
 ALLOWED = 400  # MiB that a small file may take before it is refused
 
@@ -261,3 +264,64 @@ def test_a_line_without_end(tmp_path, name):
             file.write(bytes(1 << 20))
     imports = "from utils.files import read_jsonl"
     assert f"{path}, line 2: longer than" in refused(imports, "list(read_jsonl(sys.argv[1], ''))", path)
+
+
+# Links in a circle, and what is appended
+
+
+@pytest.fixture
+def circle(tmp_path) -> Path:
+    """A link to a link to itself."""
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    return tmp_path / "a"
+
+
+@pytest.mark.parametrize("inside", ["", "x.npy"])
+def test_links_in_a_circle(circle, inside):
+    path = circle / inside
+    for write in (
+        lambda: save_pickle(path, [1]),
+        lambda: resumable_matrix(path, (2, 2), "f4", {}).__enter__(),
+        lambda: staged_directory(path).__enter__(),
+        lambda: workspace(path, {}).__enter__(),
+        lambda: append_results(str(path), [{}]),
+        lambda: check_writable(path),
+    ):
+        with pytest.raises(InputError, match=f"{circle}.* leads in a circle"):
+            write()
+    for read in (load_pickle, load_matrix):
+        with pytest.raises(InputError, match=f"{circle}.* leads in a circle" if not inside else "x.npy"):
+            read(path, *([dict] if read is load_pickle else []), "Make it again.")
+
+
+def test_commands_given_links_in_a_circle(house, circle, monkeypatch, capsys):
+    script = "python data_processing/"
+    for command in (
+        f"{script}data_process_2.py --datasets data/test/steam --output {circle}",
+        f"{script}make_token_list.py --embeddings {circle} --output {house.folder}/x.pkl",
+    ):
+        house.refuse(monkeypatch, capsys, command, str(circle))
+
+
+def test_results_stay_whole_on_a_full_disk(tmp_path, monkeypatch):
+    path = tmp_path / "r.jsonl"
+    append_results(str(path), [{"a": 1}])
+    before = path.read_bytes()
+    code = "import sys, resource, signal; from utils.report import append_results; from utils.cli import run;"
+    code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+    code += "run(lambda: append_results(sys.argv[1], [{'b': 'x' * 60}, {'c': 'y' * 60}]))"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and f"{path} could not be written (File too large)" in done.stderr
+    assert path.read_bytes() == before
+
+
+def test_results_are_lines_of_json(tmp_path):
+    path = tmp_path / "new" / "r.jsonl"
+    append_results(str(path), [{"a": float("nan"), "b": [float("inf"), 1.5]}])
+    path.write_bytes(path.read_bytes()[:-1])  # as an editor may leave it
+    append_results(str(path), [{"c": 2}])
+    assert path.read_text() == '{"a": null, "b": [null, 1.5]}\n{"c": 2}\n'
+    append_results("/dev/null", [{"c": 2}])
+    save_json(path, {"a": -float("inf")})
+    assert path.read_text() == '{\n "a": null\n}\n'

@@ -5,6 +5,7 @@ import gc
 import glob
 import gzip
 import json
+import math
 import mmap
 import os
 import pickle
@@ -31,10 +32,19 @@ LONGEST_LINE = 1 << 24  # characters, of JSON lines
 _LIMITED = threading.RLock()
 
 
+def resolved(path: str | Path) -> Path:
+    """The path behind all links; InputError where they lead in a circle."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # the latter of Python before 3.13
+        raise InputError(f"{path}: a link there leads in a circle. Name another place.") from error
+
+
 def require_file(path: str | Path, remedy: str) -> Path:
     """The path if it is a file; otherwise InputError with the remedy (which script makes or fetches it)."""
     path = Path(path)
     if not path.is_file():
+        resolved(path)
         found = "is a directory" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}; a file was expected here. {remedy}")
     return path
@@ -232,7 +242,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         DiskError: the file cannot be written.
     """
-    path = Path(path).resolve()
+    path = resolved(path)
     encoding = None if "b" in mode else "utf-8"
     if path.exists() and not path.is_file() and not path.is_dir():
         with path.open(mode, encoding=encoding) as file:
@@ -281,6 +291,7 @@ def check_writable(path: str | Path) -> None:
     Called before long work as well, so that its result is not lost for want of a place.
     """
     path = Path(path)
+    resolved(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory; a file is to be written here. Name a file.")
     try:
@@ -298,7 +309,7 @@ def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Itera
     Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
     of other items or users. On failure they stay as they were, and nothing new appears.
     """
-    output = Path(output).resolve()
+    output = resolved(output)
     staging = _partial(output)
     if output.is_dir():  # which may be a disk of its own, to which nothing can be moved from beside it
         staging = _partial(output / output.name)
@@ -361,5 +372,14 @@ def save_matrix(path: str | Path, matrix: np.ndarray) -> None:
 def save_json(path: str | Path, value: dict[str, Any]) -> None:
     """Write an indented JSON object atomically."""
     with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        json.dump(finite(value), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which has no words for NaN and infinity, with None in their place in dicts and lists."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
