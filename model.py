@@ -12,7 +12,7 @@ from transformers import Cache, GPT2Config
 from modeling_gpt2_rec import GPT2ItemModel
 from utils.checkpoint import fill_module, load_state, noted_heads, read_about
 from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
-from utils.errors import InputError
+from utils.errors import InputError, reason
 from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
@@ -142,7 +142,7 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         )
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise InputError(
-            f"{path} does not hold the weights of a RecGPT model (missing or odd: {error}). "
+            f"{path} does not hold the weights of a RecGPT model (missing or odd: {reason(error)}). "
             "Give a checkpoint that pre_train.py wrote, or the release's."
         ) from error
     if layers is not None and layers != config.layers:

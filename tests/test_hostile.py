@@ -15,8 +15,10 @@ import pytest
 import torch
 
 from tests.conftest import ROOT
+from utils.checkpoint import load_state
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix, load_pickle, save_json, save_pickle, staged_directory
+from utils.release import load_sequences
 from utils.report import append_results
 from utils.resume import resumable_matrix
 from utils.tables import workspace
@@ -203,6 +205,7 @@ from pathlib import Path
 import torch
 from ae_trainer import load_tokenizer
 from model import load_model
+from utils.checkpoint import load_state
 from utils.errors import InputError
 def load(paths):
     said = []
@@ -217,6 +220,18 @@ def load(paths):
     assert all(str(path) in said for path in paths)
     counts = {"unpack to": 2, "asks for more memory": 1, "claim tensors of": 2, "too few": 3, "no whole file": 1}
     assert {words: said.count(words) for words in counts} == counts
+
+
+@pytest.mark.parametrize("kind", ["code", "class", "text"])
+def test_refusals_do_not_pass_on_advice_to_load_it_nevertheless(house, tmp_path, monkeypatch, capsys, kind):
+    path = tmp_path / "x.pt"
+    torch.save({"a": Call(exec, "1") if kind == "code" else Path("x")}, path)
+    if kind == "text":
+        path.write_text("no weights")
+    house.refuse(monkeypatch, capsys, f"python eval.py --ckpt_path {path}", str(path), "refused")
+    with pytest.raises(InputError) as refusal:
+        load_state(path)
+    assert not [words for words in ("trust", "weights_only", "load", "\n", "\x1b") if words in str(refusal.value)]
 
 
 # Arrays and lines
@@ -325,3 +340,35 @@ def test_results_are_lines_of_json(tmp_path):
     append_results("/dev/null", [{"c": 2}])
     save_json(path, {"a": -float("inf")})
     assert path.read_text() == '{\n "a": null\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "name"),
+    [
+        (b"\x80\x04}\x8c\x04anna]", b"as.", "test.pkl"),  # an item id
+        (b"\x80\x04]", b"a.", "codes.pkl"),
+        (b"\x80\x04}K\x01", b"s.", "item_text_dict.pkl"),
+    ],
+)
+def test_values_that_are_short_in_a_file_and_endless_in_a_message(tmp_path, start, end, name):
+    (tmp_path / name).write_bytes(start + b")" + b"2\x86" * 60 + end)  # a pair of a thing and itself, sixty times
+    reads = {
+        "test.pkl": "load_sequences(path, '')",
+        "codes.pkl": "codes_array(load_pickle(path, list, ''), path)",
+        "item_text_dict.pkl": "load_item_texts(path)",
+    }
+    imports = """
+from pathlib import Path
+from data_processing.data_process_2 import load_item_texts
+from utils.files import load_pickle
+from utils.release import codes_array, load_sequences
+path = Path(sys.argv[1])
+"""
+    assert name in refused(imports, reads[name], tmp_path / name)
+
+
+def test_numbers_too_long_to_be_printed(tmp_path):
+    for number, value in enumerate(({"anna": [1, 1 << 20_000]}, {1 << 20_000: [1, "x"]})):
+        save_pickle(tmp_path / f"{number}.pkl", value)
+        with pytest.raises(InputError, match="a whole number of 20001 bits"):
+            load_sequences(tmp_path / f"{number}.pkl", "")

@@ -15,7 +15,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError, reason
+from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, limited_memory, read_json, save_json
 from utils.resume import fingerprint
 
@@ -54,7 +54,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise InputError(f"{path} holds no plain mapping from names to tensors. Give weights (a state dict), not more.")
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"{path}: {name} holds NaN or infinity. Use an earlier checkpoint.")
+            raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
     kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
     weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
     weights._metadata = _noted(noted_heads(state))
@@ -154,7 +154,7 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     """Load a complete state dict; otherwise InputError with the first names that are missing, odd or misshapen."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in own]
+    problems += [f"unknown {shown(name)}" for name in state if name not in own]
     problems += [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own
