@@ -110,6 +110,8 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Auto
         raise InputError(f"{path} holds no tokenizer (quantizer.project_in is missing). Give a file of ae_trainer.py.")
     width = state["quantizer.project_in.weight"].shape[1] * CODES_PER_ITEM
     check_width(width, path)
+    if sum(value.numel() for value in state.values()) < width**2:  # before more is made than memory may hold
+        raise InputError(f"{path} holds too few numbers for embeddings {width} wide. Give a file of ae_trainer.py.")
     tokenizer = AutoEncoder(width)
     fill_module(tokenizer, state, path)
     return tokenizer.to(device).eval()

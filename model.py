@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from transformers import Cache, GPT2Config
 
 from modeling_gpt2_rec import GPT2ItemModel
-from utils.checkpoint import fill_module, load_state, read_about
+from utils.checkpoint import fill_module, load_state, noted_heads, read_about
 from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
-from utils.errors import InputError
+from utils.errors import InputError, reason
 from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
@@ -144,13 +144,13 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         config = RecGPTConfig(
             layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("gpt2model.h.")),
             width=width,
-            heads=heads_of(about, width, path),
+            heads=heads_of(about, noted_heads(state), width, path),
             embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
             window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
         )
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise InputError(
-            f"{path} does not hold the weights of a RecGPT model (missing or odd: {error}). "
+            f"{path} does not hold the weights of a RecGPT model (missing or odd: {reason(error)}). "
             "Give a checkpoint that pre_train.py wrote, or the release's."
         ) from error
     if layers is not None and layers != config.layers:
@@ -158,6 +158,13 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
             f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
         )
     check_width(config.embedding_width, path)
+    blocks, tables = 12 * width * config.layers, 2 * VOCABULARY + config.embedding_width // CODES_PER_ITEM
+    held = sum(value.numel() for value in state.values())
+    if width * (blocks + tables) > held:  # before a model is made that memory may not hold
+        raise InputError(
+            f"{path} holds {held} numbers, too few for {config.layers} layers of width {width}. "
+            "Give a checkpoint that pre_train.py wrote, or the release's."
+        )
     if config.window < 2 or width < 1:
         raise InputError(f"{path} has a window of {config.window} items and width {width}: no model of this kind.")
     model = RecGPT(config)
@@ -165,14 +172,25 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
     return model.to(device).eval(), about
 
 
-def heads_of(about: dict[str, Any], width: int, path: str | Path) -> int:
-    """Attention heads, which no shape tells: from the JSON beside the checkpoint, otherwise one per 64 of width.
+def heads_of(about: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
+    """Attention heads, which no shape tells: as `noted` in the weights or in the JSON beside them.
+
+    Where neither has them they are taken to be one per 64 of width, which is said unless it is the release's width.
 
     Raises:
-        InputError: the JSON names heads that do not divide the width.
+        InputError: weights and JSON disagree, or the heads do not divide the width.
     """
     config = about.get("config", {})
-    heads = config.get("heads", max(1, width // HEAD_WIDTH)) if isinstance(config, dict) else None
+    beside = config.get("heads") if isinstance(config, dict) else config
+    if None not in (noted, beside) and noted != beside:
+        raise InputError(
+            f"{path} was written with {noted!r} heads, the JSON beside it names {beside!r}. Restore it, or remove it."
+        )
+    heads = beside if noted is None else noted
+    if heads is None:
+        heads = max(1, width // HEAD_WIDTH)
+        if width != RecGPTConfig.width:
+            print(f"{path} does not say how many attention heads it has: {heads}, one per {HEAD_WIDTH} of width")  # noqa: T201
     if type(heads) is not int or heads < 1 or width % heads:
-        raise InputError(f"the JSON beside {path} names {heads!r} heads for a width of {width}. Restore it.")
+        raise InputError(f"{path}, or the JSON beside it, names {heads!r} heads for a width of {width}. Restore it.")
     return heads

@@ -26,7 +26,7 @@ from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popu
 from utils.cli import SWITCH, parser, positive_int, run, seed
 from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable
+from utils.files import atomic_write, check_writable, finite
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
 from utils.release import TestSet, dataset_folder, load_test
@@ -290,7 +290,8 @@ def write_lists(path: str, users: np.ndarray, found: Found) -> None:
         for user, items, scores in zip(users.tolist(), found.items.tolist(), found.scores.tolist(), strict=True):
             count = sum(item >= 0 for item in items)
             name = user if isinstance(user, (int, str)) else str(user)
-            file.write(json.dumps({"user": name, "items": items[:count], "scores": scores[:count]}) + "\n")
+            listed = {"user": name, "items": items[:count], "scores": scores[:count]}
+            file.write(json.dumps(finite(listed)) + "\n")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -36,8 +37,8 @@ if __package__ in (None, ""):  # run as a file: let the repository root be found
 from tqdm import tqdm
 
 from utils.cli import parser, run
-from utils.errors import InputError
-from utils.files import check_writable, load_array
+from utils.errors import InputError, reason
+from utils.files import MOST_UNPACKED, check_writable, limited_memory, load_array
 
 MODEL = "hkuds/RecGPT_model"
 WEIGHTS = "recgpt_layer_3_weight.pt"
@@ -237,7 +238,7 @@ def _fetch_file(file: HubFile, directory: Path) -> None:
 
     path, partial = directory / file.path, file.partial(directory)
     check_writable(path)
-    if _size(partial) > file.size:  # two runs at once wrote to it
+    if partial.is_symlink() or _size(partial) > file.size:  # not ours; two runs at once wrote to it
         partial.unlink()
     url = hf_hub_url(file.repository, file.path, repo_type=file.kind, revision=file.revision)
     with partial.open("ab") as stream:
@@ -325,7 +326,7 @@ def unpack_parts(directory: Path) -> None:
     with tempfile.TemporaryDirectory(prefix=".unpack.", dir=directory) as scratch:
         unpack_rar([parts[number] for number in sorted(parts)], Path(scratch))
         unpack_tar(Path(scratch))
-        found = next(Path(scratch).rglob(target.name), None)
+        found = next(filter(_is_own, Path(scratch).rglob(target.name)), None)
         if found is None:
             raise InputError(f"{directory}: the rar parts hold no {target.name}; expected the release's embeddings.")
         found.replace(target)
@@ -359,21 +360,43 @@ def unpack_rar(parts: list[Path], scratch: Path) -> None:
         )
 
 
+def _is_own(path: Path) -> bool:
+    """Whether it is a file by itself: a link in an archive may lead anywhere, and a pipe never ends."""
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
+
+
 def unpack_tar(scratch: Path) -> None:
-    """Unpack the .tar.gz (whatever follows that in its name) that the rar parts held, and remove it."""
-    for archive in list(scratch.rglob("*.tar.gz*")):
+    """Unpack the .tar.gz (whatever follows that in its name) that the rar parts held, and remove it.
+
+    Its files go into a new folder of `scratch`, so that none is written over or through what else was unpacked there.
+
+    Raises:
+        InputError: a damaged archive, one that unpacks to too much, or one with two files of one name.
+    """
+    folder = Path(tempfile.mkdtemp(dir=scratch))
+    for archive in filter(_is_own, list(scratch.rglob("*.tar.gz*"))):
+        size = archive.stat().st_size
         try:
-            with gzip.open(archive) as stream:
+            with limited_memory(0), gzip.open(archive) as stream:  # in blocks; a header may claim to be of any size
                 with tarfile.open(fileobj=stream, mode="r|") as members:
                     for member in filter(tarfile.TarInfo.isfile, members):
+                        if member.size > MOST_UNPACKED * size:
+                            raise InputError(
+                                f"{archive.name}: its {size} bytes unpack to {member.size}. Fetch the rar parts again."
+                            )
                         check_space(scratch, member.size, f"unpacking {member.name}")
                         # By its last name, so that no path in the archive leads out of the folder.
-                        with (scratch / Path(member.name).name).open("wb") as file:
+                        with (folder / Path(member.name).name).open("xb") as file:
                             shutil.copyfileobj(members.extractfile(member), file, BLOCK)
                 while stream.read(BLOCK):  # to the end, where the checksum is: bsdtar lets a damaged part pass
                     pass
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise InputError(f"{archive.name}: not a whole archive ({error}). Fetch the rar parts again.") from error
+        except FileExistsError as error:
+            raise InputError(f"{archive.name} holds two files called {Path(error.filename).name}.") from error
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, MemoryError) as error:
+            raise InputError(
+                f"{archive.name}: not a whole archive ({reason(error)}). Fetch the rar parts again."
+            ) from error
         archive.unlink()
 
 

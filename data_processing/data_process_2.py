@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from utils.cli import parser, run
 from utils.data import Sequences
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.files import load_matrix, load_pickle, require_file, save_dict, save_pickle, staged_directory
 from utils.release import check_encoded, check_ids, is_id, load_sequences
 
@@ -40,7 +40,7 @@ def main() -> None:
     output = Path(args.output)
     directories = named_directories(args.datasets)
     for directory in directories.values():
-        if directory.resolve() == output.resolve():
+        if output.is_dir() and directory.samefile(output):
             raise InputError(f"--output {output} is one of --datasets, whose train.pkl it would replace. Name another.")
         require_file(directory / "train.pkl", REMEDY)
     maps = id_maps({name: count_items(directory) for name, directory in directories.items()})
@@ -92,7 +92,7 @@ def load_histories(path: Path, count: int) -> Sequences:
     histories = load_sequences(path, REMEDY, shortest=0)
     if not histories.lengths.all():
         user = histories.users[np.argmin(histories.lengths)]
-        raise InputError(f"{path}, user {user!r}: the list is empty, expected one or more item ids. {REMEDY}")
+        raise InputError(f"{path}, user {shown(user)}: the list is empty, expected one or more item ids. {REMEDY}")
     check_ids(histories, count, path, "the data set's items")
     return histories
 
@@ -107,7 +107,7 @@ def load_item_texts(path: Path) -> dict[int, dict]:
     for item, fields in texts.items():
         if not is_id(item) or item < 0 or not isinstance(fields, dict):
             raise InputError(
-                f"{path}, item {item!r}: found {str(fields)[:60]!r}, expected item id -> dict of text fields. {REMEDY}"
+                f"{path}, item {shown(item)}: found {shown(fields)}, expected item id -> dict of text fields. {REMEDY}"
             )
     return texts
 

@@ -42,8 +42,9 @@ def main() -> None:
     add_device_flags(flags)
     args = flags.parse_args()
 
-    output = check_name(args.output)
-    if output.with_suffix(".npy").resolve() == Path(args.embeddings).resolve():
+    output, source = check_name(args.output), Path(args.embeddings)
+    replaced = output.with_suffix(".npy")
+    if replaced.is_file() and source.is_file() and replaced.samefile(source):
         raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
     embeddings = load_matrix(args.embeddings, REMEDY)

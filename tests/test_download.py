@@ -18,7 +18,7 @@ import pytest
 
 from data_processing import data_download
 from tests.conftest import ROOT
-from tests.hub import COMMIT, Asked, StandInHub, serving
+from tests.hub import COMMIT, Asked, StandInHub, listed, serving
 from utils.errors import InputError
 
 WEIGHTS = "recgpt_layer_3_weight.pt"
@@ -387,3 +387,72 @@ def test_real_rar_parts(tmp_path, damaged):
         data_download.unpack_parts(tmp_path)
         assert (np.load(tmp_path / "all_item_text_embeddings.npy") == array).all()
     assert not list(tmp_path.glob(".unpack*"))
+
+
+# Links
+
+
+@pytest.fixture
+def outside(tmp_path) -> Path:
+    """A file that nothing fetched may change or move."""
+    path = tmp_path / "outside" / "kept.npy"
+    path.parent.mkdir()
+    path.write_bytes(b"kept")
+    return path
+
+
+def unpack_with(monkeypatch, folder: Path, *commands: str) -> None:
+    """Unpack the parts in a folder by these commands in place of unrar; $4 is where to."""
+    folder.mkdir()
+    write_rar_parts(folder, [1])
+    program = folder / "unrar"
+    program.write_text("\n".join(["#!/bin/sh", *commands, ""]))
+    program.chmod(0o755)
+    monkeypatch.setattr(data_download.shutil, "which", lambda name: str(program) if name == "unrar" else None)
+    data_download.unpack_parts(folder)
+
+
+@pytest.mark.parametrize("link", ["ln -s", "ln"])
+def test_links_in_archives_are_not_written_through(monkeypatch, tmp_path, outside, link):
+    (tmp_path / "a.tar.gz").write_bytes(packed(EMBEDDINGS))
+    placed = [f'{link} {outside} "$4/all_item_text_embeddings.npy"', f'cp {tmp_path}/a.tar.gz "$4"']
+    unpack_with(monkeypatch, tmp_path / "data", *placed)
+    target = tmp_path / "data/all_item_text_embeddings.npy"
+    assert outside.read_bytes() == b"kept" and not target.is_symlink()
+    assert (np.load(target) == EMBEDDINGS).all()
+
+
+@pytest.mark.parametrize("link", ["ln -s", "ln", "mkfifo $4/x.tar.gz; :"])
+def test_links_in_archives_are_no_files_of_theirs(monkeypatch, tmp_path, outside, link):
+    (tmp_path / "outside/a.tar.gz").write_bytes(packed(EMBEDDINGS))
+    placed = [f'{link} {outside} "$4/all_item_text_embeddings.npy"', f'{link} {outside.parent}/a.tar.gz "$4"']
+    with pytest.raises(InputError, match="the rar parts hold no all_item_text_embeddings.npy"):
+        unpack_with(monkeypatch, tmp_path / "data", *placed)
+    assert outside.read_bytes() == b"kept"
+    assert not list((tmp_path / "data").glob("*.npy"))
+
+
+def test_an_archive_that_unpacks_to_far_more_than_it_is(tmp_path):
+    (tmp_path / "all_item_text_embeddings.tar.gz").write_bytes(packed(np.zeros((100, 1000))))
+    with pytest.raises(InputError, match=r"all_item_text_embeddings.tar.gz: its \d+ bytes unpack to 800128"):
+        data_download.unpack_tar(tmp_path)
+
+
+def test_two_files_of_one_name_in_an_archive(tmp_path):
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
+        for folder in ("a", "b"):
+            member = tarfile.TarInfo(f"{folder}/x.npy")
+            member.size = 3
+            tar.addfile(member, io.BytesIO(folder.encode() * 3))
+    with pytest.raises(InputError, match="holds two files called x.npy"):
+        data_download.unpack_tar(tmp_path)
+
+
+def test_a_partial_file_that_is_a_link_is_not_written_through(download, hub, tmp_path, outside):
+    file = data_download.HubFile(*AMAZON[::-1], None, REVIEWS, 1500, listed(REVIEWS, noise(1500))["oid"], None)
+    partial = file.partial(tmp_path / "data/raw")
+    partial.parent.mkdir(parents=True)
+    partial.symlink_to(outside)
+    download("--amazon", "Pens")
+    assert outside.read_bytes() == b"kept"
+    assert files_in(tmp_path / "data/raw") == hub.contents[AMAZON]

@@ -1,6 +1,7 @@
 """The mask, groups, the loss, caches and the checkpoints of a small model."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,6 +219,50 @@ def test_checkpoint_round_trip_reads_every_size(model, catalog, sequences, tmp_p
     with pytest.raises(InputError, match="--tf_layer 3 contradicts .* has 2 layers"):
         load_model(path, CPU, layers=3)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["m.json", "m.pt"]
+
+
+def test_heads_are_read_from_the_weights_themselves(model, tmp_path, capsys):
+    path = tmp_path / "m.pt"
+    save_state(path, model.state_dict(), {"config": {"heads": 4}})
+    path.with_suffix(".json").unlink()
+    loaded, about = load_model(path, CPU)
+    assert (loaded.config.heads, about, capsys.readouterr().out) == (4, {}, "")
+    plain = RecGPT(RecGPTConfig(layers=2, width=64, embedding_width=32))
+    plain.load_state_dict(torch.load(path, weights_only=True))  # as any program reads it
+    path.with_suffix(".json").write_text('{"config": {"heads": 2}}')
+    with pytest.raises(InputError, match="m.pt was written with 4 heads, the JSON beside it names 2"):
+        load_model(path, CPU)
+
+
+def test_heads_that_nothing_tells_are_told(model, tmp_path, capsys):
+    path = tmp_path / "m.pt"
+    torch.save(dict(model.state_dict()), path)
+    assert load_model(path, CPU)[0].config.heads == 1
+    assert capsys.readouterr().out == f"{path} does not say how many attention heads it has: 1, one per 64 of width\n"
+
+
+def test_a_json_of_other_weights_is_refused(model, tmp_path, monkeypatch):
+    """A run that is killed between the two leaves the JSON of its weights beside those of an earlier run."""
+    path, other = tmp_path / "m.pt", RecGPT(RecGPTConfig(layers=2, width=64, heads=2, embedding_width=32))
+    save_state(path, model.state_dict(), {"config": {"heads": 4}})
+    before, replace = path.read_bytes(), Path.replace
+
+    def killed(self, target):
+        if target == path:
+            raise KeyboardInterrupt
+        replace(self, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("pathlib.Path.replace", killed)
+        save_state(path, other.state_dict(), {"config": {"heads": 2}})
+    assert path.read_bytes() == before and json.loads(path.with_suffix(".json").read_text())["config"]["heads"] == 2
+    with pytest.raises(InputError, match="m.json was written with other weights than .*m.pt.* Remove it"):
+        load_model(path, CPU)
+    save_state(path, other.state_dict(), {"config": {"heads": 2}})
+    assert load_model(path, CPU)[0].config.heads == 2
+    about = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({"config": about["config"]}))  # as older ones are
+    assert load_model(path, CPU)[0].config.heads == 2
 
 
 def test_zip_parts_are_joined(model, tmp_path):

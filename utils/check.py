@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from utils.data import cumulate
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, read_jsonl
 from utils.fsq import check_width
 from utils.release import check_encoded, is_id, is_time, whole_numbers
@@ -214,9 +214,13 @@ def check_texts(report: Report, folder: Path, count: int | None) -> None:
     texts = report.attempt(load_pickle, path, dict, REMEDY)
     if texts is None:
         return
-    unknown = (repr(item) for item in texts if not is_id(item) or item < 0 or (count is not None and item >= count))
+    unknown = (shown(item) for item in texts if not is_id(item) or item < 0 or (count is not None and item >= count))
     report.fault(path, "texts of items that are not among the rows of item_text_embeddings.npy", unknown)
-    odd = (f"item {item!r} ({type(fields).__name__})" for item, fields in texts.items() if not isinstance(fields, dict))
+    odd = (
+        f"item {shown(item)} ({type(fields).__name__})"
+        for item, fields in texts.items()
+        if not isinstance(fields, dict)
+    )
     report.fault(path, "texts that are no dicts of fields", odd)
 
 
@@ -243,4 +247,4 @@ def _is_list(value: Any) -> bool:
 
 
 def _of(user: Any) -> str:
-    return f"user {user!r}"
+    return f"user {shown(user)}"

@@ -2,18 +2,25 @@
 
 import glob
 import io
+import os
+import re
+import shutil
 import tempfile
 import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from utils.errors import InputError
-from utils.files import atomic_write, read_json, save_json
+from utils.errors import InputError, reason, shown
+from utils.files import MOST_UNPACKED, atomic_write, limited_memory, read_json, save_json
+from utils.resume import fingerprint
 
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
+TENSOR_MEMORY = 4  # times the size of a file: it is read into memory, and a tensor may have two names
 # Buffers that older transformers versions wrote beside the weights; they hold masks, which are computed here.
 IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")
 
@@ -38,17 +45,20 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     except PermissionError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}. Change its permissions.") from error
     except Exception as error:  # torch and zipfile raise many types for damaged or refused files
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path} is not a whole checkpoint of plain tensors ({reason}); truncated, corrupt, or made to run code: "
-            "refused. Fetch or write it again."
+            f"{path} is not a whole checkpoint of plain tensors ({reason(error)}); truncated, corrupt, or made to do "
+            "harm: refused. Fetch or write it again."
         ) from error
-    if not isinstance(state, dict) or not all(_is_plain(name, value) for name, value in state.items()):
+    attributes = getattr(state, "__dict__", {}).keys() - {"_metadata"}  # others may stand in for its methods
+    if not isinstance(state, dict) or attributes or not all(_is_plain(*entry) for entry in state.items()):
         raise InputError(f"{path} holds no plain mapping from names to tensors. Give weights (a state dict), not more.")
     for name, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"{path}: {name} holds NaN or infinity. Use an earlier checkpoint.")
-    return {name.removeprefix("module."): value for name, value in state.items() if not name.endswith(IGNORED_ENDINGS)}
+            raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
+    kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
+    weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
+    weights._metadata = _noted(noted_heads(state))
+    return weights
 
 
 def _is_plain(name: Any, value: Any) -> bool:
@@ -68,15 +78,43 @@ def load_tensors(file: IO[bytes], mapped: bool = False) -> Any:
     With `mapped` the tensors of a file that has a name stay there until they are used.
 
     Raises:
-        ValueError: a checksum is wrong; and whatever torch raises for a damaged file.
+        ValueError: a damaged file, one that asks for more than tensors and plain values, or one whose records or
+            tensors are larger than it is.
     """
+    size = file.seek(0, os.SEEK_END)
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
+            unpacked = sum(record.file_size for record in archive.infolist())
+            if unpacked > size:  # torch stores its records as they are
+                raise ValueError(f"its {size} bytes unpack to {unpacked}")
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
     file.seek(0)
-    return torch.load(file.name if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    try:
+        with limited_memory(TENSOR_MEMORY * size):
+            loaded = torch.load(file.name if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # whose words go on to say how to load it nevertheless
+        asked = re.search(r"GLOBAL (\S+)", str(error))
+        short = isinstance(error, MemoryError) or "memory" in str(error)
+        found = "it asks for more memory than its size needs" if short else "it is no whole file of torch.save"
+        raise ValueError(f"it asks for {asked[1]}" if asked else found) from error
+    held = sum(tensor.numel() * tensor.element_size() for tensor in _tensors_in(loaded))
+    if held > TENSOR_MEMORY * size:  # the same few numbers again and again, until they are copied
+        raise ValueError(f"its {size} bytes claim tensors of {held}")
+    return loaded
+
+
+def _tensors_in(loaded: Any) -> Iterator[Tensor]:
+    """The tensors in dicts, lists and tuples, each container once."""
+    waiting, seen = [loaded], set()
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            waiting += value.values() if isinstance(value, dict) else value
 
 
 def find_parts(path: Path) -> list[Path]:
@@ -84,7 +122,7 @@ def find_parts(path: Path) -> list[Path]:
     if path.is_file() and PART not in path.name:
         return []
     stem = path.name.split(PART)[0]
-    parts = sorted(path.parent.glob(f"{glob.escape(stem)}{PART}*"))
+    parts = sorted(part for part in path.parent.glob(f"{glob.escape(stem)}{PART}*") if part.is_file())
     for place, part in enumerate(parts):
         expected = f"{stem}{PART}{chr(ord('a') + place // 26)}{chr(ord('a') + place % 26)}"
         if part.name != expected:
@@ -96,11 +134,19 @@ def _joined(parts: list[Path]) -> IO[bytes]:
     """The one file inside a zip archive that is given in parts."""
     with tempfile.TemporaryFile() as archive:
         for part in parts:
-            archive.write(part.read_bytes())
+            with part.open("rb") as file:
+                shutil.copyfileobj(file, archive)
+        size = archive.tell()
         with zipfile.ZipFile(archive) as unzipped:
-            weights = [name for name in unzipped.namelist() if name.endswith(".pt") and "__MACOSX" not in name]
+            weights = [
+                entry
+                for entry in unzipped.infolist()
+                if entry.filename.endswith(".pt") and "__MACOSX" not in entry.filename
+            ]
             if len(weights) != 1:
                 raise ValueError(f"the archive holds {len(weights)} .pt files, expected one")
+            if weights[0].file_size > MOST_UNPACKED * size:
+                raise ValueError(f"its {size} bytes unpack to {weights[0].file_size}")
             return io.BytesIO(unzipped.read(weights[0]))
 
 
@@ -108,7 +154,7 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     """Load a complete state dict; otherwise InputError with the first names that are missing, odd or misshapen."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in own]
+    problems += [f"unknown {shown(name)}" for name in state if name not in own]
     problems += [
         f"{name} is {tuple(state[name].shape)}, expected {tuple(own[name].shape)}"
         for name in own
@@ -132,27 +178,59 @@ def about_path(path: str | Path) -> Path:
 
 
 def read_about(path: str | Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint; empty where there is none (the release has none)."""
-    beside = about_path(path)
-    return read_json(beside) if beside.is_file() else {}
+    """The JSON beside a checkpoint; empty where there is none (the release has none).
+
+    Raises:
+        InputError: it is of other weights, as a run leaves it that is killed between the two.
+    """
+    path, beside = Path(path), about_path(path)
+    about = read_json(beside) if beside.is_file() else {}
+    weights = about.get("weights")  # older ones have none
+    if weights is not None and PART not in path.name and path.is_file() and weights != fingerprint(path):
+        raise InputError(
+            f"{beside} was written with other weights than {path} holds now. Remove it if you know that these are the "
+            "ones you want; otherwise write or fetch both again."
+        )
+    return about
 
 
 def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically.
 
-    The JSON first: weights without it would be read with the usual number of heads, and fit any tokenizer.
+    The JSON has the fingerprint of the weights, which have their heads with them, where other programs look past them.
     """
-    save_json(about_path(path), about)
-    save_tensors(path, {name: value.detach().cpu() for name, value in state.items()})
+    weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
+    weights._metadata = _noted(about.get("config", {}).get("heads"))
+    with atomic_write(path) as file:
+        _write_tensors(file, weights)
+        file.flush()
+        save_json(about_path(path), {**about, "weights": fingerprint(file.name)})
+
+
+def _noted(heads: int | None) -> dict[str, dict[str, Any]]:
+    """Heads in the place that torch keeps beside the names and tensors, and gives to who asks for it only."""
+    return {"": {"heads": heads}}
+
+
+def noted_heads(state: dict[str, Tensor]) -> int | None:
+    """The attention heads that `save_state` noted in the weights; None in those of others."""
+    metadata = getattr(state, "_metadata", None)
+    own = dict.get(metadata, "") if isinstance(metadata, dict) else None
+    heads = dict.get(own, "heads") if isinstance(own, dict) else None
+    return heads if type(heads) is int and 0 < heads < 2**31 else None
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:
     """Write what torch.save takes atomically, tensor by tensor: no second copy of it in memory."""
     with atomic_write(path) as file:
-        try:
-            torch.save(value, file)
-        except RuntimeError as error:  # torch's own, about its position, in place of what the disk said
-            raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        _write_tensors(file, value)
+
+
+def _write_tensors(file: IO[bytes], value: dict[str, Any]) -> None:
+    try:
+        torch.save(value, file)
+    except RuntimeError as error:  # torch's own, about its position, in place of what the disk said
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:

@@ -5,63 +5,46 @@ import gc
 import glob
 import gzip
 import json
+import math
 import mmap
 import os
 import pickle
 import platform
+import resource
 import shutil
+import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from utils.errors import DiskError, InputError
+from utils.errors import DiskError, InputError, reason
+from utils.pickles import ForbiddenError, PlainUnpickler
 
-# What a pickle of plain containers and numpy arrays may ask for. Everything else is refused before it is looked up.
-ALLOWED_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("collections", "defaultdict"),
-    # Protocols up to 2 say __builtin__, as Python 2 did.
-    *(
-        (module, name)
-        for module in ("builtins", "__builtin__")
-        for name in ("dict", "list", "set", "frozenset", "int", "bytearray")
-    ),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-    *(
-        (f"numpy.{core}.{module}", name)
-        for core in ("core", "_core")
-        for module, name in (
-            ("multiarray", "_reconstruct"),
-            ("multiarray", "scalar"),
-            ("numeric", "_frombuffer"),
-        )
-    ),
-}
+PICKLE_MEMORY = 64  # bytes that a byte of a pickle may take: a list of its own takes two bytes there
+STACK_PER_BYTE, MOST_STACK = 128, 1 << 30
+SPARE_MEMORY = 1 << 28  # bytes that reading a file may take besides
+MOST_UNPACKED = 10  # times the size of an archive of weights or embeddings, which hardly shrink
+LONGEST_LINE = 1 << 24  # characters, of JSON lines
+_LIMITED = threading.RLock()
 
 
-class PlainUnpickler(pickle.Unpickler):
-    """Unpickles plain containers, numbers, strings and numpy arrays; refuses every other class or function."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Look up a name the pickle asks for, if it is on the list."""
-        if (module, name) not in ALLOWED_GLOBALS:
-            raise ForbiddenGlobalError(f"{module}.{name}")
-        return super().find_class(module, name)
-
-
-class ForbiddenGlobalError(Exception):
-    """A pickle asked for something that is not plain data."""
+def resolved(path: str | Path) -> Path:
+    """The path behind all links; InputError where they lead in a circle."""
+    try:
+        return Path(path).resolve()
+    except (OSError, RuntimeError) as error:  # the latter of Python before 3.13
+        raise InputError(f"{path}: a link there leads in a circle. Name another place.") from error
 
 
 def require_file(path: str | Path, remedy: str) -> Path:
     """The path if it is a file; otherwise InputError with the remedy (which script makes or fetches it)."""
     path = Path(path)
     if not path.is_file():
+        resolved(path)
         found = "is a directory" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}; a file was expected here. {remedy}")
     return path
@@ -76,22 +59,68 @@ def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str
     path = require_file(path, remedy)
     try:
         with path.open("rb") as file, _without_garbage_collection():
-            loaded = PlainUnpickler(file).load()
-    except ForbiddenGlobalError as error:
+            loaded = _unpickle(file, path.stat().st_size)
+    except ForbiddenError as error:
         raise InputError(
-            f"{path} asks for {error}, which is neither a plain container nor numpy: refused, nothing was executed. "
-            "Use a file from a source you trust, saved as plain dicts, lists and arrays."
+            f"{path} asks for {error}, which is neither a plain container nor an array of numbers or text: refused, "
+            "nothing was executed. Use a file from a source you trust, saved as plain dicts, lists and arrays."
         ) from None
+    except MemoryError as error:
+        raise InputError(
+            f"{path} asks for more memory than a pickle of its {path.stat().st_size} bytes needs: refused. {remedy}"
+        ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise InputError(f"{path} cannot be read: {reason(error)}.") from error
     except Exception as error:  # a damaged pickle may raise nearly anything
         raise InputError(
-            f"{path} is not a whole pickle file ({type(error).__name__}: {error}); it is truncated or corrupt. {remedy}"
+            f"{path} is not a whole pickle file ({reason(error)}); it is truncated or corrupt. {remedy}"
         ) from error
     if not isinstance(loaded, expected):
         names = expected.__name__ if isinstance(expected, type) else " or ".join(kind.__name__ for kind in expected)
         raise InputError(f"{path} holds a {type(loaded).__name__}, expected a {names}. {remedy}")
     return loaded
+
+
+def _unpickle(file: IO[bytes], size: int) -> Any:
+    """The content of a pickle, read where neither its size in memory nor the depth of its keys can end the process.
+
+    Tuples in tuples are hashed, as keys, by a recursion in C that only the end of the stack stops: it runs in a thread
+    whose stack is large enough for as many as the file has bytes.
+    """
+
+    def load() -> Any:
+        with limited_memory(PICKLE_MEMORY * size):
+            return PlainUnpickler(file).load()
+
+    previous = threading.stack_size((1 << 24) + min(STACK_PER_BYTE * size, MOST_STACK) // 4096 * 4096)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            loaded = pool.submit(load).result()
+    finally:
+        threading.stack_size(previous)
+    keys = [key for key in loaded if type(key) is tuple] if isinstance(loaded, dict) else []
+    if any(type(part) is tuple for key in keys for part in key):
+        raise ForbiddenError("keys that are tuples in tuples")
+    return loaded
+
+
+@contextlib.contextmanager
+def limited_memory(allowed: int) -> Iterator[None]:
+    """MemoryError in place of taking more than so many bytes, and a few to spare, where the system can say (Linux).
+
+    For the time of reading a file from others, a few bytes of which may ask for any amount.
+    """
+    taken = Path("/proc/self/statm")
+    with _LIMITED:
+        before, most = resource.getrlimit(resource.RLIMIT_AS)
+        if taken.is_file():
+            limit = int(taken.read_text().split()[0]) * resource.getpagesize() + SPARE_MEMORY + allowed
+            limit = limit if before == resource.RLIM_INFINITY else min(limit, before)
+            resource.setrlimit(resource.RLIMIT_AS, (limit, most))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, (before, most))
 
 
 @contextlib.contextmanager
@@ -114,12 +143,11 @@ def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
     """
     path = require_file(path, remedy)
     try:
-        array = np.load(path, mmap_mode=mode, allow_pickle=False)
+        return np.lib.format.open_memmap(path, mode=mode)
     except Exception as error:  # a damaged header may raise nearly anything
-        raise InputError(f"{path} is not a whole .npy array ({error}); it is truncated or corrupt. {remedy}") from error
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{path} holds an archive, expected one array. {remedy}")
-    return array
+        raise InputError(
+            f"{path} is not a whole .npy array ({reason(error)}); it is truncated or corrupt. {remedy}"
+        ) from error
 
 
 def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
@@ -129,7 +157,7 @@ def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
         InputError: missing or damaged file, or not a two-dimensional array of floats.
     """
     matrix = load_array(path, remedy)
-    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not len(matrix):
+    if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
         raise InputError(
             f"{path} holds shape {matrix.shape}, {matrix.dtype}, expected a floating-point "
             f"matrix (items, width). {remedy}"
@@ -158,7 +186,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         loaded = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not readable JSON ({error}). Delete it, or restore it from a backup.") from error
+        raise InputError(f"{path} is not readable JSON ({reason(error)}). Delete or restore it.") from error
     if not isinstance(loaded, dict):
         raise InputError(f"{path} holds a JSON {type(loaded).__name__}, expected an object. Delete or restore it.")
     return loaded
@@ -183,7 +211,11 @@ def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
-            for number, line in enumerate(lines, start=1):
+            for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
+                if len(line) == LONGEST_LINE:  # a few bytes of a compressed file may go on for gigabytes
+                    raise InputError(
+                        f"{path}, line {number}: longer than {LONGEST_LINE} characters. Split or remove it."
+                    )
                 if not line.strip():
                     continue
                 record = json.loads(line)
@@ -193,7 +225,7 @@ def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise InputError(f"{path}, after line {number}: cannot be read ({error}). {remedy}") from error
+        raise InputError(f"{path}, after line {number}: cannot be read ({reason(error)}). {remedy}") from error
     except (RecursionError, ValueError) as error:
         known = {RecursionError: "lists in lists, too deep", UnicodeEncodeError: "half of a \\ud83d\\ude00 pair"}
         found = known.get(type(error), "a number of too many digits")
@@ -210,7 +242,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
     Raises:
         DiskError: the file cannot be written.
     """
-    path = Path(path).resolve()
+    path = resolved(path)
     encoding = None if "b" in mode else "utf-8"
     if path.exists() and not path.is_file() and not path.is_dir():
         with path.open(mode, encoding=encoding) as file:
@@ -259,6 +291,7 @@ def check_writable(path: str | Path) -> None:
     Called before long work as well, so that its result is not lost for want of a place.
     """
     path = Path(path)
+    resolved(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory; a file is to be written here. Name a file.")
     try:
@@ -276,7 +309,7 @@ def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Itera
     Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
     of other items or users. On failure they stay as they were, and nothing new appears.
     """
-    output = Path(output).resolve()
+    output = resolved(output)
     staging = _partial(output)
     if output.is_dir():  # which may be a disk of its own, to which nothing can be moved from beside it
         staging = _partial(output / output.name)
@@ -339,5 +372,14 @@ def save_matrix(path: str | Path, matrix: np.ndarray) -> None:
 def save_json(path: str | Path, value: dict[str, Any]) -> None:
     """Write an indented JSON object atomically."""
     with atomic_write(path, "w") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
+        json.dump(finite(value), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
+
+
+def finite(value: Any) -> Any:
+    """A value for JSON, which has no words for NaN and infinity, with None in their place in dicts and lists."""
+    if isinstance(value, dict):
+        return {name: finite(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

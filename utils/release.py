@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.data import Catalog, Sequences, cumulate
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.files import load_matrix, load_pickle, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.resume import fingerprint
@@ -56,13 +56,13 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     for user, items in users.items():
         if not isinstance(items, (list, tuple)) and not (isinstance(items, np.ndarray) and items.ndim == 1):
             raise InputError(
-                f"{path}, user {user!r}: found {type(items).__name__}, expected a list of item ids. {remedy}"
+                f"{path}, user {shown(user)}: found {type(items).__name__}, expected a list of item ids. {remedy}"
             )
     lengths = np.fromiter((len(items) for items in users.values()), np.int64, len(users))
     items = whole_numbers(list(chain.from_iterable(users.values())))
     if items is None:
         user, odd = next((user, item) for user, listed in users.items() for item in listed if not is_id(item))
-        raise InputError(f"{path}, user {user!r}: item id {odd!r} is not a whole number of 63 bits. {remedy}")
+        raise InputError(f"{path}, user {shown(user)}: item id {shown(odd)} is not a whole number of 63 bits. {remedy}")
     keys = np.empty(len(users), dtype=object)
     keys[:] = list(users)
     sequences = Sequences(keys, items, cumulate(lengths))
@@ -70,8 +70,8 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     short = np.flatnonzero(lengths < shortest)
     if len(short) and not drop_short:
         raise InputError(
-            f"{path}, user {keys[short[0]]!r}: {lengths[short[0]]} item(s), expected {shortest} or more (a history and "
-            f"a target); {len(short)} user(s) like this. Remove them, or pass --drop_short."
+            f"{path}, user {shown(keys[short[0]])}: {lengths[short[0]]} item(s), expected {shortest} or more "
+            f"(a history and a target); {len(short)} user(s) like this. Remove them, or pass --drop_short."
         )
     if len(short):
         sequences = sequences.select(np.flatnonzero(lengths >= shortest))
@@ -107,7 +107,7 @@ def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
     if len(wrong):
         user = sequences.users[np.searchsorted(sequences.offsets, wrong[0], side="right") - 1]
         raise InputError(
-            f"{path}, user {user!r}: item id {sequences.items[wrong[0]]} has no row in {owner} "
+            f"{path}, user {shown(user)}: item id {sequences.items[wrong[0]]} has no row in {owner} "
             f"(expected 0 to {count - 1}); {len(wrong)} such ids. Make both files from the same items."
         )
 
@@ -123,7 +123,7 @@ def codes_array(listed: list[Any], path: Path) -> np.ndarray:
     if flat is None:
         row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
         if row is not None or not len(listed):
-            found = repr(listed[row])[:60] if row is not None else "no rows"
+            found = shown(listed[row]) if row is not None else "no rows"
             raise InputError(
                 f"{path}, row {row or 0}: found {found}, expected {CODES_PER_ITEM} whole numbers. "
                 "Make it again (make_token_list.py)."
@@ -217,7 +217,7 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
         row = id_map.get(item)
         if not is_id(row) or not 0 <= row < len(embeddings):
             raise InputError(
-                f"{map_path}: item {item} of eval.pkl maps to row {row!r}, expected 0 to "
+                f"{map_path}: item {item} of eval.pkl maps to row {shown(row)}, expected 0 to "
                 f"{len(embeddings) - 1} of {matrix_path}. {MAKE_EVAL}"
             )
     codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.errors import DiskError, InputError
-from utils.files import check_writable, forget_pages, read_json, save_json
+from utils.files import check_writable, forget_pages, read_json, resolved, save_json
 
 BLOCKS, BLOCK = 256, 1 << 14  # read of a large file for its fingerprint
 NOTE_EVERY = 5.0  # seconds between two notes of how far the rows are on disk
@@ -55,7 +55,7 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
         InputError: another run is at work there.
         DiskError: no space for it. The space is taken first: a map on a full disk would end the process by a signal.
     """
-    path = Path(path).resolve()
+    path = resolved(path)
     partial, notes = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.json")
     job = {**job, "shape": list(shape), "dtype": np.dtype(dtype).str}
     check_writable(path)

@@ -14,7 +14,7 @@ import duckdb
 import numpy as np
 
 from utils.errors import DiskError, InputError
-from utils.files import check_writable
+from utils.files import check_writable, resolved
 from utils.resume import fingerprint
 
 MEMORY = 3.0  # GiB that DuckDB may hold before it spills; Python and its own overhead come on top
@@ -61,7 +61,8 @@ def workspace(output: Path, job: dict[str, Any], memory: float = MEMORY) -> Iter
         InputError: another run is at work there.
         DiskError: there is no room.
     """
-    path = output.resolve().with_name(f".{output.resolve().name}.duckdb")
+    output = resolved(output)
+    path = output.with_name(f".{output.name}.duckdb")
     check_writable(path)
     try:
         connection = _connect(path, json.dumps({**job, "duckdb": duckdb.__version__}, sort_keys=True, default=str))
