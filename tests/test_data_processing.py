@@ -673,5 +673,5 @@ def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
     embeddings = np.zeros((10, WIDTH), dtype=np.float32)
     embeddings[9] = np.inf
     with pytest.raises(InputError, match="rows.npy, row 9"):
-        filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None)
+        filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None, Path())
         make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy", filling)
