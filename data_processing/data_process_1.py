@@ -8,7 +8,7 @@ Reads JSON lines, gzip-compressed or not, in the form of Amazon Reviews 2023: re
 timestamp, metadata with parent_asin and the text fields. Names such as
 hf://datasets/McAuley-Lab/Amazon-Reviews-2023/raw/review_categories/Baby_Products.jsonl are fetched to data/raw first.
 Writes to OUTPUT train.pkl and test.pkl (dict user -> item ids in time order) and item_text_dict.pkl (dict item id ->
-dict of text fields). Users and items are numbered from 0.
+dict of text fields), and dataset.json, which lists them with hashes. Users and items are numbered from 0.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
 killed goes on with the tables that were finished.
@@ -34,7 +34,8 @@ from data_processing.data_download import RAW, local_file
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
-from utils.files import read_jsonl, require_file, save_dict, staged_directory
+from utils.files import read_jsonl, require_file, save_dict
+from utils.manifest import staged_set
 from utils.release import DATA_SET
 from utils.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 
@@ -93,7 +94,7 @@ def main() -> None:
         histories = number_histories(tables, reviews, args.min_interactions)
         made = gather_texts(tables, meta)
         in_test = draw_test(len(histories), args.test_share, args.seed)
-        with staged_directory(output, DATA_SET) as staging:
+        with staged_set(output, DATA_SET) as staging:
             save_dict(staging / "train.pkl", numbered(histories, ~in_test))
             save_dict(staging / "test.pkl", numbered(histories, in_test))
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))

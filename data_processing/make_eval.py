@@ -5,8 +5,8 @@
 
 Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random) and
 writes to OUTPUT eval.pkl (dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's
-fingerprint in token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings) and
-all_item_text_embeddings_eval.npy (N, E).
+fingerprint in token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings),
+all_item_text_embeddings_eval.npy (N, E) and .json, and dataset.json, which lists them with hashes.
 """
 
 import sys
@@ -24,7 +24,9 @@ from data_processing.pre_train_data_process import common_encoder, load_embeddin
 from utils.cli import parser, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
-from utils.files import save_pickle, staged_directory
+from utils.files import save_json, save_pickle
+from utils.manifest import staged_set
+from utils.release import HELD_OUT
 from utils.util import add_device_flags, pick_device
 
 
@@ -41,7 +43,7 @@ def main() -> None:
 
     directories = named_directories(args.datasets)
     matrices = load_embeddings(list(directories.values()))
-    common_encoder(list(directories.values()))
+    encoder = common_encoder(list(directories.values()))
     maps = list(id_maps(dict(zip(directories, map(len, matrices.values()), strict=True))).values())
     histories = [
         draw_users(all_histories(directory, len(matrix)), args.users, args.seed)
@@ -54,11 +56,13 @@ def main() -> None:
 
     output = Path(args.output)
     merged = dict(enumerate(merge_histories(histories, maps)))
-    matrix_path = output / "all_item_text_embeddings_eval.npy"
-    with merged_matrix(matrix_path, matrices, maps, "float32"), staged_directory(output) as staging:
+    *listed, matrix_name = HELD_OUT
+    with merged_matrix(output / matrix_name, matrices, maps, "float32") as made, staged_set(output, listed) as staging:
         save_pickle(staging / "eval.pkl", merged)
         save_pickle(staging / "eval_id_map.pkl", {item: item for item in range(len(codes))})
-        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer)
+        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer, made)
+        about = {"encoder": encoder, "rows": len(codes), "width": tokenizer.embedding_width, "files": {".npy": made}}
+        save_json((staging / matrix_name).with_suffix(".json"), about)
     print(
         f"{output}: {len(merged)} users, {sum(map(len, merged.values()))} interactions, "
         f"{describe(codebook_report(codes))}"

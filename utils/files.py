@@ -270,11 +270,12 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Iterator[Path]:
-    """A hidden folder to write several files in, which are moved to `output` together when all are whole.
+def staged_directory(output: str | Path, belonging: Iterable[str] = (), first: str = "") -> Iterator[Path]:
+    """A hidden folder to write several files in, which are moved to `output` when all are whole: one by one, by name.
 
     Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
-    of other items or users. On failure they stay as they were, and nothing new appears.
+    of other items or users. On failure they stay as they were, and nothing new appears. Files that end in `first` are
+    moved before the others: a killed move shows itself where they list those (see `utils.manifest`).
     """
     output = Path(output).resolve()
     staging = _partial(output)
@@ -285,7 +286,7 @@ def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Itera
         staging.mkdir()
         yield staging
         output.mkdir(exist_ok=True)
-        made = sorted(staging.iterdir())
+        made = sorted(staging.iterdir(), key=lambda file: (file.suffix != first, file.name))
         for file in made:
             file.replace(output / file.name)
         for name in set(belonging) - {file.name for file in made}:

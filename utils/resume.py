@@ -81,6 +81,7 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
     path = Path(path).resolve()
     partial, notes = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.json")
     job = {**job, "shape": list(shape), "dtype": np.dtype(dtype).str}
+    new_folder = not path.parent.exists()
     check_writable(path)
     with _alone(partial):
         try:
@@ -114,6 +115,8 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
         except InputError:  # the same input would fail again
             partial.unlink()
             notes.unlink()
+            if new_folder and not any(path.parent.iterdir()):
+                path.parent.rmdir()
             raise
         matrix.flush()
         partial.replace(path)
