@@ -3,10 +3,11 @@
     python data_processing/make_eval.py --datasets data/office data/food --output data/eval
     python data_processing/make_eval.py --datasets data/food --users 5000 --seed 0 --output data/eval
 
-Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random) and
-writes to OUTPUT eval.pkl (dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's
-fingerprint in token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings),
-all_item_text_embeddings_eval.npy (N, E) and .json, and dataset.json, which lists them with hashes.
+Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random; a user
+whose list in test.pkl only goes on from that in train.pkl is read once, from test.pkl) and writes to OUTPUT eval.pkl
+(dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's fingerprint in
+token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings), all_item_text_embeddings_eval.npy
+(N, E) and .json, and dataset.json, which lists them with hashes.
 """
 
 import sys
@@ -70,7 +71,10 @@ def main() -> None:
 
 
 def all_histories(directory: Path, count: int) -> Sequences:
-    """The histories of a data set's train.pkl and test.pkl, of which there must be one.
+    """The histories of a data set's train.pkl and test.pkl, of which there must be one; each user's is read once.
+
+    A list of train.pkl with which the same user's list in test.pkl begins is left out: splits in time give such. Where
+    it goes on otherwise, the files have numbered their users each for itself, and both lists are read.
 
     Raises:
         InputError: neither file, a damaged one, or an item id without one of the `count` embeddings.
@@ -79,8 +83,28 @@ def all_histories(directory: Path, count: int) -> Sequences:
     if not paths:
         raise InputError(f"{directory} has neither train.pkl nor test.pkl. {REMEDY}")
     parts = [load_histories(path, count) for path in paths]
+    if len(parts) == 2:
+        parts[0] = unlike_test(directory, *parts)
     lengths = np.concatenate([part.lengths for part in parts])
     return Sequences(None, np.concatenate([part.items for part in parts]), cumulate(lengths))
+
+
+def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences:
+    """The histories of train.pkl with which no list of the same user in test.pkl begins; tells how many do."""
+    in_test = dict(zip(test.users, test.lists(), strict=True))
+    shared = {row: in_test[user] for row, user in enumerate(train.users) if user in in_test}
+    lists = train.lists()
+    again = [row for row, longer in shared.items() if longer[: len(lists[row])] == lists[row]]
+    if again:
+        print(
+            f"{directory}: {len(again)} of {len(train)} users of train.pkl go on in test.pkl: read once, from test.pkl"
+        )
+    if len(again) < len(shared):
+        print(
+            f"{directory}: {len(shared) - len(again)} names in both train.pkl and test.pkl have other histories there: "
+            "read as two users each"
+        )
+    return train.select(np.setdiff1d(np.arange(len(train)), again))
 
 
 def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:

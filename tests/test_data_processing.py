@@ -617,6 +617,22 @@ def test_make_eval(call, tmp_path, two_data_sets, tokenizer_file):
     assert len(load(tmp_path / "few/eval.pkl")) == 4
 
 
+def test_make_eval_reads_each_user_once(call, tmp_path, two_data_sets, tokenizer_file, capsys):
+    """anna's list in test.pkl is longer by its target; the bens only share a name; carl and dora are in one file."""
+    (a, b), _ = two_data_sets
+    save(a / "train.pkl", {"anna": [0, 1], "ben": [2, 3], "carl": [4, 4]})
+    save(a / "test.pkl", {"dora": [4, 0], "ben": [3, 2, 3], "anna": [0, 1, 2]})
+    call("make_eval", "--datasets", a, b, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "eval")
+    users = list(load(tmp_path / "eval/eval.pkl").values())
+    assert users == [[2, 3], [4, 4], [4, 0], [3, 2, 3], [0, 1, 2], [6, 5], [5, 7]]
+    told = capsys.readouterr().out
+    assert f"{a}: 1 of 3 users of train.pkl go on in test.pkl: read once, from test.pkl" in told
+    assert f"{a}: 1 names in both train.pkl and test.pkl have other histories there: read as two users each" in told
+    assert str(b) not in told  # nobody there is in both
+    call("make_eval", "--datasets", a, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "few", "--users", 4)
+    assert len({tuple(items) for items in load(tmp_path / "few/eval.pkl").values()}) == 4
+
+
 def test_bad_data_sets_are_named(call, tmp_path, two_data_sets, tokenizer_file):
     (a, b), _ = two_data_sets
     merge = ("data_process_2", "--output", tmp_path / "o", "--datasets", a)

@@ -1,5 +1,6 @@
 """Data sets that are made again: all old, all new, or refused, whenever the run was killed and whatever was full."""
 
+import argparse
 import errno
 import os
 import shutil
@@ -25,6 +26,8 @@ from data_processing import (
     pack,
     pre_train_data_process,
 )
+from model import RecGPTConfig
+from pre_train import facts
 from tests.test_data_processing import (
     WIDTH,
     HashEncoder,
@@ -346,6 +349,18 @@ def test_texts_that_changed_where_a_fingerprint_does_not_look_are_encoded_again(
     load_test(Path("out"), cold=False)
     call(f"{ENCODE} one")
     assert "encoded already" in capsys.readouterr().out
+
+
+def test_the_best_so_far_is_of_the_very_held_out_histories(world, call, few_samples):
+    call(CASES["eval"].first[0])
+    for line in PRE_TRAIN:
+        call(line)
+    packed.pack("out")
+    args = argparse.Namespace(eval_every=1, eval_path="out", data_path="out")
+    config, accelerator = RecGPTConfig(layers=1, width=64, embedding_width=WIDTH), argparse.Namespace(num_processes=1)
+    known = facts(args, config, packed.open_packed("out")[0], accelerator)["held_out"]
+    change_in_place(Path("out/eval.pkl"))
+    assert facts(args, config, packed.open_packed("out")[0], accelerator)["held_out"] != known
 
 
 def test_tables_are_of_the_very_file(tmp_path, few_samples):
