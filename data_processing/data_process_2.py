@@ -3,7 +3,7 @@
     python data_processing/data_process_2.py --datasets data/books data/toys data/baby --output data/pre_train
 
 Writes to OUTPUT train.pkl (dict user -> merged item ids, users numbered from 0) and item_id_maps.pkl (dict data set
-name -> int64 array, own item id -> merged item id). Every item of every data set is kept, also those that only its test
+name -> list: of each own item id the merged one). Every item of every data set is kept, also those that only its test
 users have: they are candidates too, and a data set's ids stay one block. dataset.json lists both files with hashes, and
 those of the data sets' texts. One data set at a time is in memory.
 """
@@ -23,7 +23,7 @@ from tqdm import tqdm
 from utils.cli import parser, run
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.files import load_matrix, load_pickle, require_file, save_dict, save_pickle
+from utils.files import load_matrix, load_pickle, require_file, save_dict
 from utils.manifest import MANIFEST, check_whole, staged_set
 from utils.release import HISTORIES, MAPS, catalogs, check_encoded, check_ids, is_id, load_sequences
 
@@ -52,7 +52,7 @@ def main() -> None:
         save_dict(staging / HISTORIES, enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
         if not counts["users"]:
             raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl has a user. {REMEDY}")
-        save_pickle(staging / MAPS, maps)
+        save_dict(staging / MAPS, ((name, id_map.tolist()) for name, id_map in maps.items()))
     items = sum(map(len, maps.values()))
     print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")
 

@@ -25,7 +25,7 @@ from utils.data import check_finite
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json, staged_directory
 from utils.manifest import MANIFEST, check_whole
-from utils.release import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_encoder
+from utils.release import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_encoder, whole_numbers
 from utils.resume import content, identity, resumable_matrix
 
 CHUNK = 16_384  # rows copied at once
@@ -68,10 +68,11 @@ def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     maps = load_pickle(path, dict, MAPS_REMEDY)
     if set(maps) != set(names):
         raise InputError(f"{path} is for {list(maps)}, --datasets names {names}. {MAPS_REMEDY}")
+    maps = {name: whole_numbers(ids) if isinstance(ids, list) else ids for name, ids in maps.items()}
     for name, ids in maps.items():
         if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind != "i":
             raise InputError(
-                f"{path}, {name}: found {str(ids)[:60]}, expected an array of whole numbers. {MAPS_REMEDY}"
+                f"{path}, {name}: found {str(maps[name])[:60]}, expected a list of whole numbers. {MAPS_REMEDY}"
             )
     merged = np.sort(np.concatenate(list(maps.values())))
     if not np.array_equal(merged, np.arange(len(merged))):

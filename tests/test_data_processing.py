@@ -575,9 +575,7 @@ def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsy
     output = tmp_path / "pre_train"
     call("data_process_2", "--datasets", *directories, "--output", output)
     assert load(output / "train.pkl") == {0: [0, 1], 1: [2, 2], 2: [6, 5]}
-    maps = load(output / "item_id_maps.pkl")
-    assert {name: ids.tolist() for name, ids in maps.items()} == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}
-    assert maps["a"].dtype == np.int64
+    assert load(output / "item_id_maps.pkl") == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}
 
     # In another order than before: the maps decide.
     call("pre_train_data_process", "--datasets", *directories[::-1], "--output", output, "--dtype", "float16")

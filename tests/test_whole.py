@@ -3,6 +3,7 @@
 import argparse
 import errno
 import os
+import pickletools
 import shutil
 import signal
 import sys
@@ -41,7 +42,8 @@ from tests.test_data_processing import (
 from utils import packed, resume, tables
 from utils.check import check_directory
 from utils.errors import InputError
-from utils.release import load_eval, load_pre_train, load_test
+from utils.release import CODES as CODES_LIST
+from utils.release import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
 
 SCRIPTS = (
     *(TextEncoder_batch, data_process_1, data_process_2, import_dataset),
@@ -369,3 +371,32 @@ def test_tables_are_of_the_very_file(tmp_path, few_samples):
     known = tables.source(path)
     shutil.copy2(path, tmp_path / "copy").replace(path)  # of the same time
     assert tables.source(path) != known
+
+
+# Pickles for other programs
+
+CALLS = {"GLOBAL", "STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "REDUCE", "BUILD", "PERSID", "BINPERSID"}
+
+
+def test_pickles_ask_for_no_class_or_function(world, call):
+    """So that they open under any numpy, and where nothing is allowed."""
+    seen = set()
+    for case in CASES.values():
+        shutil.rmtree("out", ignore_errors=True)
+        for command in (*case.first, *case.again):
+            call(command)
+        for path in Path("out").glob("*.pkl"):
+            assert not CALLS & {opcode.name for opcode, _, _ in pickletools.genops(path.read_bytes())}, path
+            seen.add(path.name)
+    assert seen == {*DATA_SET[:6], *HELD_OUT[:3], CODES_LIST, MAPS, HISTORIES}
+
+
+def test_maps_with_arrays_are_read_as_before(tmp_path):
+    for maps in ({"a": np.arange(5), "b": np.arange(5, 8)}, {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}):
+        save(tmp_path / MAPS, maps)
+        found = pre_train_data_process.load_id_maps(tmp_path / MAPS, ["a", "b"])
+        assert {name: ids.tolist() for name, ids in found.items()} == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}
+    for odd in ([0.0, 1], [True, 0], ["0"], [[0]], 3, [0, 2**70]):
+        save(tmp_path / MAPS, {"a": odd})
+        with pytest.raises(InputError, match="a: found .* expected a list of whole numbers"):
+            pre_train_data_process.load_id_maps(tmp_path / MAPS, ["a"])

@@ -4,6 +4,7 @@ import contextlib
 import gc
 import glob
 import gzip
+import io
 import json
 import mmap
 import os
@@ -12,6 +13,7 @@ import platform
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,6 +44,8 @@ ALLOWED_GLOBALS = {
         )
     ),
 }
+
+AT_ONCE = 1000  # values of a stream that are pickled together
 
 
 class PlainUnpickler(pickle.Unpickler):
@@ -305,30 +309,31 @@ def save_pickle(path: str | Path, value: Any) -> None:
 
 def save_dict(path: str | Path, pairs: Iterable[tuple[Any, Any]]) -> None:
     """Write the pickle of a dict atomically, from pairs as they come: the dict is never in memory."""
-    _save_stream(path, _Stream((dict, (), None, None, iter(pairs))))
+    _save_stream(path, dict, pairs)
 
 
 def save_list(path: str | Path, values: Iterable[Any]) -> None:
     """Write the pickle of a list atomically, from values as they come: the list is never in memory."""
-    _save_stream(path, _Stream((list, (), None, iter(values), None)))
+    _save_stream(path, list, values)
 
 
-class _Stream:
-    """Pickled as the dict or list that it is reduced to."""
-
-    def __init__(self, reduced: tuple):
-        self.reduced = reduced
-
-    def __reduce__(self) -> tuple:
-        return self.reduced
-
-
-def _save_stream(path: str | Path, stream: _Stream) -> None:
+def _save_stream(path: str | Path, kind: type[dict] | type[list], values: Iterable[Any]) -> None:
+    """An empty container, then a few values at a time that are added to it: no class is asked for."""
+    values = iter(values)
     with atomic_write(path) as file:
-        pickler = pickle.Pickler(file, protocol=4)
-        # No memo of what was written: it would hold all of it, and make the bytes depend on which equal values are one.
-        pickler.fast = True
-        pickler.dump(stream)
+        file.write(_pickled(kind())[:-1])  # without the stop
+        while batch := kind(islice(values, AT_ONCE)):
+            file.write(_pickled(batch)[3:-1])  # without the protocol and the empty container either
+        file.write(pickle.STOP)
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=3)  # the last one without frames, of which no part could be taken
+    # No memo of what was written: it would make the bytes depend on which equal values are one.
+    pickler.fast = True
+    pickler.dump(value)
+    return buffer.getvalue()
 
 
 def save_matrix(path: str | Path, matrix: np.ndarray) -> None:
