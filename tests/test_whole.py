@@ -44,6 +44,7 @@ from utils.check import check_directory
 from utils.errors import InputError
 from utils.release import CODES as CODES_LIST
 from utils.release import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
+from utils.Trie import Trie
 
 SCRIPTS = (
     *(TextEncoder_batch, data_process_1, data_process_2, import_dataset),
@@ -99,6 +100,12 @@ CASES = {
     "matrix": Case(PRE_TRAIN, [f"{PRE_TRAIN[1]} --dtype float16", PRE_TRAIN[2]], "out", load_pre_train),
     "codes": Case(PRE_TRAIN, [f"{CODES} --vae_ckpt 1.pt"], "out", load_pre_train),
     "eval": Case([f"{EVAL} --datasets a --vae_ckpt 0.pt"], [f"{EVAL} --datasets b --vae_ckpt 1.pt"], "out", load_eval),
+    "packed": Case(
+        [*PRE_TRAIN, "pack --data_path out"],
+        ["pack --data_path out --dtype float16 --force"],
+        "out/packed",
+        lambda folder: packed.open_packed(folder.parent),
+    ),
 }
 
 
@@ -286,6 +293,22 @@ def test_merged_embeddings_of_other_items_of_equal_number_are_refused(world, cal
     call("data_process_2 --datasets out --output merged")
     with pytest.raises(InputError, match="merged from other items.*make_token_list.py again"):
         load_pre_train(Path("merged"))
+
+
+def test_an_index_is_old_or_new_whenever_its_saving_was_killed(tmp_path):
+    two = [Trie(np.random.default_rng(part).integers(0, 50, (200, 4))) for part in (0, 1)]
+    for moment in range(99):
+        two[0].save(tmp_path / "index")
+        with pytest.MonkeyPatch.context() as patch:
+            failing(patch, ((Path, "replace"), (Path, "unlink"), (shutil, "rmtree")), moment, die)
+            try:
+                two[1].save(tmp_path / "index")
+                break
+            except Killed:
+                pass
+        codes = Trie.open(tmp_path / "index").codes
+        assert any(torch.equal(codes, trie.codes) for trie in two)
+    assert 15 < moment < 98
 
 
 # What is still current

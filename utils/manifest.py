@@ -1,7 +1,7 @@
 """What belongs together in a directory: JSON files that list others with a hash of each, and are in place first."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ MANIFEST = "dataset.json"  # of a data set directory, of data/pre_train and of d
 
 
 @contextlib.contextmanager
-def staged_set(output: str | Path, names: Iterable[str], **notes: Any) -> Iterator[Path]:
+def staged_set(output: str | Path, names: Sequence[str], **notes: Any) -> Iterator[Path]:
     """A `staged_directory` that writes OUTPUT/dataset.json too: hashes of the files of these names, and `notes`.
 
     A name without a file has null for a hash. JSON moves first, so that `check_whole` refuses the directory until the

@@ -33,7 +33,7 @@ from utils.files import (
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
+from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train, noted_encoder
 from utils.resume import fingerprint, identity, resumable_matrix
 
 FORMAT = 1
@@ -65,7 +65,6 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
         for name, array in zip(ARRAYS, arrays, strict=True):
             save_matrix(staging / name, array)
             content.update(np.ascontiguousarray(array))
-        about = folder / EMBEDDINGS.replace(".npy", ".json")
         header = {
             "format": FORMAT,
             "histories": len(data.sequences),
@@ -74,7 +73,7 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
             "embedding_width": data.catalog.embeddings.shape[1],
             "guessing_loss": guessing_loss(data.sequences, data.catalog),
             "drop_short": drop_short,
-            "encoder": read_json(about).get("encoder") if about.is_file() else None,
+            "encoder": noted_encoder(folder / EMBEDDINGS),
             "tokenizer": data.tokenizer,
             "embeddings": embeddings,
             "dtype": dtype,
@@ -82,9 +81,8 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
             "files": {**{name: fingerprint(staging / name) for name in ARRAYS}, embeddings: made},
             "sources": sources,
         }
-        for name, known in _sources(folder).items():
-            if sources.get(name) != known:
-                raise InputError(f"{folder / name} changed while it was packed. Run again when it is whole.")
+        if changed := [name for name, known in _sources(folder).items() if sources.get(name) != known]:
+            raise InputError(f"{folder / changed[0]} changed while it was packed. Run again when it is whole.")
         save_json(staging / HEADER, header)
     return header
 
