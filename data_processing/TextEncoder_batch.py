@@ -63,15 +63,14 @@ def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
     check_whole(directory / MANIFEST)
     source = directory / "item_text_dict.pkl"
     made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
-    count = count_ids(directory)
+    known, count = content(source), count_ids(directory)
     if made.is_file() and noted.is_file():
         load_matrix(made, "Delete it and run the same command again.")  # raises if it is not whole
-        about = {"texts": content(source), "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
+        about = {"texts": known, "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
         if about.items() <= read_json(noted).items():
             print(f"{directory}: encoded already")
             return
     texts = written_texts(load_item_texts(source), directory)
-    known = content(source)
     with embedding_matrix(directory, texts, count, encoding, name) as about, staged_directory(directory) as staging:
         save_json(staging / noted.name, {"texts": known, **about})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")

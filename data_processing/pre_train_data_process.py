@@ -65,14 +65,14 @@ def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     Raises:
         InputError: missing or damaged file, maps of other data sets, or ids with gaps.
     """
-    maps = load_pickle(path, dict, MAPS_REMEDY)
-    if set(maps) != set(names):
-        raise InputError(f"{path} is for {list(maps)}, --datasets names {names}. {MAPS_REMEDY}")
-    maps = {name: whole_numbers(ids) if isinstance(ids, list) else ids for name, ids in maps.items()}
+    loaded = load_pickle(path, dict, MAPS_REMEDY)
+    if set(loaded) != set(names):
+        raise InputError(f"{path} is for {list(loaded)}, --datasets names {names}. {MAPS_REMEDY}")
+    maps = {name: whole_numbers(ids) if isinstance(ids, list) else ids for name, ids in loaded.items()}
     for name, ids in maps.items():
         if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind != "i":
             raise InputError(
-                f"{path}, {name}: found {str(maps[name])[:60]}, expected a list of whole numbers. {MAPS_REMEDY}"
+                f"{path}, {name}: found {str(loaded[name])[:60]}, expected a list of whole numbers. {MAPS_REMEDY}"
             )
     merged = np.sort(np.concatenate(list(maps.values())))
     if not np.array_equal(merged, np.arange(len(merged))):
