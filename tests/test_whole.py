@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+import ae_trainer
 from ae_trainer import AutoEncoder
 from data_processing import (
     TextEncoder_batch,
@@ -48,6 +49,7 @@ from utils.release import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_p
 from utils.Trie import Trie
 
 SCRIPTS = (
+    ae_trainer,
     *(TextEncoder_batch, data_process_1, data_process_2, import_dataset),
     *(make_dataset, make_eval, make_token_list, pack, pre_train_data_process),
 )
@@ -278,6 +280,22 @@ def test_embeddings_and_their_notes_may_be_renamed_together(world, call):
     shutil.copy("1.npy", "mine.npy")
     with pytest.raises(InputError, match="mine.npy is not what mine.json lists"):
         call(f"{OWN} mine.npy --test_share 0.5")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "ae_trainer --embeddings out/item_text_embeddings.npy --output vae --device cpu",
+        "make_token_list --embeddings out/item_text_embeddings.npy --output c.pkl --vae_ckpt 0.pt --device cpu",
+        "pre_train_data_process --datasets out --output merged",
+    ],
+)
+def test_a_matrix_that_is_not_the_one_of_its_notes_is_not_read(world, call, command):
+    call(CASES["own data"].first[0])
+    call("data_process_2 --datasets out --output merged")
+    shutil.copy("1.npy", "out/item_text_embeddings.npy")
+    with pytest.raises(InputError, match="item_text_embeddings.npy is not what .*json lists"):
+        call(command)
 
 
 def test_merged_embeddings_of_other_items_of_equal_number_are_refused(world, call):
