@@ -26,6 +26,7 @@ from utils.data import check_finite, epoch_batches
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
+from utils.manifest import check_whole
 from utils.util import add_device_flags, pick_device, set_seed
 
 NAME = "vae_len4_fsq88865"
@@ -160,8 +161,10 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
     """All rows with text of some embedding files: (n, E) float32.
 
     Raises:
-        InputError: widths differ or do not fit, NaN, or no rows.
+        InputError: widths differ or do not fit, NaN, no rows, or a matrix that is not the one of the JSON beside it.
     """
+    for path in paths:
+        check_whole(Path(path).with_suffix(".json"))
     matrices = [load_matrix(path, REMEDY) for path in paths]
     for path, matrix in zip(paths, matrices, strict=True):
         check_width(matrix.shape[1], path)

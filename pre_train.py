@@ -34,7 +34,7 @@ from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.plan import Place, Plan, Work
 from utils.processes import HostSum, Notice, check_same_start, lost_processes_told, start_accelerator
 from utils.release import HELD_OUT, Interactions, load_eval
-from utils.resume import fingerprint
+from utils.resume import content
 from utils.TimeLogger import TimeLogger
 from utils.training_state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
 from utils.util import set_seed
@@ -414,7 +414,7 @@ def facts(
     """What every checkpoint of the run tells: configuration, settings, data, tokenizer, versions."""
     known = {"tokenizer": data.tokenizer} if data.tokenizer else {}
     if args.eval_every:
-        known["held_out"] = [fingerprint(Path(args.eval_path) / name) for name in HELD_OUT]
+        known["held_out"] = [content(Path(args.eval_path) / name) for name in HELD_OUT]
     return {
         "config": {**vars(config), "heads": config.gpt2().n_head},
         "training": {name: value for name, value in vars(args).items() if name not in OF_THIS_START},

@@ -28,8 +28,9 @@ from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
 from data_processing.texts import has_text
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import load_matrix, read_json, require_file, save_json
-from utils.resume import fingerprint, resumable_matrix
+from utils.files import load_matrix, read_json, require_file, save_json, staged_directory
+from utils.manifest import MANIFEST, check_whole
+from utils.resume import content, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
@@ -61,17 +62,19 @@ def main() -> None:
 
 def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
     """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name."""
+    check_whole(directory / MANIFEST)
     source = directory / "item_text_dict.pkl"
-    about = {"encoder": name, "texts": fingerprint(source)}
     made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
-    count = count_ids(directory)
-    if made.is_file() and noted.is_file() and {**about, "rows": count}.items() <= read_json(noted).items():
+    known, count = content(source), count_ids(directory)
+    if made.is_file() and noted.is_file():
         load_matrix(made, "Delete it and run the same command again.")  # raises if it is not whole
-        print(f"{directory}: encoded already")
-        return
+        about = {"texts": known, "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
+        if about.items() <= read_json(noted).items():
+            print(f"{directory}: encoded already")
+            return
     texts = written_texts(load_item_texts(source), directory)
-    with embedding_matrix(directory, texts, count, encoding, about):
-        pass
+    with embedding_matrix(directory, texts, count, encoding, name) as about, staged_directory(directory) as staging:
+        save_json(staging / noted.name, {"texts": known, **about})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
 
@@ -173,13 +176,13 @@ def digest(texts: dict[int, str]) -> str:
 
 @contextlib.contextmanager
 def embedding_matrix(
-    directory: Path, texts: dict[int, str], count: int, encoding: Encoding, about: dict[str, Any]
-) -> Iterator[None]:
+    directory: Path, texts: dict[int, str], count: int, encoding: Encoding, encoder: str
+) -> Iterator[dict[str, Any]]:
     """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; zero rows for other items.
 
-    It appears under its name when the block, in which item_text_dict.pkl is written, ends without an error, with a JSON
-    of `about`, rows and width beside it; a killed run goes on where it stopped. Which texts are encoded together does
-    not depend on where that was. Told: how many texts are longer than what the encoder reads.
+    It appears under its name when the block ends without an error, in which what this gives, the contents of
+    item_text_embeddings.json, is put into place; a killed run goes on where it stopped. Which texts are encoded
+    together does not depend on where that was. Told: how many texts are longer than what the encoder reads.
     """
     longer = count_longer(encoding.encoder, list(texts.values()))
     if longer:
@@ -189,7 +192,7 @@ def embedding_matrix(
         )
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
-    job = {**about, "text_digest": digest(texts), "batch_size": encoding.batch_size}
+    job = {"encoder": encoder, "text_digest": digest(texts), "batch_size": encoding.batch_size}
     with resumable_matrix(path, shape, np.float32, job) as filling:
         with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
             for start in range(filling.done, count, CHUNK):
@@ -199,11 +202,12 @@ def embedding_matrix(
                     filling.matrix[written] = encoding.encode([texts[item] for item in written])
                 filling.note(end)
                 progress.update(end - start)
-        filling.matrix.flush()  # now: once other files are in place, little must be left to do
-        yield
-    # After the matrix: a run killed in between must not leave word that an older one is of these texts.
-    noted = {"texts": fingerprint(directory / "item_text_dict.pkl"), **about, "rows": count, "width": shape[1]}
-    save_json(path.with_suffix(".json"), noted)
+        yield {"encoder": encoder, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
+
+
+def save_about(staging: Path, about: dict[str, Any]) -> None:
+    """Write item_text_embeddings.json, which ties the matrix to the item_text_dict.pkl in the same folder."""
+    save_json(staging / "item_text_embeddings.json", {"texts": content(staging / "item_text_dict.pkl"), **about})
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ timestamp, metadata with parent_asin and the text fields. Names such as
 hf://datasets/McAuley-Lab/Amazon-Reviews-2023/raw/review_categories/Baby_Products.jsonl are fetched to data/raw first.
 Writes to OUTPUT what make_dataset.py writes but the embeddings, which TextEncoder_batch.py makes: train.pkl, test.pkl,
 cold_train.pkl and cold_test.pkl (dict user -> item ids in time order), test_times.pkl (seconds) and item_text_dict.pkl
-(dict item id -> dict of text fields, of the items that have text). Users keep their names; items are numbered from 0,
-and item_ids.jsonl has their names.
+(dict item id -> dict of text fields, of the items that have text), and dataset.json, which lists them with hashes.
+Users keep their names; items are numbered from 0, and item_ids.jsonl has their names.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
 killed goes on with the tables that were finished.
@@ -38,7 +38,8 @@ from data_processing.texts import NOTHING, is_missing, missing_in
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import cumulate
 from utils.errors import InputError
-from utils.files import read_jsonl, require_file, save_dict, staged_directory
+from utils.files import read_jsonl, require_file, save_dict
+from utils.manifest import staged_set
 from utils.release import DATA_SET
 from utils.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 
@@ -95,7 +96,7 @@ def main() -> None:
         histories = number_histories(tables, reviews, args.min_interactions)
         made = gather_texts(tables, meta)
         in_test = draw_test(len(histories.lengths), args.test_share, args.seed)
-        with staged_directory(output, DATA_SET) as staging:
+        with staged_set(output, DATA_SET) as staging:
             parts = tuple(np.where(chosen, histories.lengths, 0) for chosen in (~in_test, in_test))
             save_histories(staging, tables, histories, parts, args.seed, last=False)
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))

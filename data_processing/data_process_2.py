@@ -3,8 +3,9 @@
     python data_processing/data_process_2.py --datasets data/books data/toys data/baby --output data/pre_train
 
 Writes to OUTPUT train.pkl (dict user -> merged item ids, users numbered from 0) and item_id_maps.pkl (dict data set
-name -> int64 array, own item id -> merged item id). Every item of every data set is kept, also those that only its test
-users have: they are candidates too, and a data set's ids stay one block. One data set at a time is in memory.
+name -> list: of each own item id the merged one). Every item of every data set is kept, also those that only its test
+users have: they are candidates too, and a data set's ids stay one block. dataset.json lists both files with hashes, and
+those of the data sets' texts. One data set at a time is in memory.
 """
 
 import sys
@@ -22,8 +23,9 @@ from tqdm import tqdm
 from utils.cli import parser, run
 from utils.data import Sequences
 from utils.errors import InputError, shown
-from utils.files import load_matrix, load_pickle, require_file, save_dict, save_pickle, staged_directory
-from utils.release import check_encoded, check_ids, is_id, load_sequences
+from utils.files import load_matrix, load_pickle, require_file, save_dict
+from utils.manifest import MANIFEST, check_whole, staged_set
+from utils.release import HISTORIES, MAPS, catalogs, check_encoded, check_ids, is_id, load_sequences
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 AT_ONCE = 1 << 16  # histories turned into lists
@@ -46,11 +48,11 @@ def main() -> None:
     maps = id_maps({name: count_items(directory) for name, directory in directories.items()})
     data_sets = (load_histories(directories[name] / "train.pkl", len(id_map)) for name, id_map in maps.items())
     counts = Counter()
-    with staged_directory(output) as staging:
-        save_dict(staging / "train.pkl", enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
+    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories)) as staging:
+        save_dict(staging / HISTORIES, enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
         if not counts["users"]:
             raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl has a user. {REMEDY}")
-        save_pickle(staging / "item_id_maps.pkl", maps)
+        save_dict(staging / MAPS, ((name, id_map.tolist()) for name, id_map in maps.items()))
     items = sum(map(len, maps.values()))
     print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")
 
@@ -67,12 +69,13 @@ def named_directories(paths: list[str]) -> dict[str, Path]:
     """Data set name (the directory's own name) -> directory.
 
     Raises:
-        InputError: not a directory, or two of the same name.
+        InputError: not a directory, one that does not hold what it lists, or two of the same name.
     """
     named: dict[str, Path] = {}
     for path in map(Path, paths):
         if not path.is_dir():
             raise InputError(f"--datasets: {path} is not a directory. {REMEDY}")
+        check_whole(path / MANIFEST)
         name = path.resolve().name
         if name in named:
             raise InputError(

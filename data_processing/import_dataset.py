@@ -38,11 +38,9 @@ predict.py --output are read back. Names are whole numbers where all of them are
 import argparse
 import contextlib
 import datetime
-import hashlib
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,26 +53,25 @@ from data_processing.data_process_1 import add_split_flags, unit
 from data_processing.formats import FORMATS, Table, columns_of, find_column, open_table
 from data_processing.histories import Histories, save_histories
 from data_processing.interactions import REPEATS, SPLITS, Source, gather, read_files, split
+from data_processing.make_dataset import given_rows
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
     Encoding,
     embedding_matrix,
     load_encoder,
+    save_about,
     written_texts,
 )
 from utils.check import check_directory
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
-from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import forget_pages, load_matrix, read_json, save_dict, save_json, staged_directory
+from utils.files import load_matrix, save_dict
 from utils.fsq import check_width
+from utils.manifest import staged_set
 from utils.release import DATA_SET
-from utils.resume import fingerprint, resumable_matrix
 from utils.tables import MEMORY, Tables, source, workspace
 from utils.util import add_device_flags, pick_device
-
-CHUNK = 1 << 14  # rows of given embeddings copied at once
 
 
 def main() -> None:
@@ -97,7 +94,7 @@ def main() -> None:
         parts = split(histories, args)
         texts = item_texts(tables, items.texts)
         if encoding is None:
-            matrix = given_rows(tables, args)
+            matrix = embedding_rows(tables, args)
         elif not texts:
             raise InputError(
                 f"{items.table.path}: no item has any text in {', '.join(items.texts) or 'the columns that are left'}. "
@@ -105,8 +102,8 @@ def main() -> None:
             )
         else:
             written = written_texts(texts, items.table.path)
-            about = {"encoder": args.encoder}
-            matrix = embedding_matrix(output, written, tables.value("SELECT count(*) FROM items"), encoding, about)
+            count = tables.value("SELECT count(*) FROM items")
+            matrix = embedding_matrix(output, written, count, encoding, args.encoder)
         write(tables, histories, parts, args, texts, matrix)
         tell(tables, histories, parts, args)
 
@@ -275,9 +272,10 @@ def write(
     matrix: contextlib.AbstractContextManager,
 ) -> None:
     """Write the data set: lists, texts, names of items, and the embeddings that `matrix` makes."""
-    with matrix, staged_directory(args.output, DATA_SET) as staging:
+    with matrix as about, staged_set(Path(args.output), DATA_SET) as staging:
         save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
         save_dict(staging / "item_text_dict.pkl", texts.items())
+        save_about(staging, about)
 
 
 def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
@@ -288,40 +286,13 @@ def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
     }
 
 
-@contextlib.contextmanager
-def given_rows(tables: Tables, args: argparse.Namespace) -> Iterator[None]:
-    """Copy the items' rows of --embeddings, which has those of the items file; zero rows for items that are not there.
-
-    It appears under its name when the block ends without an error; a killed run goes on where it stopped.
-
-    Raises:
-        InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
-    """
-    source_path, path = Path(args.embeddings), Path(args.output) / "item_text_embeddings.npy"
-    matrix = load_matrix(source_path, "Leave out --embeddings to encode the texts.")
-    check_width(matrix.shape[1], f"--embeddings {source_path}")
-    expected = tables.value("SELECT count(*) FROM item_rows")
-    if len(matrix) != expected:
-        raise InputError(
-            f"--embeddings {source_path} has {len(matrix)} rows, expected {expected}: one for each row of {args.items}."
-        )
+def embedding_rows(tables: Tables, args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Copies the items' rows of --embeddings, which has those of the items file; see `make_dataset.given_rows`."""
+    source = Path(args.embeddings)
+    check_width(load_matrix(source, "Leave out --embeddings to encode the texts.").shape[1], f"--embeddings {source}")
     rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
-    shape = (len(rows), matrix.shape[1])
-    job = {"from": fingerprint(source_path), "rows": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
-    with resumable_matrix(path, shape, matrix.dtype, job) as filling:
-        for start in range(filling.done, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            known = np.flatnonzero(part >= 0)
-            values = matrix[part[known]]
-            check_finite(values, part[known], f"--embeddings {source_path}")
-            filling.matrix[start + known] = values
-            forget_pages(matrix)
-            filling.note(start + len(part))
-        filling.matrix.flush()  # now: once other files are in place, little must be left to do
-        yield
-        about = source_path.with_suffix(".json")
-        encoder = read_json(about).get("encoder") if about.is_file() else None
-        save_json(path.with_suffix(".json"), {"encoder": encoder, "rows": shape[0], "width": shape[1]})
+    expected = tables.value("SELECT count(*) FROM item_rows")
+    return given_rows(Path(args.output), source, rows, expected, f"one for each row of {args.items}")
 
 
 def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarray], args: argparse.Namespace) -> None:
@@ -336,7 +307,7 @@ def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarr
         "interactions left out by --repeats and the filters": tables.value("SELECT count(*) FROM said")
         - len(histories.items),
         "users left out for want of a history and a target": neither,
-        "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_lines")
+        "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_rows")
         - tables.value("SELECT count(*) FROM described"),
         f"interactions with items that {args.items} does not have": tables.value(
             "SELECT count(*) FROM events JOIN items USING (item) WHERE last IS NULL"

@@ -12,11 +12,13 @@ Reads from INPUT, each gzip-compressed where its name ends in .gz:
 
 A text has its fields as they come, but those with nothing in them (null, "", [], NaN, NA and the like), which are told.
 Writes to OUTPUT train.pkl, test.pkl (whole histories; of a test user the last item is the target), cold_train.pkl,
-cold_test.pkl (of each user a piece of 2 to 4 items), item_text_dict.pkl, item_text_embeddings.npy and .json and, with
-times, test_times.pkl. --test_share 1 makes everyone a test user: a zero-shot test.
+cold_test.pkl (of each user a piece of 2 to 4 items), item_text_dict.pkl, item_text_embeddings.npy and .json, with times
+test_times.pkl, and dataset.json, which lists them with hashes, so that no reader takes the files of two runs for one
+data set. --test_share 1 makes everyone a test user: a zero-shot test.
 """
 
 import contextlib
+import hashlib
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -36,25 +38,20 @@ from data_processing.TextEncoder_batch import (
     Encoding,
     embedding_matrix,
     load_encoder,
+    save_about,
     written_texts,
 )
 from data_processing.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import (
-    load_matrix,
-    read_json,
-    read_json_lines,
-    read_jsonl,
-    save_json,
-    save_matrix,
-    save_pickle,
-    staged_directory,
-)
-from utils.release import DATA_SET, is_time
+from utils.files import forget_pages, load_matrix, read_json_lines, read_jsonl, save_pickle
+from utils.manifest import staged_set
+from utils.release import DATA_SET, is_time, noted_encoder
+from utils.resume import identity, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
+CHUNK = 1 << 14  # rows of given embeddings copied at once
 REMEDY = "See --help for the three files that make_dataset.py reads."
 
 
@@ -90,14 +87,15 @@ def main() -> None:
         )
     train, test = split_users(kept, args.test_share, args.seed)
     if args.embeddings is not None:
-        matrix = given_matrix(output, Path(args.embeddings), len(texts))
+        rows = np.arange(len(texts))
+        matrix = given_rows(output, Path(args.embeddings), rows, len(rows), "one per item, in id order")
     else:
         written = written_texts(texts, directory)
         device = pick_device(args)
         encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-        matrix = embedding_matrix(output, written, len(texts), encoding, {"encoder": args.encoder})
+        matrix = embedding_matrix(output, written, len(texts), encoding, args.encoder)
 
-    with matrix, staged_directory(output, DATA_SET) as staging:
+    with matrix as about, staged_set(output, DATA_SET) as staging:
         save_pickle(staging / "train.pkl", train)
         save_pickle(staging / "test.pkl", test)
         save_pickle(staging / "cold_train.pkl", dict(cold_pieces(train.items(), np.random.default_rng((args.seed, 1)))))
@@ -105,6 +103,7 @@ def main() -> None:
         save_pickle(staging / "item_text_dict.pkl", texts)
         if histories.times is not None:
             save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
+        save_about(staging, about)
     print(
         f"{output}: {len(train)} train users, {len(test)} test users, {sum(map(len, kept.values()))} interactions, "
         f"{len(texts)} items, {sum(not fields for fields in texts.values())} of them without text"
@@ -226,23 +225,30 @@ def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
 
 
 @contextlib.contextmanager
-def given_matrix(output: Path, path: Path, count: int) -> Iterator[None]:
-    """Copy the matrix (count, E) of a file as it is; written when the block ends without an error.
+def given_rows(output: Path, source: Path, rows: np.ndarray, expected: int, which: str) -> Iterator[dict[str, Any]]:
+    """Copy rows (N,) int64 of a matrix (expected, E) to OUTPUT/item_text_embeddings.npy; zero rows for negative ones.
 
-    The encoder is noted where a JSON beside the file names one.
+    It appears under its name when the block ends without an error, in which what this gives, the contents of
+    item_text_embeddings.json, is put into place; a killed run goes on where it stopped.
 
     Raises:
         InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
     """
-    matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
-    if len(matrix) != count:
-        raise InputError(f"--embeddings {path} has {len(matrix)} rows, expected {count}: one per item, in id order.")
-    check_finite(matrix, 0, f"--embeddings {path}")
-    about = path.with_suffix(".json")
-    encoder = read_json(about).get("encoder") if about.is_file() else None
-    yield
-    save_matrix(output / "item_text_embeddings.npy", matrix)
-    save_json(output / "item_text_embeddings.json", {"encoder": encoder, "rows": count, "width": matrix.shape[1]})
+    matrix = load_matrix(source, "Leave out --embeddings to encode the texts.")
+    if len(matrix) != expected:
+        raise InputError(f"--embeddings {source} has {len(matrix)} rows, expected {expected}: {which}.")
+    encoder, path, shape = noted_encoder(source), output / "item_text_embeddings.npy", (len(rows), matrix.shape[1])
+    job = {"from": identity(source), "rows": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
+    with resumable_matrix(path, shape, matrix.dtype, job) as filling:
+        for start in range(filling.done, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            known = np.flatnonzero(part >= 0)
+            values = matrix[part[known]]
+            check_finite(values, part[known], f"--embeddings {source}")
+            filling.matrix[start + known] = values
+            forget_pages(matrix)
+            filling.note(start + len(part))
+        yield {"encoder": encoder, "rows": shape[0], "width": shape[1], "files": {path.suffix: filling.finish()}}
 
 
 if __name__ == "__main__":

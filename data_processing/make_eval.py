@@ -3,10 +3,11 @@
     python data_processing/make_eval.py --datasets data/office data/food --output data/eval
     python data_processing/make_eval.py --datasets data/food --users 5000 --seed 0 --output data/eval
 
-Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random) and
-writes to OUTPUT eval.pkl (dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's
-fingerprint in token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings) and
-all_item_text_embeddings_eval.npy (N, E).
+Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random; a user
+whose list in test.pkl only goes on from that in train.pkl is read once, from test.pkl) and writes to OUTPUT eval.pkl
+(dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's fingerprint in
+token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings), all_item_text_embeddings_eval.npy
+(N, E) and .json, and dataset.json, which lists them with hashes.
 """
 
 import sys
@@ -24,7 +25,9 @@ from data_processing.pre_train_data_process import common_encoder, load_embeddin
 from utils.cli import parser, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
-from utils.files import save_pickle, staged_directory
+from utils.files import save_json, save_pickle
+from utils.manifest import staged_set
+from utils.release import HELD_OUT
 from utils.util import add_device_flags, pick_device
 
 
@@ -41,7 +44,7 @@ def main() -> None:
 
     directories = named_directories(args.datasets)
     matrices = load_embeddings(list(directories.values()))
-    common_encoder(list(directories.values()))
+    encoder = common_encoder(list(directories.values()))
     maps = list(id_maps(dict(zip(directories, map(len, matrices.values()), strict=True))).values())
     histories = [
         draw_users(all_histories(directory, len(matrix)), args.users, args.seed)
@@ -54,11 +57,13 @@ def main() -> None:
 
     output = Path(args.output)
     merged = dict(enumerate(merge_histories(histories, maps)))
-    matrix_path = output / "all_item_text_embeddings_eval.npy"
-    with merged_matrix(matrix_path, matrices, maps, "float32"), staged_directory(output) as staging:
+    *listed, matrix_name = HELD_OUT
+    with merged_matrix(output / matrix_name, matrices, maps, "float32") as made, staged_set(output, listed) as staging:
         save_pickle(staging / "eval.pkl", merged)
         save_pickle(staging / "eval_id_map.pkl", {item: item for item in range(len(codes))})
-        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer)
+        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer, made)
+        about = {"encoder": encoder, "rows": len(codes), "width": tokenizer.embedding_width, "files": {".npy": made}}
+        save_json((staging / matrix_name).with_suffix(".json"), about)
     print(
         f"{output}: {len(merged)} users, {sum(map(len, merged.values()))} interactions, "
         f"{describe(codebook_report(codes))}"
@@ -66,7 +71,10 @@ def main() -> None:
 
 
 def all_histories(directory: Path, count: int) -> Sequences:
-    """The histories of a data set's train.pkl and test.pkl, of which there must be one.
+    """The histories of a data set's train.pkl and test.pkl, of which there must be one; each user's is read once.
+
+    A list of train.pkl with which the same user's list in test.pkl begins is left out: splits in time give such. Where
+    it goes on otherwise, the files have numbered their users each for itself, and both lists are read.
 
     Raises:
         InputError: neither file, a damaged one, or an item id without one of the `count` embeddings.
@@ -75,8 +83,28 @@ def all_histories(directory: Path, count: int) -> Sequences:
     if not paths:
         raise InputError(f"{directory} has neither train.pkl nor test.pkl. {REMEDY}")
     parts = [load_histories(path, count) for path in paths]
+    if len(parts) == 2:
+        parts[0] = unlike_test(directory, *parts)
     lengths = np.concatenate([part.lengths for part in parts])
     return Sequences(None, np.concatenate([part.items for part in parts]), cumulate(lengths))
+
+
+def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences:
+    """The histories of train.pkl with which no list of the same user in test.pkl begins; tells how many do."""
+    in_test = dict(zip(test.users, test.lists(), strict=True))
+    shared = {row: in_test[user] for row, user in enumerate(train.users) if user in in_test}
+    lists = train.lists()
+    again = [row for row, longer in shared.items() if longer[: len(lists[row])] == lists[row]]
+    if again:
+        print(
+            f"{directory}: {len(again)} of {len(train)} users of train.pkl go on in test.pkl: read once, from test.pkl"
+        )
+    if len(again) < len(shared):
+        print(
+            f"{directory}: {len(shared) - len(again)} names in both train.pkl and test.pkl have other histories there: "
+            "read as two users each"
+        )
+    return train.select(np.setdiff1d(np.arange(len(train)), again))
 
 
 def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:

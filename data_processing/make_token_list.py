@@ -24,9 +24,10 @@ from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, codebook_report, describe
 from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import forget_pages, load_matrix, save_json, save_list
+from utils.files import forget_pages, load_matrix, save_json, save_list, staged_directory
 from utils.fsq import CODES_PER_ITEM
-from utils.resume import Filling, fingerprint, resumable_matrix
+from utils.manifest import check_whole
+from utils.resume import Filling, content, fingerprint, identity, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 CHUNK = 65_536  # rows between two steps of the progress bar
@@ -47,12 +48,14 @@ def main() -> None:
     if replaced.is_file() and source.is_file() and replaced.samefile(source):
         raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
-    embeddings = load_matrix(args.embeddings, REMEDY)
-    job = {"embeddings": fingerprint(args.embeddings), "tokenizer": tokenizer.fingerprint()}
+    embeddings, known = load_matrix(args.embeddings, REMEDY), fingerprint(args.embeddings)
+    check_whole(Path(args.embeddings).with_suffix(".json"))
+    job = {"embeddings": identity(args.embeddings), "tokenizer": tokenizer.fingerprint()}
     shape = (len(embeddings), CODES_PER_ITEM)
     with resumable_matrix(output.with_suffix(".npy"), shape, np.int16, job) as filling:
         tokenize_rows(tokenizer, embeddings, args.embeddings, filling)
-        save_token_list(output, filling.matrix, tokenizer, job["embeddings"])
+        with staged_directory(output.parent, first=".json") as staging:
+            save_token_list(staging / output.name, filling.matrix, tokenizer, known, filling.finish())
         print(describe(codebook_report(filling.matrix)))
 
 
@@ -81,15 +84,22 @@ def check_name(path: str | Path) -> Path:
     return Path(path)
 
 
-def save_token_list(path: Path, codes: np.ndarray, tokenizer: AutoEncoder, embeddings: str | None = None) -> None:
+def save_token_list(
+    path: Path, codes: np.ndarray, tokenizer: AutoEncoder, embeddings: str, array: str | None = None
+) -> None:
     """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them of what.
 
-    `embeddings` is the fingerprint of a matrix that the codes must not be used without.
+    Args:
+        path: of the pickle.
+        codes: (N, K) integers.
+        tokenizer: that made them.
+        embeddings: fingerprint of the matrix that the codes must not be used without.
+        array: fingerprint of the same codes as a `.npy`, where there is one.
     """
     about = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
-    about |= {} if embeddings is None else {"embeddings": embeddings}
     save_list(path, chain.from_iterable(codes[start : start + CHUNK].tolist() for start in range(0, len(codes), CHUNK)))
-    save_json(path.with_suffix(".json"), about)
+    files = {".pkl": content(path)} | ({".npy": array} if array else {})
+    save_json(path.with_suffix(".json"), about | {"embeddings": embeddings, "files": files})
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from data_processing.data_process_2 import named_directories
 from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json
-from utils.release import check_encoded
-from utils.resume import fingerprint, resumable_matrix
+from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json, staged_directory
+from utils.manifest import MANIFEST, check_whole
+from utils.release import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_encoder, whole_numbers
+from utils.resume import content, identity, resumable_matrix
 
 CHUNK = 16_384  # rows copied at once
 REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
@@ -41,16 +42,20 @@ def main() -> None:
     args = flags.parse_args()
 
     output = Path(args.output)
+    check_whole(output / MANIFEST)
     directories = named_directories(args.datasets)
-    maps = load_id_maps(output / "item_id_maps.pkl", list(directories))
+    known = catalogs(directories)
+    if (output / MANIFEST).is_file() and read_json(output / MANIFEST).get("catalogs", known) != known:
+        raise InputError(f"{output / MAPS} is of other items than {' '.join(args.datasets)} have now. {MAPS_REMEDY}")
+    maps = load_id_maps(output / MAPS, list(directories))
     matrices = load_embeddings(list(directories.values()))
     encoder = common_encoder(list(directories.values()))
-    merged = output / "all_item_text_embeddings.npy"
+    merged = output / EMBEDDINGS
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
-    about = {"encoder": encoder, "rows": rows, "width": width, "maps": fingerprint(output / "item_id_maps.pkl")}
-    with merged_matrix(merged, matrices, [maps[name] for name in directories], args.dtype):
-        pass
-    save_json(merged.with_suffix(".json"), about)  # after the matrix, so that it never speaks of another one
+    about = {"encoder": encoder, "rows": rows, "width": width, "maps": content(output / MAPS), "catalogs": known}
+    in_order = [maps[name] for name in directories]
+    with merged_matrix(merged, matrices, in_order, args.dtype) as made, staged_directory(output) as staging:
+        save_json(staging / f"{merged.stem}.json", about | {"files": {merged.suffix: made}})
     print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
 
 
@@ -60,13 +65,14 @@ def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     Raises:
         InputError: missing or damaged file, maps of other data sets, or ids with gaps.
     """
-    maps = load_pickle(path, dict, MAPS_REMEDY)
-    if set(maps) != set(names):
-        raise InputError(f"{path} is for {list(maps)}, --datasets names {names}. {MAPS_REMEDY}")
+    loaded = load_pickle(path, dict, MAPS_REMEDY)
+    if set(loaded) != set(names):
+        raise InputError(f"{path} is for {list(loaded)}, --datasets names {names}. {MAPS_REMEDY}")
+    maps = {name: whole_numbers(ids) if isinstance(ids, list) else ids for name, ids in loaded.items()}
     for name, ids in maps.items():
         if not isinstance(ids, np.ndarray) or ids.ndim != 1 or ids.dtype.kind != "i":
             raise InputError(
-                f"{path}, {name}: found {str(ids)[:60]}, expected an array of whole numbers. {MAPS_REMEDY}"
+                f"{path}, {name}: found {str(loaded[name])[:60]}, expected a list of whole numbers. {MAPS_REMEDY}"
             )
     merged = np.sort(np.concatenate(list(maps.values())))
     if not np.array_equal(merged, np.arange(len(merged))):
@@ -102,10 +108,9 @@ def common_encoder(directories: list[Path]) -> str | None:
     """
     known: dict[str, Path] = {}
     for directory in directories:
-        path = directory / "item_text_embeddings.json"
-        encoder = read_json(path).get("encoder") if path.is_file() else None
+        encoder = noted_encoder(directory / "item_text_embeddings.npy")
         if encoder and isinstance(encoder, str):
-            known.setdefault(Path(encoder).name, path)
+            known.setdefault(Path(encoder).name, directory / "item_text_embeddings.json")
     if len(known) > 1:
         (one, one_path), (other, other_path) = list(known.items())[:2]
         raise InputError(
@@ -116,10 +121,11 @@ def common_encoder(directories: list[Path]) -> str | None:
 
 
 @contextlib.contextmanager
-def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.ndarray], dtype: str) -> Iterator[None]:
+def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.ndarray], dtype: str) -> Iterator[str]:
     """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E).
 
-    It appears under its name when the block ends without an error; a killed run goes on where it stopped.
+    Gives its fingerprint. It appears under its name when the block ends without an error; a killed run goes on where
+    it stopped.
 
     Raises:
         InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.
@@ -131,7 +137,7 @@ def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.
                 "Run data_process_2.py and TextEncoder_batch.py again, so that both see the same items."
             )
     total, width = sum(map(len, maps)), next(iter(matrices.values())).shape[1]
-    job = {"from": [fingerprint(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
+    job = {"from": [identity(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
     with resumable_matrix(output, (total, width), dtype, job) as filling:
         with tqdm(total=total, initial=filling.done, desc="embeddings", unit=" items") as progress:
             before = 0  # rows of the matrices in front
@@ -145,8 +151,7 @@ def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.
                     filling.note(before + start + len(chunk))
                     progress.update(len(chunk))
                 before += len(matrix)
-        filling.matrix.flush()  # now: once other files are in place, little must be left to do
-        yield
+        yield filling.finish()
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from utils import resume
 from utils.data import Sequences
 from utils.errors import InputError
 from utils.release import load_pre_train, load_test
-from utils.resume import Filling, fingerprint
+from utils.resume import Filling, content, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -253,8 +253,14 @@ def test_make_dataset(call, tmp_path, encoder):
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
     about = json.loads((tmp_path / "out/item_text_embeddings.json").read_text())
-    texts = fingerprint(tmp_path / "out/item_text_dict.pkl")
-    assert about == {"texts": texts, "encoder": TextEncoder_batch.DEFAULT_ENCODER, "rows": 12, "width": WIDTH}
+    files = {".npy": fingerprint(tmp_path / "out/item_text_embeddings.npy")}
+    assert about == {
+        "texts": content(tmp_path / "out/item_text_dict.pkl"),
+        "encoder": TextEncoder_batch.DEFAULT_ENCODER,
+        "rows": 12,
+        "width": WIDTH,
+        "files": files,
+    }
 
 
 def test_make_dataset_is_seeded_and_copies_embeddings(call, tmp_path):
@@ -490,7 +496,7 @@ def two_data_sets(tmp_path):
 
 def test_files_that_were_not_made_from_each_other(call, tmp_path, two_data_sets, tokenizer_file, encoder):
     """Same sizes, other items: nothing else would tell."""
-    directories, embeddings = two_data_sets
+    directories, _ = two_data_sets
     output, merged = tmp_path / "pre_train", tmp_path / "pre_train/all_item_text_embeddings.npy"
     call("data_process_2", "--datasets", *directories, "--output", output)
     call("pre_train_data_process", "--datasets", *directories, "--output", output)
@@ -508,7 +514,7 @@ def test_files_that_were_not_made_from_each_other(call, tmp_path, two_data_sets,
     with pytest.raises(InputError, match="npy was made from another item_id_maps.pkl than .*pre_train_data_process.py"):
         load_pre_train(output)
     call("data_process_2", "--datasets", *directories, "--output", output)
-    np.save(merged, embeddings[::-1].astype(np.float32))
+    call("pre_train_data_process", "--datasets", *directories, "--output", output, "--dtype", "float16")
     with pytest.raises(InputError, match="token_id_list.pkl was made from another all_item_text.*make_token_list.py"):
         load_pre_train(output)
 
@@ -570,16 +576,14 @@ def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsy
     output = tmp_path / "pre_train"
     call("data_process_2", "--datasets", *directories, "--output", output)
     assert load(output / "train.pkl") == {0: [0, 1], 1: [2, 2], 2: [6, 5]}
-    maps = load(output / "item_id_maps.pkl")
-    assert {name: ids.tolist() for name, ids in maps.items()} == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}
-    assert maps["a"].dtype == np.int64
+    assert load(output / "item_id_maps.pkl") == {"a": [0, 1, 2, 3, 4], "b": [5, 6, 7]}
 
     # In another order than before: the maps decide.
     call("pre_train_data_process", "--datasets", *directories[::-1], "--output", output, "--dtype", "float16")
     merged = output / "all_item_text_embeddings.npy"
     np.testing.assert_array_equal(np.load(merged), embeddings.astype(np.float16))
-    about = {"encoder": None, "rows": 8, "width": WIDTH, "maps": fingerprint(output / "item_id_maps.pkl")}
-    assert json.loads(merged.with_suffix(".json").read_text()) == about
+    about = {"encoder": None, "rows": 8, "width": WIDTH, "maps": content(output / "item_id_maps.pkl"), "catalogs": {}}
+    assert json.loads(merged.with_suffix(".json").read_text()) == about | {"files": {".npy": fingerprint(merged)}}
 
     codes_file = output / "token_id_list.pkl"
     call("make_token_list", "--embeddings", merged, "--vae_ckpt", tokenizer_file, "--output", codes_file)
@@ -612,6 +616,22 @@ def test_make_eval(call, tmp_path, two_data_sets, tokenizer_file):
     assert len(load(tmp_path / "few/eval.pkl")) == 4
 
 
+def test_make_eval_reads_each_user_once(call, tmp_path, two_data_sets, tokenizer_file, capsys):
+    """anna's list in test.pkl is longer by its target; the bens only share a name; carl and dora are in one file."""
+    (a, b), _ = two_data_sets
+    save(a / "train.pkl", {"anna": [0, 1], "ben": [2, 3], "carl": [4, 4]})
+    save(a / "test.pkl", {"dora": [4, 0], "ben": [3, 2, 3], "anna": [0, 1, 2]})
+    call("make_eval", "--datasets", a, b, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "eval")
+    users = list(load(tmp_path / "eval/eval.pkl").values())
+    assert users == [[2, 3], [4, 4], [4, 0], [3, 2, 3], [0, 1, 2], [6, 5], [5, 7]]
+    told = capsys.readouterr().out
+    assert f"{a}: 1 of 3 users of train.pkl go on in test.pkl: read once, from test.pkl" in told
+    assert f"{a}: 1 names in both train.pkl and test.pkl have other histories there: read as two users each" in told
+    assert str(b) not in told  # nobody there is in both
+    call("make_eval", "--datasets", a, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "few", "--users", 4)
+    assert len({tuple(items) for items in load(tmp_path / "few/eval.pkl").values()}) == 4
+
+
 def test_bad_data_sets_are_named(call, tmp_path, two_data_sets, tokenizer_file):
     (a, b), _ = two_data_sets
     merge = ("data_process_2", "--output", tmp_path / "o", "--datasets", a)
@@ -640,7 +660,7 @@ def test_bad_data_sets_are_named(call, tmp_path, two_data_sets, tokenizer_file):
     np.save(b / "item_text_embeddings.npy", np.ones((4, WIDTH), dtype=np.float32))
     with pytest.raises(InputError, match="b/item_text_embeddings.npy has 4 rows, the data set has 3 items"):
         call("pre_train_data_process", *merge[1:], b)
-    assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl"}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl", "dataset.json"}
 
 
 def test_bad_embeddings_are_named(call, tmp_path, two_data_sets, tokenizer_file):
@@ -666,7 +686,7 @@ def test_bad_embeddings_are_named(call, tmp_path, two_data_sets, tokenizer_file)
     np.save(b / "wide.npy", np.zeros((2, 64), dtype=np.float32))
     with pytest.raises(InputError, match="64 wide, the tokenizer expects 32"):
         call(*tokens, b / "wide.npy")
-    assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl"}
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"train.pkl", "item_id_maps.pkl", "dataset.json"}
 
 
 def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
@@ -674,5 +694,5 @@ def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
     embeddings = np.zeros((10, WIDTH), dtype=np.float32)
     embeddings[9] = np.inf
     with pytest.raises(InputError, match="rows.npy, row 9"):
-        filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None)
+        filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None, Path())
         make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy", filling)

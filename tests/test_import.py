@@ -22,6 +22,7 @@ from tests.conftest import ROOT, dump
 from tests.test_data_processing import WIDTH, HashEncoder, load, write_lines, write_own_data
 from utils.cli import run
 from utils.errors import InputError
+from utils.resume import content
 from utils.tables import Tables
 
 EVERYTHING = "--min_user_interactions 0 --min_item_interactions 0"
@@ -286,7 +287,8 @@ def test_given_embeddings_have_the_rows_of_the_items_file(call):
     assert item_names() == ["a", "c", "new"]
     np.testing.assert_array_equal(np.load("out/item_text_embeddings.npy"), [given[3], given[2], np.zeros(WIDTH)])
     about = json.loads(Path("out/item_text_embeddings.json").read_text())
-    assert about == {"encoder": "mine", "rows": 3, "width": WIDTH}
+    made_of = {"texts": content("out/item_text_dict.pkl"), "files": {".npy": content("out/item_text_embeddings.npy")}}
+    assert about == {"encoder": "mine", "rows": 3, "width": WIDTH, **made_of}
     call("--check out")
 
 
@@ -337,7 +339,7 @@ def test_same_input_gives_the_same_bytes(call):
             f"--interactions clicks.csv --items items.csv --output {folder} {EVERYTHING} --split users --test_share .5"
         )
     files = sorted(path.name for path in Path("one").iterdir())
-    assert len(files) == 9
+    assert len(files) == 10
     assert [Path("one", name).read_bytes() for name in files] == [Path("two", name).read_bytes() for name in files]
     assert not [path for path in Path().iterdir() if path.name.startswith(".")]
 

@@ -20,11 +20,11 @@ from ae_trainer import AutoEncoder
 from benchmarks import scale
 from data_processing import pack as pack_script
 from data_processing.data_process_2 import load_histories
-from utils import resume, tables
+from utils import packed, resume, tables
 from utils.data import Sequences, epoch_batches, training_batch
 from utils.errors import DiskError, InputError
 from utils.files import load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
-from utils.packed import fits, open_packed, pack
+from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.release import load_pre_train
 from utils.resume import fingerprint, resumable_matrix
 
@@ -137,6 +137,64 @@ def test_a_changed_source_no_longer_fits(pre_train_folder, monkeypatch, capsys):
     for name in ("train.pkl", "token_id_list.pkl"):
         (pre_train_folder / name).unlink()
     assert fits(pre_train_folder)  # nothing left that it could differ from
+
+
+@pytest.fixture
+def few_samples(monkeypatch):
+    """Fingerprints read the first bytes only, as they read 4 MiB of a large file."""
+    monkeypatch.setattr(resume, "BLOCKS", 1)
+    monkeypatch.setattr(resume, "BLOCK", 16)
+
+
+def change_in_place(path: Path) -> None:
+    """Another byte near the end of a file, which keeps its length and is a nanosecond younger."""
+    changed, about = bytearray(path.read_bytes()), path.stat()
+    changed[-20] ^= 1
+    path.write_bytes(changed)
+    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+
+
+@pytest.mark.parametrize("name", ["train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"])
+def test_a_source_that_changed_where_nobody_looks_no_longer_fits(pre_train_folder, few_samples, name):
+    path = pre_train_folder / name
+    pack(pre_train_folder)
+    shutil.copy2(path, pre_train_folder / "copy").replace(path)
+    assert not fits(pre_train_folder)  # a file of the same time may be another
+    pack(pre_train_folder)
+    sampled = fingerprint(path)
+    change_in_place(path)
+    assert fingerprint(path) == sampled
+    assert not fits(pre_train_folder)
+
+
+def test_what_resume_compares_is_the_content(pre_train_folder, few_samples):
+    pack(pre_train_folder)
+    known = data_fingerprint(pre_train_folder)
+    copied = pre_train_folder / "copied"
+    shutil.copytree(pre_train_folder, copied, copy_function=shutil.copyfile)
+    assert not fits(copied)
+    assert data_fingerprint(copied) == known
+    pack(copied)
+    assert data_fingerprint(copied) == known
+    histories = load_pickle(copied / "train.pkl", dict, "")
+    histories["u29"][-1] ^= 1
+    save_pickle(copied / "train.pkl", histories)
+    pack(copied)
+    assert data_fingerprint(copied) != known  # though it is the last of all items
+
+
+@pytest.mark.parametrize("dtype", [None, "float16"])
+def test_sources_that_change_while_they_are_packed_are_refused(pre_train_folder, monkeypatch, dtype):
+    def loss(*_):
+        change_in_place(pre_train_folder / "token_id_list.pkl")
+        return 0.0
+
+    monkeypatch.setattr(packed, "guessing_loss", loss)
+    before = sorted(path.name for path in pre_train_folder.iterdir())
+    with pytest.raises(InputError, match="token_id_list.pkl changed while it was packed"):
+        pack(pre_train_folder, dtype)
+    found = sorted(path.name for path in pre_train_folder.iterdir() if path.name != "packed" or any(path.iterdir()))
+    assert found == before
 
 
 @pytest.mark.parametrize("name", ["items.npy", "offsets.npy", "codes.npy", "../all_item_text_embeddings.npy"])

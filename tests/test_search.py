@@ -1,5 +1,7 @@
 """Trie and both searches against brute force on random catalogs."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -195,18 +197,51 @@ def test_a_saved_trie_opens_by_mapping(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(trie._tensors().values(), opened._tensors().values(), strict=True))
     logits = random_logits(2, 0)
     assert torch.equal(exact_search(logits, opened, 5).items, exact_search(logits, trie, 5).items)
-    np.save(tmp_path / "index/items.npy", np.arange(299, dtype=np.int32))
-    with pytest.raises(InputError, match=r"items.npy holds \(299,\) .* does not fit the 300 items"):
-        Trie.open(tmp_path / "index")
-    trie.save(tmp_path / "index")
-    np.save(tmp_path / "index/postings.npy", np.zeros((4, 300)))
-    with pytest.raises(InputError, match=r"postings.npy holds \(4, 300\) torch.float64"):
-        Trie.open(tmp_path / "index")
-    (tmp_path / "index/codes.npy").write_bytes(b"nothing")
-    with pytest.raises(InputError, match=r"codes.npy is not a whole .npy"):
-        Trie.open(tmp_path / "index")
     with pytest.raises(InputError, match="Save the index again"):
         Trie.open(tmp_path / "elsewhere")
+
+
+def test_another_file_under_a_name_of_a_saved_trie_is_refused(tmp_path):
+    trie = Trie(np.random.default_rng(1).integers(0, 20, (300, 4)))
+    for name, write, message in (
+        ("items", lambda path: np.save(path, np.arange(299, dtype=np.int32)), r"holds \(299,\) .* the 300 items"),
+        ("postings", lambda path: np.save(path, np.zeros((4, 300))), r"holds \(4, 300\) torch.float64"),
+        ("codes", lambda path: path.write_bytes(b"nothing"), "is not a whole .npy"),
+        ("items", lambda path: np.save(path, np.arange(300, dtype=np.int32)), "is not the file that .*trie.json"),
+        ("codes", lambda path: path.unlink(), "does not exist"),
+    ):
+        trie.save(tmp_path / "index")
+        (path,) = (tmp_path / "index").glob(f"{name}.*.npy")
+        write(path)
+        with pytest.raises(InputError, match=message + ".*Save the index again"):
+            Trie.open(tmp_path / "index")
+
+
+def test_an_index_that_is_replaced_opens_as_the_old_or_the_new_one(tmp_path):
+    """Of the same size, so that shapes tell nothing."""
+    rng = np.random.default_rng(2)
+    two = [Trie(rng.integers(0, 50, (2000, 4))) for _ in range(2)]
+    two[0].save(tmp_path / "index")
+    stop = threading.Event()
+
+    def rewrite():
+        while not stop.is_set():
+            for trie in reversed(two):
+                trie.save(tmp_path / "index")
+
+    writer = threading.Thread(target=rewrite)
+    writer.start()
+    opened = []
+    try:
+        for _ in range(300):
+            found = Trie.open(tmp_path / "index")._tensors()
+            same = [all(torch.equal(found[name], tensor) for name, tensor in trie._tensors().items()) for trie in two]
+            opened.append(same.index(True) if any(same) else None)
+    finally:
+        stop.set()
+        writer.join()
+    assert set(opened) == {0, 1}
+    assert len(list((tmp_path / "index").iterdir())) == 10  # nine arrays and trie.json
 
 
 def walk_beams(logits, catalog, k, first, per_beam, beams):

@@ -1,7 +1,9 @@
 """The catalog as a prefix index: sorted arrays in place of nodes, so that 15 million items are a few arrays."""
 
+import secrets
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,8 +12,9 @@ from torch import Tensor
 from utils.errors import InputError
 from utils.files import load_array, read_json, require_file, save_json, staged_directory
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.resume import fingerprint
 
-FORMAT = 1
+FORMAT = 2
 ARRAYS = ("codes", "items", "postings", "code_starts")
 REMEDY = "Save the index again: Trie(codes).save(folder)."
 
@@ -77,11 +80,21 @@ class Trie:
             self.code_starts[place, 1:] = torch.from_numpy(np.bincount(column, minlength=CODEBOOK_SIZE).cumsum())
 
     def save(self, folder: str | Path) -> None:
-        """Write the index as a folder of .npy files, to be opened by memory mapping."""
+        """Write the index as a folder of .npy files, to be opened by memory mapping.
+
+        The files get new names, and trie.json, which lists them, is renamed into place when they are there: whoever
+        opens the folder meanwhile gets the old index or the new one, and whoever has the old one open keeps it.
+        """
+        folder, saving = Path(folder), secrets.token_hex(8)
         with staged_directory(folder) as stage:
             for name, tensor in self._tensors().items():
-                np.save(stage / f"{name}.npy", tensor.cpu().numpy())
-            save_json(stage / "trie.json", {"format": FORMAT, "items": len(self)})  # moved last: the rest is whole
+                np.save(stage / f"{name}.{saving}.npy", tensor.cpu().numpy())
+            files = {path.name.split(".")[0]: [path.name, fingerprint(path)] for path in stage.iterdir()}
+        save_json(folder / "trie.json", {"format": FORMAT, "items": len(self), "files": files})
+        for name in files:
+            for path in folder.glob(f"{name}.*.npy"):
+                if path.name != files[name][0]:
+                    path.unlink(missing_ok=True)
 
     @classmethod
     def open(cls, folder: str | Path) -> "Trie":
@@ -90,20 +103,37 @@ class Trie:
         Raises:
             InputError: the folder does not hold a whole index of this format.
         """
-        folder = Path(folder)
-        header = read_json(require_file(folder / "trie.json", REMEDY))
+        path = Path(folder) / "trie.json"
+        while True:
+            header = read_json(require_file(path, REMEDY))
+            try:
+                return cls._mapped(path, header)
+            except (InputError, FileNotFoundError):
+                if read_json(path) == header:  # otherwise another index was saved meanwhile, which takes these away
+                    raise
+
+    @classmethod
+    def _mapped(cls, path: Path, header: dict[str, Any]) -> "Trie":
+        """The index whose trie.json holds `header`."""
         if header.get("format") != FORMAT:
-            raise InputError(f"{folder}/trie.json is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
+            raise InputError(f"{path} is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
         trie = object.__new__(cls)
-        trie._take(lambda name: torch.from_numpy(load_array(folder / f"{name}.npy", REMEDY, mode="c")))
+        try:
+            files = {name: (path.parent / file, known) for name, (file, known) in header["files"].items()}
+            trie._take(lambda name: torch.from_numpy(load_array(files[name][0], REMEDY, mode="c")))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path} does not list the files of an index ({error!r}). {REMEDY}") from error
         for name, tensor in trie._tensors().items():
             kind, shape = _layout(name, header.get("items"))
+            file, known = files[name]
             whole = len(shape) == tensor.ndim and all(a in (None, b) for a, b in zip(shape, tensor.shape, strict=True))
             if tensor.dtype not in kind or not whole:
                 raise InputError(
-                    f"{folder}/{name}.npy holds {tuple(tensor.shape)} {tensor.dtype}, which does not fit the "
-                    f"{header.get('items')} items of trie.json. {REMEDY}"
+                    f"{file} holds {tuple(tensor.shape)} {tensor.dtype}, which does not fit the "
+                    f"{header.get('items')} items of {path.name}. {REMEDY}"
                 )
+            if fingerprint(file) != known:
+                raise InputError(f"{file} is not the file that {path} was written with. {REMEDY}")
         return trie
 
     def _tensors(self) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ from utils.data import cumulate
 from utils.errors import InputError, shown
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, read_jsonl
 from utils.fsq import check_width
+from utils.manifest import MANIFEST, check_whole
 from utils.release import check_encoded, is_id, is_time, whole_numbers
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
@@ -63,6 +64,7 @@ def check_directory(folder: Path) -> Report:
     if not folder.is_dir():
         raise InputError(f"--check {folder} is not a directory. Name one with test.pkl and item_text_embeddings.npy.")
     report = Report()
+    report.attempt(check_whole, folder / MANIFEST)
     count = check_embeddings(report, folder / "item_text_embeddings.npy")
     lists = {name: check_lists(report, folder / f"{name}.pkl", shortest, count) for name, shortest in SHORTEST.items()}
     if lists["train"] == lists["test"] == {}:

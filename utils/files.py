@@ -4,6 +4,7 @@ import contextlib
 import gc
 import glob
 import gzip
+import io
 import json
 import math
 import mmap
@@ -16,6 +17,7 @@ import threading
 import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,6 +32,8 @@ SPARE_MEMORY = 1 << 28  # bytes that reading a file may take besides
 MOST_UNPACKED = 10  # times the size of an archive of weights or embeddings, which hardly shrink
 LONGEST_LINE = 1 << 24  # characters, of JSON lines
 _LIMITED = threading.RLock()
+
+AT_ONCE = 1000  # values of a stream that are pickled together
 
 
 def resolved(path: str | Path) -> Path:
@@ -303,11 +307,12 @@ def check_writable(path: str | Path) -> None:
 
 
 @contextlib.contextmanager
-def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Iterator[Path]:
-    """A hidden folder to write several files in, which are moved to `output` together when all are whole.
+def staged_directory(output: str | Path, belonging: Iterable[str] = (), first: str = "") -> Iterator[Path]:
+    """A hidden folder to write several files in, which are moved to `output` when all are whole: one by one, by name.
 
     Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
-    of other items or users. On failure they stay as they were, and nothing new appears.
+    of other items or users. On failure they stay as they were, and nothing new appears. Files that end in `first` are
+    moved before the others: a killed move shows itself where they list those (see `utils.manifest`).
     """
     output = resolved(output)
     staging = _partial(output)
@@ -318,7 +323,7 @@ def staged_directory(output: str | Path, belonging: Iterable[str] = ()) -> Itera
         staging.mkdir()
         yield staging
         output.mkdir(exist_ok=True)
-        made = sorted(staging.iterdir())
+        made = sorted(staging.iterdir(), key=lambda file: (file.suffix != first, file.name))
         for file in made:
             file.replace(output / file.name)
         for name in set(belonging) - {file.name for file in made}:
@@ -337,30 +342,31 @@ def save_pickle(path: str | Path, value: Any) -> None:
 
 def save_dict(path: str | Path, pairs: Iterable[tuple[Any, Any]]) -> None:
     """Write the pickle of a dict atomically, from pairs as they come: the dict is never in memory."""
-    _save_stream(path, _Stream((dict, (), None, None, iter(pairs))))
+    _save_stream(path, dict, pairs)
 
 
 def save_list(path: str | Path, values: Iterable[Any]) -> None:
     """Write the pickle of a list atomically, from values as they come: the list is never in memory."""
-    _save_stream(path, _Stream((list, (), None, iter(values), None)))
+    _save_stream(path, list, values)
 
 
-class _Stream:
-    """Pickled as the dict or list that it is reduced to."""
-
-    def __init__(self, reduced: tuple):
-        self.reduced = reduced
-
-    def __reduce__(self) -> tuple:
-        return self.reduced
-
-
-def _save_stream(path: str | Path, stream: _Stream) -> None:
+def _save_stream(path: str | Path, kind: type[dict] | type[list], values: Iterable[Any]) -> None:
+    """An empty container, then a few values at a time that are added to it: no class is asked for."""
+    values = iter(values)
     with atomic_write(path) as file:
-        pickler = pickle.Pickler(file, protocol=4)
-        # No memo of what was written: it would hold all of it, and make the bytes depend on which equal values are one.
-        pickler.fast = True
-        pickler.dump(stream)
+        file.write(_pickled(kind())[:-1])  # without the stop
+        while batch := kind(islice(values, AT_ONCE)):
+            file.write(_pickled(batch)[3:-1])  # without the protocol and the empty container either
+        file.write(pickle.STOP)
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=3)  # the last one without frames, of which no part could be taken
+    # No memo of what was written: it would make the bytes depend on which equal values are one.
+    pickler.fast = True
+    pickler.dump(value)
+    return buffer.getvalue()
 
 
 def save_matrix(path: str | Path, matrix: np.ndarray) -> None:

@@ -4,11 +4,16 @@
                           offsets.npy    (U + 1,) int64, history i is items[offsets[i]:offsets[i + 1]]
                           codes.npy      (N, K) int16
                           embeddings.npy (N, E) float16 or float32, only where a dtype was asked for
-                          packed.json    counts, encoder, tokenizer, and a fingerprint of each file
+                          packed.json    counts, encoder, tokenizer, a fingerprint of each file, and which files
+                                         they were made from
 
 Without embeddings.npy the header refers to all_item_text_embeddings.npy beside the folder, which is mapped as it is.
 """
 
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +33,12 @@ from utils.files import (
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
-from utils.resume import fingerprint, resumable_matrix
+from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train, noted_encoder
+from utils.resume import fingerprint, identity, resumable_matrix
 
 FORMAT = 1
 HEADER = "packed.json"
+ARRAYS = ("items.npy", "offsets.npy", "codes.npy")
 CHUNK = 1 << 14  # rows of embeddings converted at once
 COUNTED = 1 << 24  # interactions whose codes are counted at once
 PACK = "Make the packed form again: python data_processing/pack.py --data_path {} --force."
@@ -50,18 +56,15 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
         InputError: see `load_pre_train`; or a full disk.
     """
     folder = Path(folder)
+    sources = _sources(folder)
     data = load_pre_train(folder, drop_short)
-    packed = folder / "packed"
-    embeddings, matrix = f"../{EMBEDDINGS}", folder / EMBEDDINGS
-    if dtype is not None:
-        embeddings, matrix = "embeddings.npy", packed / "embeddings.npy"
-        convert(folder / EMBEDDINGS, matrix, dtype)
-    with staged_directory(packed) as staging:
-        save_matrix(staging / "items.npy", data.sequences.items.astype(np.int32, copy=False))
-        save_matrix(staging / "offsets.npy", data.sequences.offsets)
-        save_matrix(staging / "codes.npy", data.catalog.codes)
-        written = {path.name: fingerprint(path) for path in sorted(staging.glob("*.npy"))}
-        about = folder / EMBEDDINGS.replace(".npy", ".json")
+    embeddings = f"../{EMBEDDINGS}" if dtype is None else "embeddings.npy"
+    with converted(folder, dtype) as made, staged_directory(folder / "packed") as staging:
+        arrays = (data.sequences.items.astype(np.int32, copy=False), data.sequences.offsets, data.catalog.codes)
+        content = hashlib.blake2b(digest_size=16)
+        for name, array in zip(ARRAYS, arrays, strict=True):
+            save_matrix(staging / name, array)
+            content.update(np.ascontiguousarray(array))
         header = {
             "format": FORMAT,
             "histories": len(data.sequences),
@@ -70,33 +73,48 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
             "embedding_width": data.catalog.embeddings.shape[1],
             "guessing_loss": guessing_loss(data.sequences, data.catalog),
             "drop_short": drop_short,
-            "encoder": read_json(about).get("encoder") if about.is_file() else None,
+            "encoder": noted_encoder(folder / EMBEDDINGS),
             "tokenizer": data.tokenizer,
             "embeddings": embeddings,
             "dtype": dtype,
-            "files": {**written, embeddings: fingerprint(matrix)},
-            "sources": {name: fingerprint(folder / name) for name in (HISTORIES, CODES, EMBEDDINGS)},
+            "content": content.hexdigest(),
+            "files": {**{name: fingerprint(staging / name) for name in ARRAYS}, embeddings: made},
+            "sources": sources,
         }
+        if changed := [name for name, known in _sources(folder).items() if sources.get(name) != known]:
+            raise InputError(f"{folder / changed[0]} changed while it was packed. Run again when it is whole.")
         save_json(staging / HEADER, header)
     return header
 
 
-def convert(source: Path, output: Path, dtype: str) -> None:
-    """Copy a matrix (N, E) to another dtype; goes on where an earlier run stopped."""
+def _sources(folder: Path) -> dict[str, list[Any]]:
+    """What tells whether the files that are packed are still the same, of those that are there."""
+    return {name: identity(folder / name) for name in (HISTORIES, CODES, EMBEDDINGS) if (folder / name).is_file()}
+
+
+@contextlib.contextmanager
+def converted(folder: Path, dtype: str | None) -> Iterator[str]:
+    """Copy the matrix (N, E) to packed/embeddings.npy in another dtype, unless that is None; gives its fingerprint.
+
+    It appears under its name when the block ends without an error; a killed run goes on where it stopped.
+    """
+    source = folder / EMBEDDINGS
+    if dtype is None:
+        yield fingerprint(source)
+        return
     matrix = load_matrix(source, MAKE_PRE_TRAIN)
-    job = {"from": fingerprint(source)}
-    with (
-        resumable_matrix(output, matrix.shape, dtype, job) as filling,
-        _progress(len(matrix), filling.done) as progress,
-    ):
-        for start in range(filling.done, len(matrix), CHUNK):
-            with np.errstate(over="ignore"):
-                rows = matrix[start : start + CHUNK].astype(dtype)
-            check_finite(rows, start, f"{source} as {dtype}")
-            filling.matrix[start : start + CHUNK] = rows
-            forget_pages(matrix)
-            filling.note(start + len(rows))
-            progress.update(len(rows))
+    job = {"from": identity(source)}
+    with resumable_matrix(folder / "packed/embeddings.npy", matrix.shape, dtype, job) as filling:
+        with _progress(len(matrix), filling.done) as progress:
+            for start in range(filling.done, len(matrix), CHUNK):
+                with np.errstate(over="ignore"):
+                    rows = matrix[start : start + CHUNK].astype(dtype)
+                check_finite(rows, start, f"{source} as {dtype}")
+                filling.matrix[start : start + CHUNK] = rows
+                forget_pages(matrix)
+                filling.note(start + len(rows))
+                progress.update(len(rows))
+        yield filling.finish()
 
 
 def _progress(total: int, done: int) -> tqdm:
@@ -118,13 +136,14 @@ def fits(folder: str | Path, drop_short: bool = False, dtype: str | None = None)
         and isinstance(sources, dict)
         and dtype in (None, header.get("dtype"))
         and (header.get("drop_short") == drop_short or not (folder / HISTORIES).is_file())
-        and all(fingerprint(folder / name) == made for name, made in sources.items() if (folder / name).is_file())
+        and all(sources.get(name) == known for name, known in _sources(folder).items())
     )
 
 
 def data_fingerprint(folder: str | Path) -> str:
-    """What tells the packed form of a folder from every other: a hash of its header, which has those of its files."""
-    return fingerprint(Path(folder) / "packed" / HEADER)
+    """What tells the packed form of a folder from every other by its content: a copy of the folder has the same."""
+    header = read_json(Path(folder) / "packed" / HEADER) | {"sources": None}
+    return hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:

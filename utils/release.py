@@ -11,7 +11,8 @@ from utils.data import Catalog, Sequences, cumulate
 from utils.errors import InputError, shown
 from utils.files import load_matrix, load_pickle, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.resume import fingerprint
+from utils.manifest import MANIFEST, check_whole
+from utils.resume import content
 
 MAKE_PRE_TRAIN = (
     "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."
@@ -20,6 +21,7 @@ MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) o
 MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (import_dataset.py)."
 
 HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # of pre_train
+MAPS = "item_id_maps.pkl"  # beside them, where data_process_2.py has made them
 HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")  # of eval
 DATA_SET = (  # files of a data set directory that know users or items by their numbers
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
@@ -151,7 +153,7 @@ def codes_fingerprint(path: Path) -> str | None:
 
 
 def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
-    """InputError where the JSON beside a file has, under `name`, the fingerprint of another source than is there now.
+    """InputError where the JSON beside a file has, under `name`, the hash of another source than is there now.
 
     The release's files have no such JSON, and a source may have been deleted: then there is nothing to compare.
     """
@@ -159,7 +161,7 @@ def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
     if not about.is_file() or not source.is_file():
         return
     noted = read_json(about).get(name)
-    if noted not in (None, fingerprint(source)):
+    if noted not in (None, content(source)):
         raise InputError(
             f"{made} was made from another {source.name} than {source}. {remedy} If you know that they fit, remove "
             f"{name!r} from {about}."
@@ -167,9 +169,39 @@ def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
 
 
 def check_encoded(embeddings: Path) -> None:
-    """InputError where a data set's embeddings are of other texts than those beside them."""
+    """InputError where a data set's embeddings are not those of the JSON or the texts beside them."""
+    check_whole(embeddings.with_suffix(".json"))
     texts = embeddings.with_name("item_text_dict.pkl")
     check_made_from(embeddings, texts, "texts", "Encode them again (data_processing/TextEncoder_batch.py).")
+
+
+def catalogs(directories: dict[str, Path]) -> dict[str, list[str | None]]:
+    """Data set name -> hashes of its texts and of its items' names, of the sets that list them."""
+    of_items = ("item_text_dict.pkl", "item_ids.jsonl")
+    listed = {name: read_json(path / MANIFEST) for name, path in directories.items() if (path / MANIFEST).is_file()}
+    return {name: [about.get("files", {}).get(file) for file in of_items] for name, about in listed.items()}
+
+
+def check_catalogs(folder: Path) -> None:
+    """InputError where the merged histories and the merged embeddings are of other data sets, though of equal sizes."""
+    notes = [folder / MANIFEST, (folder / EMBEDDINGS).with_suffix(".json")]
+    merged = [read_json(note).get("catalogs") for note in notes if note.is_file()]
+    if None not in merged and len(merged) == len(notes) and merged[0] != merged[1]:
+        raise InputError(
+            f"{folder}: {HISTORIES} and {EMBEDDINGS} were merged from other items. Run data_process_2.py, "
+            "pre_train_data_process.py and make_token_list.py again."
+        )
+
+
+def noted_encoder(embeddings: Path) -> str | None:
+    """The encoder that the JSON beside a matrix names, where there is one.
+
+    Raises:
+        InputError: the JSON is damaged, or of another matrix.
+    """
+    about = embeddings.with_suffix(".json")
+    check_whole(about)
+    return read_json(about).get("encoder") if about.is_file() else None
 
 
 def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:
@@ -179,6 +211,9 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
         InputError: see the parts; or codes and embeddings that differ in number, or were not made from each other.
     """
     folder = Path(folder)
+    for name in (MANIFEST, EMBEDDINGS, CODES):
+        check_whole((folder / name).with_suffix(".json"))
+    check_catalogs(folder)
     sequences = load_sequences(folder / HISTORIES, MAKE_PRE_TRAIN, drop_short)
     codes_path, matrix_path = folder / CODES, folder / EMBEDDINGS
     codes = codes_array(load_pickle(codes_path, list, MAKE_PRE_TRAIN), codes_path)
@@ -190,7 +225,7 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
         )
     check_made_from(codes_path, matrix_path, "embeddings", "Make the codes again (make_token_list.py).")
     remedy = "Make the matrix again (pre_train_data_process.py), and then the codes."
-    check_made_from(matrix_path, folder / "item_id_maps.pkl", "maps", remedy)
+    check_made_from(matrix_path, folder / MAPS, "maps", remedy)
     check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
     return Interactions(sequences, Catalog(codes, embeddings, source=str(matrix_path)), codes_fingerprint(codes_path))
 
@@ -204,6 +239,9 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
         InputError: see the parts; or an item id without codes or without a row.
     """
     histories_path, codes_path, map_path, matrix_path = (Path(folder) / name for name in HELD_OUT)
+    for path in (Path(folder) / MANIFEST, codes_path, matrix_path):
+        check_whole(path.with_suffix(".json"))
+    check_made_from(codes_path, matrix_path, "embeddings", "Make both again (make_eval.py).")
     sequences = load_sequences(histories_path, MAKE_EVAL, drop_short)
     by_id = load_pickle(codes_path, (list, dict), MAKE_EVAL)
     id_map = load_pickle(map_path, dict, MAKE_EVAL)
@@ -248,11 +286,11 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     Raises:
         InputError: see the parts; an item id without a row; an empty catalog.
     """
-    path = folder / ("cold_test.pkl" if cold else "test.pkl")
-    sequences = load_sequences(path, MAKE_TEST, drop_short)
-    embeddings_path = folder / "item_text_embeddings.npy"
-    embeddings = load_matrix(embeddings_path, MAKE_TEST)
+    path, embeddings_path = folder / ("cold_test.pkl" if cold else "test.pkl"), folder / "item_text_embeddings.npy"
+    check_whole(folder / MANIFEST)
     check_encoded(embeddings_path)
+    sequences = load_sequences(path, MAKE_TEST, drop_short)
+    embeddings = load_matrix(embeddings_path, MAKE_TEST)
     check_ids(sequences, len(embeddings), path, str(embeddings_path))
 
     popularity, train_path = None, folder / "train.pkl"

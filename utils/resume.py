@@ -22,7 +22,7 @@ def fingerprint(path: str | Path) -> str:
     """Hash of a file's size and of 256 blocks of 16 KiB spread evenly over it: all of it up to 4 MiB.
 
     Milliseconds at any size. Two files that scripts made of different inputs differ nearly everywhere, so that the
-    blocks tell them apart; a single byte changed by hand in a large file may go unnoticed.
+    blocks tell them apart; a single byte changed in a large file may go unnoticed, but not by `identity` and `content`.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -35,12 +35,35 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def content(path: str | Path) -> str:
+    """Hash of all of a file; of a `.npy`, which may be larger than memory and is only mapped, its `fingerprint`."""
+    if Path(path).suffix == ".npy":
+        return fingerprint(path)
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def identity(path: str | Path) -> list[Any]:
+    """What tells whether a file on this machine is still the same: size, time (ns), inode, and its `fingerprint`.
+
+    A copy has another one, and so has a file in which a byte was changed where the fingerprint does not look.
+    """
+    about = Path(path).stat()
+    return [about.st_size, about.st_mtime_ns, about.st_ino, fingerprint(path)]
+
+
 class Filling(NamedTuple):
     """A matrix on its way to disk."""
 
     matrix: np.ndarray  # memory-mapped, zero where nothing was written yet
     done: int  # rows that an earlier run has written
     note: Callable[[int], None]  # to be told, after each chunk, how many rows are written
+    partial: Path  # the file, until it has its name
+
+    def finish(self) -> str:
+        """Put all rows on disk, before other files go into place; returns the matrix' fingerprint."""
+        self.matrix.flush()
+        return fingerprint(self.partial)
 
 
 @contextlib.contextmanager
@@ -58,6 +81,7 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
     path = resolved(path)
     partial, notes = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.json")
     job = {**job, "shape": list(shape), "dtype": np.dtype(dtype).str}
+    new_folder = not path.parent.exists()
     check_writable(path)
     with _alone(partial):
         try:
@@ -85,12 +109,14 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
                 noted = time.monotonic()
 
         try:
-            yield Filling(matrix, done or 0, note)
+            yield Filling(matrix, done or 0, note, partial)
         except DiskError:
             raise
         except InputError:  # the same input would fail again
             partial.unlink()
             notes.unlink()
+            if new_folder and not any(path.parent.iterdir()):
+                path.parent.rmdir()
             raise
         matrix.flush()
         partial.replace(path)

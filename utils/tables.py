@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.errors import DiskError, InputError
 from utils.files import check_writable, resolved
-from utils.resume import fingerprint
+from utils.resume import identity
 
 MEMORY = 3.0  # GiB that DuckDB may hold before it spills; Python and its own overhead come on top
 FETCHED = 1 << 16  # rows fetched at once
@@ -114,7 +114,7 @@ def remove(path: Path) -> None:
 
 def source(path: Path) -> list[Any]:
     """What tells whether a file is still the one that tables were made from."""
-    return [str(path.resolve()), path.stat().st_mtime_ns, fingerprint(path)]
+    return [str(path.resolve()), *identity(path)]
 
 
 def is_of_the_file(error: duckdb.Error, path: Path) -> bool:
