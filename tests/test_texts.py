@@ -252,6 +252,7 @@ def test_texts_longer_than_the_encoder_reads_are_told(call, encoder):
     write_small("x:a:1 x:b:2", "a b")
     write("m.csv", f"item,title\na,{long}\nb,{short}\n")
     assert said.replace("2 of 5", "1 of 2") in call(SMALL)
+    Path("out/dataset.json").unlink()  # which would tell that the texts are others
     dump(Path("out/item_text_dict.pkl"), {0: {"t": long}, 1: {"t": None}})
     assert said.replace("2 of 5", "1 of 1") in call("--input out", TextEncoder_batch)
     dump(Path("out/item_text_dict.pkl"), {0: {"t": short}})
@@ -359,6 +360,7 @@ def test_cold_pieces_end_with_the_hidden_item(call, split):
     assert {len(piece) for piece in found["cold_test"].values()} == {2, 3, 4}
     assert any(piece[-1] != found["train"][user][-1] for user, piece in found["cold_train"].items())
     assert "remark" not in call("--check out")
+    Path("out/dataset.json").unlink()  # which would tell that the list is another
     dump(Path("out/cold_test.pkl"), {user: items[:2] for user, items in found["test"].items()})
     assert "remark: out/cold_test.pkl: targets that the same user's list in train.pkl has: user 'u0'" in call(
         "--check out"
