@@ -83,7 +83,8 @@ def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, An
             if other[name] != value:
                 raise InputError(
                     f"{name} is {value} in process {accelerator.process_index} and {other[name]} in process {number}. "
-                    "Type the same command on every machine, with the same data, and share --ckpt_dir among them."
+                    "Type the same command on every machine, with the same data, and share --ckpt_dir among them. "
+                    "Where the first has passed over a damaged state, name one: --resume PATH."
                 )
 
 
