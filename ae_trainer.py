@@ -244,7 +244,7 @@ def train(
     Raises:
         KeyboardInterrupt: with what is kept.
     """
-    folder, kept = Path(args.output), first
+    folder, kept, epoch = Path(args.output), first, first
     progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, desc="tokenizer", unit="epoch")
     try:
         for epoch in progress:

@@ -175,11 +175,7 @@ def train(
     held_out: Interactions | None,
     logger: TimeLogger,
 ) -> tuple[Place, float | None, bool]:
-    """Take the steps from `place` on, saving and evaluating on the way.
-
-    Returns:
-        Where it ended, the last loss, and whether Ctrl-C was why.
-    """
+    """Take the steps from `place` on, saving and evaluating; returns where it ended, the last loss, if by Ctrl-C."""
     args, accelerator, steps = plan.args, checkpoints.accelerator, plan.steps(place)
     sum_over_processes = HostSum(accelerator)
     unread: list[tuple[Work, Tensor]] = []  # losses still on the device, which reading them waits for
