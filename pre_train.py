@@ -101,7 +101,7 @@ def flags() -> argparse.ArgumentParser:
         "--keep",
         type=positive_int,
         metavar="K",
-        help="keep the last K checkpoints and the best; by default all, with the states of the last two to resume from",
+        help="keep what the last K saves wrote, and the best; by default all, with the last two to resume from",
     )
     watching.add_argument(
         "--resume",

@@ -3,15 +3,13 @@
 import argparse
 import math
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from utils.ctrl_c import INTERRUPTED, end_at_ctrl_c
+from utils.ctrl_c import INTERRUPTED, ctrl_c_noted
 from utils.errors import InputError
 
 BAD_INPUT = 2  # exit code
@@ -136,23 +134,15 @@ def parse_again(
 def run(main: Callable[[], None]) -> None:
     """Run a script's main function; bad input ends in a message of one or two lines and exit code 2.
 
-    Ctrl-C ends it with exit code 130 and one line, which main may give with the KeyboardInterrupt. Some libraries make
-    another exception of it, or swallow it while they fail: that it was pressed is noted, and decides.
+    Ctrl-C ends it with exit code 130 and one line, which main may give with the KeyboardInterrupt.
     """
     debug, pressed = "--debug" in sys.argv, []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        pressed.append(True)
-        raise KeyboardInterrupt
-
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, interrupt)
     try:
-        main()
-        sys.stdout.flush()
+        with ctrl_c_noted(pressed):
+            main()
+            sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if pressed or isinstance(error, KeyboardInterrupt):
-            end_at_ctrl_c()  # when it is pressed again
             traceback.clear_frames(error.__traceback__)  # ends progress bars, so that the message has its own line
             message = str(error) if isinstance(error, KeyboardInterrupt) else ""
             _stop(message or "interrupted", INTERRUPTED, debug)

@@ -1,4 +1,4 @@
-"""Ctrl-C outside of `utils.cli.run`. Imports next to nothing, because every script begins with it."""
+"""What Ctrl-C does, and when. Imports next to nothing, because every script begins with it."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ INTERRUPTED = 130  # exit code
 
 
 def end_at_ctrl_c() -> None:
-    """From here on Ctrl-C ends the process at once, in one line: every script begins with it, before its imports."""
+    """From here on Ctrl-C ends the process at once, in one line: before `utils.cli.run` runs a script, and after."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _end)
 
@@ -18,6 +18,23 @@ def end_at_ctrl_c() -> None:
 def _end(number: int, frame: FrameType | None) -> None:
     os.write(2, b"interrupted\n")
     os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def ctrl_c_noted(pressed: list[bool]) -> Iterator[None]:
+    """KeyboardInterrupt at Ctrl-C, and word of it in `pressed`: some libraries make another exception of it."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager
