@@ -29,8 +29,9 @@ pre_train() {
 
 sample() {
     local raw=data/sample built=data/sample/built domain settings=(--batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3)
-    local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt"
+    local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt" again=()
     if goes_on "$built/ckpt" "$@"; then settings=(); else rm -rf "$built"; fi
+    [ ! -e "$built/vae_ckpt/vae_len4_fsq88865.resume" ] || again=(--resume)
 
     echo "== data sets of the sample"
     for domain in toys kitchen beauty outdoor crafts pets; do
@@ -41,7 +42,7 @@ sample() {
 
     echo "== tokenizer"
     python ae_trainer.py --embeddings "${domains[@]/%//item_text_embeddings.npy}" --output "$built/vae_ckpt" \
-        --epoch 31 --lr 1e-3 --init_deviation 0.3
+        --epoch 31 --lr 1e-3 --init_deviation 0.3 "${again[@]}"
 
     echo "== data for pre-training and for choosing a checkpoint"
     python data_processing/data_process_2.py --datasets "${domains[@]}" --output "$built/pre_train"

@@ -14,6 +14,7 @@ case "$*" in
     *torch*) echo 1 ;;
     *sys.prefix*) pwd ;;
     *make_dataset.py*) mkdir -p data/sample/built ;;
+    ae_trainer.py*) echo "$*" ;;
     eval.py*) echo best: it ;;
 esac
 """
@@ -60,13 +61,16 @@ def start(tmp_path):
 )
 def test_the_sample_goes_on_where_there_is_something_to_go_on_with(tmp_path, start, flags, folder, goes_on):
     (tmp_path / folder).mkdir(parents=True)
-    state = tmp_path / folder / "layer_3_epoch_0.resume"
+    state, tokenizer = tmp_path / folder / "layer_3_epoch_0.resume", tmp_path / "data/sample/built/vae_ckpt"
+    tokenizer.mkdir(parents=True)
+    (tokenizer / "vae_len4_fsq88865.resume").touch()
     state.touch()
     process = start(flags)
     said, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert state.exists() == (goes_on or folder == "mine")
     assert (SAMPLE in said) == (not goes_on) and flags in said
+    assert ("--init_deviation 0.3 --resume" in said) == goes_on, "the tokenizer, too"
 
 
 @pytest.mark.parametrize(("flags", "goes_on"), [("--resume auto", True), ("--resume=auto --ckpt_dir new", False)])
