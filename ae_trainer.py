@@ -1,14 +1,25 @@
 """Train the item tokenizer: an autoencoder whose bottleneck is four FSQ codes.
 
     python ae_trainer.py --embeddings data/mine/item_text_embeddings.npy --output vae_ckpt
-    python ae_trainer.py --embeddings a.npy b.npy --epoch 100 --resume
+    python ae_trainer.py --embeddings a.npy b.npy --resume
 
 Writes OUTPUT/vae_len4_fsq88865_ep0.pt, _ep10.pt, … and the last epoch, in the release's form, each with the codebook
 and collision report as JSON beside it. The default start is from the data, because a plain initialisation maps
 unit-norm embeddings, whose entries are near 0.05, to one code: --init plain is the published start.
+
+--resume goes on from the checkpoint written last, on the same embeddings, with the settings it was written with unless
+--epoch, --batch_size or --lr are typed.
 """
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
+import argparse
 import hashlib
+import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +32,20 @@ from tqdm import tqdm
 from decoder import Decoder
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
-from utils.cli import parser, positive_float, positive_int, run, seed
+from utils.cli import parse_again, parser, positive_float, positive_int, run, seed
+from utils.ctrl_c import ctrl_c_waits
 from utils.data import check_finite, epoch_batches
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
 from utils.manifest import check_whole
+from utils.resume import locked
 from utils.util import add_device_flags, pick_device, set_seed
 
 NAME = "vae_len4_fsq88865"
+STATE = f"{NAME}.resume"  # beside the weights of the last checkpoint
+SETTINGS = ("epoch", "batch_size", "lr", "init", "init_deviation", "seed")  # kept for --resume
+FIXED = ("init", "init_deviation", "seed")  # of these, what a resumed training cannot change
 DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
 CHECKPOINT_EVERY = 10  # epochs
 START_SAMPLE = 50_000  # items that the starting directions are computed from
@@ -179,10 +195,19 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
     return rows
 
 
+def digest(rows: np.ndarray) -> str:
+    """What tells rows (n, E) from all others."""
+    return hashlib.blake2b(rows, digest_size=16).hexdigest()
+
+
 def train_epoch(
     model: AutoEncoder, optimizer: torch.optim.Optimizer, rows: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> float:
-    """One pass over the rows (n, E); returns the mean L1 between embeddings and reconstructions."""
+    """One pass over the rows (n, E); returns the mean L1 between embeddings and reconstructions.
+
+    Raises:
+        InputError: the loss, or a weight at the end, is not finite.
+    """
     device = model.quantizer.project_in.weight.device
     total = 0.0
     model.train()
@@ -194,12 +219,63 @@ def train_epoch(
         loss.backward()
         optimizer.step()
         total += loss.item() * len(batch)
+        if not math.isfinite(total):
+            raise diverged(f"the loss is {loss.item()}", epoch)
+    for name, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise diverged(f"{name} holds NaN or infinity", epoch)
     model.eval()
     return total / len(rows)
 
 
-def save_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, epoch: int) -> None:
-    """Write what --resume needs: weights, optimizer, finished epochs and the random state of dropout."""
+def diverged(found: str, epoch: int) -> InputError:
+    """The error that ends a training."""
+    return InputError(
+        f"{found} in epoch {epoch}: training has diverged. Lower --lr, anew or, where a checkpoint was written, with "
+        "--resume; it is kept."
+    )
+
+
+def train(
+    model: AutoEncoder,
+    optimizer: torch.optim.Optimizer,
+    rows: np.ndarray,
+    args: argparse.Namespace,
+    first: int,
+    facts: dict[str, Any],
+) -> None:
+    """The epochs from `first` on, with a checkpoint at every tenth and the last; rows (n, E) float32.
+
+    Raises:
+        KeyboardInterrupt: with what is kept.
+    """
+    folder, kept, epoch = Path(args.output), first, first
+    progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, desc="tokenizer", unit="epoch")
+    try:
+        for epoch in progress:
+            loss = train_epoch(model, optimizer, rows, args.batch_size, args.seed, epoch)
+            progress.set_postfix(l1=f"{loss:.5f}")
+            if epoch % CHECKPOINT_EVERY == 0 or epoch == args.epoch - 1:
+                report = codebook_report(model.tokenize(rows), rows)
+                about = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
+                about |= {"embedding_width": model.embedding_width, "data": args.embeddings}
+                path = folder / f"{NAME}_ep{epoch}.pt"
+                with ctrl_c_waits():
+                    if epoch == 0:  # a state of an earlier training must not stand beside these weights
+                        (folder / STATE).unlink(missing_ok=True)
+                    save_state(path, model.state_dict(), about)
+                    save_training(folder / STATE, model, optimizer, epoch, facts)
+                    kept = epoch + 1
+                progress.write(f"{path}: {describe(report)}")
+    except KeyboardInterrupt as error:
+        what = f"{kept} of {args.epoch} epochs are kept in {folder}; go on with --resume" if kept else "nothing is kept"
+        raise KeyboardInterrupt(f"interrupted in epoch {epoch}: {what}") from error
+
+
+def save_training(
+    path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, epoch: int, facts: dict[str, Any]
+) -> None:
+    """Write what --resume needs: weights, optimizer, finished epochs, the random state of dropout, and `facts`."""
     save_tensors(
         path,
         {
@@ -207,73 +283,137 @@ def save_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimiz
             "optimizer": optimizer.state_dict(),
             "epoch": epoch,
             "random": torch.get_rng_state(),
+            **facts,
         },
     )
 
 
-def resume_training(path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer) -> int:
-    """Restore what `save_training` wrote; returns the epoch to go on with."""
+def read_training(path: Path) -> dict[str, Any]:
+    """What `save_training` wrote.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
     try:
         with path.open("rb") as file:
             saved = load_tensors(file)
+        kinds = {"settings": dict, "data": str, "model": dict, "optimizer": dict, "epoch": int, "random": Tensor}
+        for name, kind in kinds.items():
+            if not isinstance(saved[name], kind):
+                raise ValueError(f"{name} is {saved[name]!r}")
+        if saved["epoch"] < 0:
+            raise ValueError(f"epoch is {saved['epoch']}")
+    except FileNotFoundError:
+        raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
+    except Exception as error:  # torch raises many types for damaged or refused files
+        raise unfit(path, error) from error
+    return saved
+
+
+def unfit(path: Path, error: Exception) -> InputError:
+    """The error that a state gives with which nothing can go on."""
+    reason = " ".join(f"{type(error).__name__} {error}".split())[:160]
+    return InputError(f"--resume: {path} is damaged or does not fit ({reason}). Start without --resume.")
+
+
+def restore(path: Path, saved: dict[str, Any], model: AutoEncoder, optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Weights, optimizer and random state as `read_training` found them in `path`, with the learning rate of now."""
+    try:
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         torch.set_rng_state(saved["random"])
-        if type(saved["epoch"]) is not int or saved["epoch"] < 0:
-            raise ValueError(f"epoch is {saved['epoch']!r}")
-        return saved["epoch"] + 1
-    except FileNotFoundError:
-        raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
     except Exception as error:
-        raise InputError(
-            f"--resume: {path} is damaged or does not fit ({type(error).__name__}). Start without --resume."
-        ) from error
+        raise unfit(path, error) from error
+    for group in optimizer.param_groups:
+        group["lr"] = lr
 
 
-def main() -> None:
-    """Parse, start or resume, train, report."""
-    flags = parser(__doc__)
-    flags.add_argument("--embeddings", nargs="+", required=True, metavar="FILE", help=".npy matrices (items, width)")
-    flags.add_argument("--output", default="./vae_ckpt", help="folder for the checkpoints")
-    flags.add_argument("--epoch", type=positive_int, default=100, help="epochs in all")
-    flags.add_argument("--batch_size", type=positive_int, default=256, help="items per step")
-    flags.add_argument("--lr", type=positive_float, default=1e-4, help="Adam's learning rate")
-    flags.add_argument("--init", choices=("data", "plain"), default="data", help="start of project_in")
-    flags.add_argument(
+def flags() -> argparse.ArgumentParser:
+    """The command line."""
+    made = parser(__doc__)
+    made.add_argument("--embeddings", nargs="+", required=True, metavar="FILE", help=".npy matrices (items, width)")
+    made.add_argument("--output", default="./vae_ckpt", help="folder for the checkpoints")
+    made.add_argument("--epoch", type=positive_int, default=100, help="epochs in all")
+    made.add_argument("--batch_size", type=positive_int, default=256, help="items per step")
+    made.add_argument("--lr", type=positive_float, default=1e-4, help="Adam's learning rate")
+    made.add_argument("--init", choices=("data", "plain"), default="data", help="start of project_in")
+    made.add_argument(
         "--init_deviation", type=positive_float, default=1.0, help="spread of the data start; less: fewer codes"
     )
-    flags.add_argument("--seed", type=seed, default=0, help="order of the items and initial weights")
-    flags.add_argument("--resume", action="store_true", help="go on from OUTPUT's last finished epoch")
-    add_device_flags(flags)
-    args = flags.parse_args()
+    made.add_argument("--seed", type=seed, default=0, help="order of the items and initial weights")
+    made.add_argument(
+        "--resume", action="store_true", help="go on from OUTPUT's last checkpoint, with its settings unless typed"
+    )
+    add_device_flags(made)
+    return made
 
-    set_seed(args.seed)
-    state_path = Path(args.output) / f"{NAME}.resume"
-    check_writable(state_path)
+
+def parse() -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """The command line and, with --resume, the state to go on from, whose settings stand in for what was not typed.
+
+    Raises:
+        InputError: see `read_training` and `parse_again`.
+    """
+    made = flags()
+    args = made.parse_args()
+    path = Path(args.output) / STATE
+    check_writable(path)
+    if not args.resume:
+        if path.exists():
+            print(
+                f"{path} is of an earlier training: it, and checkpoints of the same names, will be replaced. To go on "
+                "with it, stop and give --resume; to keep it, give another --output."
+            )
+        return args, None
+    saved = read_training(path)
+    args, told = parse_again(made, saved["settings"], FIXED, path, ["--embeddings", *args.embeddings])
+    print(f"going on from {path}, {saved['epoch'] + 1} of {args.epoch} epochs finished{told}")
+    return args, saved
+
+
+def build(args: argparse.Namespace, rows: np.ndarray) -> tuple[AutoEncoder, torch.optim.Optimizer]:
+    """A tokenizer of the rows (n, E) as --init and --seed make it, and its optimizer."""
     device = pick_device(args)
-    rows = load_training_rows(args.embeddings)
+    set_seed(args.seed)
     model = AutoEncoder(rows.shape[1])
     if args.init == "data":
         sample = np.random.default_rng(args.seed).permutation(len(rows))[:START_SAMPLE]
         model.start_from(rows[np.sort(sample)], args.init_deviation)
     model.to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=args.lr)
-    first = resume_training(state_path, model, optimizer) if args.resume else 0
+    return model, torch.optim.Adam(model.parameters(), lr=args.lr)
 
-    progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, desc="tokenizer", unit="epoch")
-    for epoch in progress:
-        loss = train_epoch(model, optimizer, rows, args.batch_size, args.seed, epoch)
-        progress.set_postfix(l1=f"{loss:.5f}")
-        if epoch % CHECKPOINT_EVERY == 0 or epoch == args.epoch - 1:
-            report = codebook_report(model.tokenize(rows), rows)
-            about = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
-            path = Path(args.output) / f"{NAME}_ep{epoch}.pt"
-            about |= {"embedding_width": model.embedding_width, "data": args.embeddings}
-            save_state(path, model.state_dict(), about)
-            save_training(state_path, model, optimizer, epoch)
-            progress.write(f"{path}: {describe(report)}")
+
+def main() -> None:
+    """Parse, keep other runs away, train."""
+    args, saved = parse()
+    lock = locked(Path(args.output), "--output")
+    try:
+        begin_or_go_on(args, saved)
+    finally:
+        os.close(lock)
+
+
+def begin_or_go_on(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
+    """Train from the start, or from what `read_training` has found.
+
+    Raises:
+        InputError: that was trained on other embeddings.
+    """
+    path, first = Path(args.output) / STATE, 0
+    rows = load_training_rows(args.embeddings)
+    facts = {"settings": {name: vars(args)[name] for name in SETTINGS}, "data": digest(rows)}
+    model, optimizer = build(args, rows)
+    if saved is not None:
+        if saved["data"] != facts["data"]:
+            raise InputError(
+                f"{path} was trained on other embeddings than {', '.join(args.embeddings)} are now. Give what it was "
+                "trained on, in the same order, or start without --resume."
+            )
+        restore(path, saved, model, optimizer, args.lr)
+        first = saved["epoch"] + 1
+    train(model, optimizer, rows, args, first, facts)
     if first >= args.epoch:
-        print(f"nothing to do: {args.epoch} epochs are finished")
+        print(f"nothing to do: {first} epochs are finished")
 
 
 if __name__ == "__main__":

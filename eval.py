@@ -8,6 +8,11 @@ The loss is the mean over target tokens, in nats; the published figure, the mean
 it. Ends with one line per checkpoint, best first, and the name of the best.
 """
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import math
 from collections.abc import Callable, Sequence

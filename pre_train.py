@@ -5,16 +5,22 @@
     torchrun --nproc_per_node 2 pre_train.py --device cpu
     python pre_train.py --resume
 
-Saves at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at --max_steps and on SIGTERM, in
---ckpt_dir. --resume goes on from the checkpoint written last, with the settings it was written with unless others are
-typed; on the CPU the weights come out as if nothing had stopped the run, bit by bit.
+Saves at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at --max_steps, on SIGTERM and on
+Ctrl-C, in --ckpt_dir. --resume goes on from the checkpoint written last, with the settings it was written with unless
+others are typed; on the CPU the weights come out as if nothing had stopped the run, bit by bit.
 """
+
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
 
 import argparse
 import contextlib
 import importlib.metadata
 import math
 import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,7 +31,8 @@ from torch import Tensor, nn
 
 from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
-from utils.cli import SWITCH, non_negative_float, parser, positive_float, positive_int, run, seed, share
+from utils.cli import SWITCH, non_negative_float, parse_again, parser, positive_float, positive_int, run, seed, share
+from utils.ctrl_c import INTERRUPTED
 from utils.data import WINDOW, SeqBatch, prefetched
 from utils.errors import InputError
 from utils.files import check_writable
@@ -94,7 +101,7 @@ def flags() -> argparse.ArgumentParser:
         "--keep",
         type=positive_int,
         metavar="K",
-        help="keep the last K checkpoints and the best; by default all, with the states of the last two to resume from",
+        help="keep what the last K saves wrote, and the best; by default all, with the last two to resume from",
     )
     watching.add_argument(
         "--resume",
@@ -147,12 +154,14 @@ def main() -> None:
     )
     with TimeLogger(steps, place.step, log_file, operations=operations, track=tracker(args, accelerator)) as logger:
         logger.note({"start": checkpoints.facts["training"], "processes": accelerator.num_processes}, place.step)
-        place, loss = train(model, optimizer, plan, place, checkpoints, held_out, logger)
+        place, loss, interrupted = train(model, optimizer, plan, place, checkpoints, held_out, logger)
     accelerator.end_training()
     if loss is None:
         accelerator.print(f"nothing to do: {place.step} steps were taken")
     elif place.step < steps:
-        accelerator.print(f"told to stop (SIGTERM) after step {place.step} of {steps}: go on with --resume")
+        notice = "Ctrl-C" if interrupted else "SIGTERM"
+        accelerator.print(f"told to stop ({notice}) after step {place.step} of {steps}: go on with --resume")
+        sys.exit(INTERRUPTED if interrupted else 0)
     else:
         accelerator.print(f"finished {place.step} steps, last loss {loss:.4f} nats; checkpoints in {args.ckpt_dir}")
 
@@ -165,17 +174,18 @@ def train(
     checkpoints: Checkpoints,
     held_out: Interactions | None,
     logger: TimeLogger,
-) -> tuple[Place, float | None]:
-    """Take the steps from `place` on, saving and evaluating on the way; returns where it ended and the last loss."""
+) -> tuple[Place, float | None, bool]:
+    """Take the steps from `place` on, saving and evaluating; returns where it ended, the last loss, if by Ctrl-C."""
     args, accelerator, steps = plan.args, checkpoints.accelerator, plan.steps(place)
     sum_over_processes = HostSum(accelerator)
     unread: list[tuple[Work, Tensor]] = []  # losses still on the device, which reading them waits for
-    loss = None
+    loss, interrupted = None, 0.0
     model.train()
     with Notice() as notice:
         for work in prefetched(plan.work(place), logger.waited):
             before, place = place, work.place
-            targets, told_to_stop = sum_over_processes(work.targets, notice.given)
+            targets, terminated, interrupted = sum_over_processes(work.targets, notice.terminated, notice.interrupted)
+            stopping = terminated + interrupted > 0
             rate = plan.learning_rate(work)
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -183,7 +193,7 @@ def train(
             unread.append((work, train_step(model, optimizer, work.batches, targets, accelerator, args.max_grad_norm)))
             logger.update(len(work.rows), targets, work.batches)
 
-            names = plan.checkpoint_names(before, place, told_to_stop > 0)
+            names = plan.checkpoint_names(before, place, stopping)
             evaluating = plan.evaluation_due(place, steps)
             if names or evaluating or logger.due(place.step) or place.step == steps:
                 losses = read_losses(unread)
@@ -195,9 +205,9 @@ def train(
                     evaluate_and_mark(model, held_out, plan, place, checkpoints, logger, sum_over_processes)
                 if names:
                     checkpoints.save(names, model, optimizer, place, loss)
-            if told_to_stop:
+            if stopping:
                 break
-    return place, loss
+    return place, loss, interrupted > 0
 
 
 def train_step(
@@ -316,7 +326,7 @@ def parse() -> tuple[argparse.Namespace, Saved | None]:
     """The command line and the training state to go on from, whose settings stand in for what was not typed.
 
     Raises:
-        InputError: see `find_state`; or a flag that a resumed run cannot change.
+        InputError: see `find_state` and `parse_again`.
     """
     made = flags()
     args = made.parse_args()
@@ -325,42 +335,15 @@ def parse() -> tuple[argparse.Namespace, Saved | None]:
     saved = find_state(args.ckpt_dir, args.resume) if args.resume else None
     if saved is None:
         return args, None
-    settings = checked_settings(saved, made, set(vars(args)) - set(OF_THIS_START))
-    made.set_defaults(**settings)
-    args = made.parse_args()
-    changed = {name: (old, vars(args)[name]) for name, old in settings.items() if vars(args)[name] != old}
-    for name in FIXED:
-        if name in changed:
-            raise InputError(
-                f"--{name} {changed[name][1]} contradicts {saved.path}, which has {changed[name][0]}. Leave the flag "
-                "out, or start without --resume."
-            )
-    told = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
-    if os.environ.get("RANK", "0") == "0":  # one process tells
-        print(f"going on from {saved.path}, step {saved.place.step}{': ' + told if told else ''}")
-    return args, saved
-
-
-def checked_settings(saved: Saved, made: argparse.ArgumentParser, known: set[str]) -> dict[str, Any]:
-    """The settings of a training state, without those that are not `known` here, which it tells.
-
-    Raises:
-        InputError: a value that could not have been typed.
-    """
-    settings = {name: value for name, value in saved.about["training"].items() if name in known}
-    unknown = set(saved.about["training"]) - set(settings)
+    known = vars(args).keys() - set(OF_THIS_START)
+    unknown = saved.about["training"].keys() - known
     if unknown:
         print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
-    made.exit_on_error = False
-    try:
-        read = vars(made.parse_args([f"--{name}={value}" for name, value in settings.items() if value is not None]))
-        for name, value in settings.items():
-            if read[name] != value:
-                raise ValueError(f"--{name} is {value!r}")
-    except (argparse.ArgumentError, ValueError) as error:
-        raise InputError(f"{saved.path} has a setting that cannot be ({error}). Start without --resume.") from error
-    made.exit_on_error = True
-    return settings
+    settings = {name: value for name, value in saved.about["training"].items() if name in known}
+    args, told = parse_again(made, settings, FIXED, saved.path)
+    if os.environ.get("RANK", "0") == "0":  # one process tells
+        print(f"going on from {saved.path}, step {saved.place.step}{told}")
+    return args, saved
 
 
 def check_flags(args: argparse.Namespace) -> None:

@@ -9,6 +9,11 @@ other candidates counts with its expected rank, since nothing but ids orders the
 --protocol released: the published evaluation, to reproduce published numbers.
 """
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import argparse
 import json
 import time

@@ -4,9 +4,19 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-# Whether the arguments go on with an earlier run, which has settings of its own.
+# Whether the arguments after the first go on with an earlier run, which has settings of its own; with auto, where the
+# folder of the checkpoints, --ckpt_dir or the first argument, has something to go on with.
 goes_on() {
-    [[ " $* " == *" --resume"[\ =]* && " $* " != *" --resume"[\ =]"auto "* ]]
+    local folder="$1" resume
+    while shift && [ $# -gt 0 ]; do
+        case "$1" in
+            --ckpt_dir) folder="${2:-}" ;;
+            --ckpt_dir=*) folder="${1#*=}" ;;
+            --resume) resume="${2:-}" ;;
+            --resume=*) resume="${1#*=}" ;;
+        esac
+    done
+    [ -n "${resume+given}" ] && { [ "$resume" != auto ] || compgen -G "$folder/*.resume" >/dev/null; }
 }
 
 pre_train() {
@@ -19,8 +29,9 @@ pre_train() {
 
 sample() {
     local raw=data/sample built=data/sample/built domain settings=(--batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3)
-    local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt"
-    if goes_on "$@"; then settings=(); else rm -rf "$built"; fi
+    local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt" again=()
+    if goes_on "$built/ckpt" "$@"; then settings=(); else rm -rf "$built"; fi
+    [ ! -e "$built/vae_ckpt/vae_len4_fsq88865.resume" ] || again=(--resume)
 
     echo "== data sets of the sample"
     for domain in toys kitchen beauty outdoor crafts pets; do
@@ -31,7 +42,7 @@ sample() {
 
     echo "== tokenizer"
     python ae_trainer.py --embeddings "${domains[@]/%//item_text_embeddings.npy}" --output "$built/vae_ckpt" \
-        --epoch 31 --lr 1e-3 --init_deviation 0.3
+        --epoch 31 --lr 1e-3 --init_deviation 0.3 "${again[@]}"
 
     echo "== data for pre-training and for choosing a checkpoint"
     python data_processing/data_process_2.py --datasets "${domains[@]}" --output "$built/pre_train"
@@ -63,7 +74,7 @@ main() {
     source utils/venv.sh requirements.txt
     if [ -d data/pre_train ]; then
         local settings=(--batch_size 40 --epoch 5 --tf_layer 3)
-        if goes_on "$@"; then settings=(); fi
+        if goes_on ckpt "$@"; then settings=(); fi
         pre_train "${settings[@]}" "$@"
     else
         echo "data/pre_train is not there: using the embedded sample (data/sample)"
@@ -75,12 +86,15 @@ mkdir -p logs
 log="logs/run_$(date +%Y%m%d_%H%M%S).log"
 set +e -m # -m: the work is a process group of its own, in which a notice reaches everyone; tee reads to the end
 (main "$@") 2>&1 | (trap '' HUP INT TERM; exec tee "$log") &
-trap 'kill -TERM %1' HUP INT TERM # at which pre_train.py writes a checkpoint
+told=""
+trap 'kill -TERM %1' HUP TERM # at which pre_train.py writes a checkpoint
+trap 'told=130; kill -TERM %1' INT # the same at Ctrl-C, at which accelerate would show a traceback
 wait %1
 status=$?
 while [ -n "$(jobs -pr)" ]; do # a signal ends `wait`, not the work
     wait %1
     status=$?
 done
+[ "$status" -eq 0 ] || status="${told:-$status}"
 [ "$status" -eq 0 ] || echo "run.sh ended with exit code $status; see $log" >&2
 exit "$status"

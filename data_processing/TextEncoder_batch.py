@@ -12,6 +12,7 @@ how many texts are longer than what the encoder reads. A run that was killed goe
 import contextlib
 import hashlib
 import math
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,11 @@ from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
 
 import numpy as np
 import torch
@@ -131,11 +137,16 @@ class Encoding(NamedTuple):
 
 @contextlib.contextmanager
 def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, Any] | None]:
-    """sentence-transformers' processes, one for each device; None where no devices are named."""
+    """sentence-transformers' processes, one for each device; None where no devices are named.
+
+    They leave Ctrl-C, which a terminal sends to every process, to this one, and are ended by it.
+    """
     if devices is None:
         yield None
         return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     pool = encoder.start_multi_process_pool(devices)
+    signal.signal(signal.SIGINT, before)
     try:
         yield pool
     finally:

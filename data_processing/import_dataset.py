@@ -47,6 +47,11 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, unit

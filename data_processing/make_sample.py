@@ -19,6 +19,11 @@ from typing import Any, NamedTuple
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 from data_processing import sample_words
 from data_processing.sample_words import DOMAINS, THEMES, Category
 from utils.cli import parser, run, seed

@@ -1,5 +1,6 @@
 """Pre-training in processes of their own, quickly: a server that has the imports behind it forks them."""
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -11,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import pre_train
 from tests.conftest import ROOT, dump
 from utils.cli import run
 
@@ -37,31 +37,32 @@ def make_data(folder: Path, histories: int, held_out: int = 40) -> None:
     np.save(folder / "ev/all_item_text_embeddings_eval.npy", embeddings.astype(np.float32))
 
 
-def start(folder: Path, flags: str, hurt=None) -> multiprocessing.Process:
-    """`pre_train.py FLAGS` in `folder`, on one thread; `hurt` is called in the process before it starts."""
-    process = FORKS.Process(target=_child, args=(str(folder), flags, hurt))
+def start(folder: Path, flags: str, hurt=None, script: str = "pre_train") -> multiprocessing.Process:
+    """`SCRIPT.py FLAGS` in `folder`, on one thread; `hurt` is called in the process before it starts."""
+    process = FORKS.Process(target=_child, args=(str(folder), flags, hurt, script))
     process.start()
     return process
 
 
-def finish(folder: Path, flags: str, expect: int = 0, hurt=None) -> None:
-    """The same, to its end."""
-    process = start(folder, flags, hurt)
+def finish(folder: Path, flags: str, expect: int = 0, hurt=None, script: str = "pre_train") -> str:
+    """The same, to its end; returns what it said."""
+    process = start(folder, flags, hurt, script)
     process.join(timeout=120)
     said = (folder / "said").read_text()
     assert process.exitcode == expect, f"{flags}: exit {process.exitcode}\n{said[-3000:]}"
+    return said
 
 
-def _child(folder: str, flags: str, hurt) -> None:
+def _child(folder: str, flags: str, hurt, script: str) -> None:
     os.chdir(folder)
     out = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
     os.dup2(out, 2)
     torch.set_num_threads(1)
-    sys.argv = ["pre_train.py", *flags.split()]
+    sys.argv = [f"{script}.py", *flags.split()]
     if hurt is not None:
         hurt()
-    run(pre_train.main)
+    run(importlib.import_module(script).main)
 
 
 def two(folder: Path, flags: str, script: str = "pre_train.py") -> subprocess.Popen:

@@ -5,8 +5,10 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import time
+import zipfile
 from argparse import Namespace
 
 import numpy as np
@@ -174,6 +176,55 @@ def test_all_weights_and_the_last_two_states_are_kept(undisturbed):
     assert {path.name for path in (undisturbed / "ckpt").glob("*.pt")} == names
 
 
+def test_a_save_under_several_names_counts_once(place):
+    """The end of the first epoch has three names; the save before it is still there to resume from."""
+    flags = MODEL + "--batch_size 8 --epoch 1 --save_every 21 "
+    runs.finish(place, flags)
+    states = {path.name for path in (place / "ckpt").glob("*.resume")}
+    assert states == {"layer_1_epoch_0_model_09.resume", "layer_1_epoch_0.resume"}
+    runs.finish(place, flags.replace(" ckpt ", " kept ") + "--keep 2")
+    names = ["layer_1_epoch_0_model_09", "layer_1_epoch_0_model_10", "layer_1_epoch_0_step_21", "layer_1_epoch_0"]
+    expected = states | {f"{name}{ending}" for name in names for ending in (".pt", ".json")}
+    assert {path.name for path in (place / "kept").iterdir()} == expected
+
+
+@pytest.fixture
+def two_states(place, undisturbed):
+    """The last two states of the undisturbed run, at steps 40 and 42, with a change to what they tell."""
+
+    def make(**of_the_first):
+        for name in ("layer_1_epoch_1_step_40.resume", "layer_1_epoch_1.resume"):
+            loaded = torch.load(undisturbed / "ckpt" / name, weights_only=True)
+            changed = of_the_first if "step_40" in name else {}
+            torch.save({**loaded, "about": {**loaded["about"], **changed}}, place / name)
+
+    return make
+
+
+def test_steps_and_no_clock_decide_which_state_is_the_last(place, two_states):
+    two_states(time="2999-01-01T00:00:00.000000+00:00")
+    assert find_state(place, "latest").place.step == 42
+
+
+def test_a_run_taken_back_goes_on_from_its_own_states(place, undisturbed):
+    """Step 41 of a run that was taken back to step 40 is later than step 42, which it has given up."""
+    shutil.copytree(undisturbed / "ckpt", place / "ckpt")
+    runs.finish(place, "--ckpt_dir ckpt --resume ckpt/layer_1_epoch_1_step_40.pt --max_steps 41")
+    assert find_state(place / "ckpt", "latest").place.step == 41
+    runs.finish(place, RUN + "--max_steps 2")
+    assert find_state(place / "ckpt", "latest").place.step == 2
+
+
+def test_only_the_state_to_go_on_from_is_read_in_full(place, two_states, monkeypatch):
+    two_states()
+    read, testzip = [], zipfile.ZipFile.testzip
+    monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: read.append(archive.filename) or testzip(archive))
+    assert find_state(place, "latest").place.step == 42
+    assert read == [str(place / "layer_1_epoch_1.resume")]
+    monkeypatch.setenv("RANK", "1")
+    assert find_state(place, "latest").place.step == 42 and len(read) == 1, "the first process has read it"
+
+
 def refused(place, undisturbed, monkeypatch, capsys, flags, *said):
     House.refuse(Namespace(folder=undisturbed), monkeypatch, capsys, f"python pre_train.py {flags}", *said)
 
@@ -216,7 +267,7 @@ def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypat
     with pytest.raises(InputError, match="not a whole training state"):
         find_state(place, "auto")  # never started anew for want of a whole one
     loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1.resume", weights_only=True)
-    for change in ({"format": 2}, {"place": {"step": -1, "epoch": 0, "row": 0}}, {"training": []}, {"time": 3}):
+    for change in ({"format": 1}, {"place": {"step": -1, "epoch": 0, "row": 0}}, {"training": []}, {"time": 3}):
         torch.save({**loaded, "about": {**loaded["about"], **change}}, place / "b.resume")
         with pytest.raises(InputError, match="not a whole training state"):
             find_state(place, str(place / "b.resume"))
@@ -228,7 +279,7 @@ def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypat
         ({"lr": "abc"}, {}, "a setting that cannot be (argument --lr: 'abc' is not a finite number"),
         ({"batch_size": None}, {}, "a setting that cannot be (--batch_size is None)"),
         ({"schedule": "odd"}, {}, "a setting that cannot be (argument --schedule: invalid choice"),
-        ({}, {"written": ["/home/all_i_have.pt"]}, "'/home/all_i_have.pt' is no checkpoint beside it"),
+        ({}, {"written": [["/home/all_i_have.pt"]]}, "'/home/all_i_have.pt' is no checkpoint beside it"),
         ({}, {"best": {"eval_loss": "low"}}, "best is {'eval_loss': 'low'}"),
     ],
 )

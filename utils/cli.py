@@ -1,16 +1,18 @@
-"""What the scripts share on the command line: flags of one meaning everywhere, and errors without tracebacks."""
+"""What the scripts share on the command line: flags of one meaning everywhere, errors without tracebacks, Ctrl-C."""
 
 import argparse
 import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+from utils.ctrl_c import INTERRUPTED, ctrl_c_noted
 from utils.errors import InputError
 
 BAD_INPUT = 2  # exit code
-INTERRUPTED = 130
 DEFECT = 1
 
 
@@ -85,23 +87,71 @@ def parser(script_docstring: str) -> argparse.ArgumentParser:
     return made
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a script's main function; bad input ends in a message of one or two lines and exit code 2."""
-    debug = "--debug" in sys.argv
+def parse_again(
+    made: argparse.ArgumentParser,
+    settings: dict[str, Any],
+    fixed: Sequence[str],
+    source: Path,
+    required: Sequence[str] = (),
+) -> tuple[argparse.Namespace, str]:
+    """The command line of a run that goes on: its earlier settings stand in for what was not typed.
+
+    Args:
+        made: the script's parser.
+        settings: by flag, as `source` has them.
+        fixed: what a run that goes on cannot change.
+        source: the file that they are from, for messages.
+        required: arguments without which `made` parses nothing.
+
+    Returns:
+        The flags, and what to tell of those that were typed otherwise than before.
+
+    Raises:
+        InputError: a setting that could not have been typed, or one of `fixed` typed otherwise.
+    """
+    made.exit_on_error = False
     try:
-        main()
-        sys.stdout.flush()
-    except InputError as error:
-        _stop(f"error: {error}", BAD_INPUT, debug)
-    except OSError as error:
+        typed = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+        read = vars(made.parse_args([*required, *typed]))
+        for name, value in settings.items():
+            if read[name] != value:
+                raise ValueError(f"--{name} is {value!r}")
+    except (argparse.ArgumentError, ValueError) as error:
+        raise InputError(f"{source} has a setting that cannot be ({error}). Start without --resume.") from error
+    made.exit_on_error = True
+    made.set_defaults(**settings)
+    args = made.parse_args()
+    changed = {name: (old, vars(args)[name]) for name, old in settings.items() if vars(args)[name] != old}
+    for name in changed.keys() & set(fixed):
+        raise InputError(
+            f"--{name} {changed[name][1]} contradicts {source}, which has {changed[name][0]}. Leave the flag out, or "
+            "start without --resume."
+        )
+    told = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
+    return args, f": {told}" if told else ""
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a script's main function; bad input ends in a message of one or two lines and exit code 2.
+
+    Ctrl-C ends it with exit code 130 and one line, which main may give with the KeyboardInterrupt.
+    """
+    debug, pressed = "--debug" in sys.argv, []
+    try:
+        with ctrl_c_noted(pressed):
+            main()
+            sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+        if pressed or isinstance(error, KeyboardInterrupt):
+            traceback.clear_frames(error.__traceback__)  # ends progress bars, so that the message has its own line
+            message = str(error) if isinstance(error, KeyboardInterrupt) else ""
+            _stop(message or "interrupted", INTERRUPTED, debug)
         if isinstance(error, BrokenPipeError):
             # The reader of our output is gone (`| head`): nothing to tell, and nothing more to flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BAD_INPUT)
-        _stop(f"error: {error}", BAD_INPUT, debug)
-    except KeyboardInterrupt:
-        _stop("interrupted", INTERRUPTED, debug)
-    except Exception as error:
+        if isinstance(error, (InputError, OSError)):
+            _stop(f"error: {error}", BAD_INPUT, debug)
         _stop(f"unexpected {type(error).__name__}: {error}; --debug shows where", DEFECT, debug)
 
 

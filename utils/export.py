@@ -7,6 +7,11 @@ Our files leave out what is never used; the published `load_state_dict` asks for
 of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. Both are filled with zeros.
 """
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import torch
 from torch import Tensor
 

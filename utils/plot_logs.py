@@ -6,6 +6,11 @@
 Of a run that was resumed, steps taken twice count once, as they were taken last; of several runs in one file, the last.
 """
 
+if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
 import sys
 from pathlib import Path
 from typing import Any

@@ -2,8 +2,10 @@
 
 import argparse
 import contextlib
+import math
 import os
 import signal
+import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataPara
 from utils.errors import InputError
 from utils.plan import Place
 
+AGAIN = 1.0  # second after which Ctrl-C is pressed again
 PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may differ in
 
 
@@ -83,7 +86,8 @@ def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, An
             if other[name] != value:
                 raise InputError(
                     f"{name} is {value} in process {accelerator.process_index} and {other[name]} in process {number}. "
-                    "Type the same command on every machine, with the same data, and share --ckpt_dir among them."
+                    "Type the same command on every machine, with the same data, and share --ckpt_dir among them. "
+                    "Where the first has passed over a damaged state, name one: --resume PATH."
                 )
 
 
@@ -105,16 +109,27 @@ class HostSum:
 
 
 class Notice:
-    """SIGTERM, by which a cluster tells that time is up: noted here, and heeded at the end of a step."""
+    """SIGTERM, by which a cluster tells that time is up, or Ctrl-C: noted here, and heeded at the end of a step.
 
-    given = False
+    Ctrl-C again, a second later or more, is not waited with: torchrun passes on to its processes what they had already.
+    """
+
+    def __init__(self):
+        self.terminated, self.interrupted, self.since = False, False, math.inf
 
     def __enter__(self) -> "Notice":
-        self.before = signal.signal(signal.SIGTERM, self._note)
+        heeded = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._note) for number in heeded}
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.given = True
+        if number == signal.SIGTERM:
+            self.terminated = True
+        elif time.monotonic() - self.since > AGAIN:
+            self.before[number](number, frame)
+        else:
+            self.interrupted, self.since = True, min(self.since, time.monotonic())
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)

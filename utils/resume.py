@@ -136,6 +136,26 @@ def _alone(partial: Path) -> Iterator[None]:
         yield
 
 
+def locked(folder: Path, flag: str) -> int:
+    """A descriptor that keeps other runs from writing to the folder of `flag` until this process ends, however it ends.
+
+    Raises:
+        InputError: another run has it: checkpoints of two, under the same names, would replace each other.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise InputError(
+            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}."
+        ) from error
+    except OSError:  # a network disk without locks
+        pass
+    return descriptor
+
+
 def _rows_done(partial: Path, notes: Path, job: dict[str, Any]) -> int | None:
     """Rows that an earlier run with this job has left; None where there is none."""
     if not partial.stat().st_size or not notes.is_file():

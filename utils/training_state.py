@@ -9,8 +9,10 @@ order of the histories: there is no other state.
 """
 
 import datetime
-import fcntl
+import itertools
+import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,10 +31,11 @@ from torch.distributed.checkpoint.state_dict import (
 from utils.checkpoint import about_path, load_tensors, save_state, save_tensors
 from utils.errors import InputError
 from utils.plan import Place
+from utils.resume import locked
 
 ENDING = ".resume"
-FORMAT = 1
-STATES = 2  # kept where --keep does not say how many
+FORMAT = 2
+STATES = 2  # of the last saves, kept where --keep does not say how many
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 
@@ -60,8 +63,8 @@ def find_state(folder: str | Path, wanted: str) -> Saved | None:
 
     Args:
         folder: --ckpt_dir.
-        wanted: "latest", the one written last of those that are whole; "auto", the same or None where there is none;
-            the path of a state or of the weights beside it; or another folder, for the one written last there.
+        wanted: "latest", the last one that is whole, see `_order`; "auto", the same or None where there is none; the
+            path of a state or of the weights beside it; or another folder, for the last one there.
 
     Raises:
         InputError: there is none, or the one that was named is damaged.
@@ -76,16 +79,16 @@ def find_state(folder: str | Path, wanted: str) -> Saved | None:
                 f"{_names(path.parent)}."
             )
         return read_state(path)
-    whole, damaged = [], []
-    for path in Path(folder).glob(f"*{ENDING}"):
+    damaged = []
+    for path in sorted(Path(folder).glob(f"*{ENDING}"), key=_order, reverse=True):
         try:
-            whole.append(read_state(path))
+            saved = read_state(path)
         except InputError as error:
             damaged.append(str(error))
-    if whole:
-        for message in damaged:
+            continue
+        for message in damaged if _first_process() else ():
             print(f"passed over: {message}")  # noqa: T201 - the user should know
-        return max(whole, key=lambda saved: saved.about["time"])
+        return saved
     if damaged:
         raise InputError(damaged[0])
     if wanted == LATEST:
@@ -93,31 +96,54 @@ def find_state(folder: str | Path, wanted: str) -> Saved | None:
     return None
 
 
+def _order(path: Path) -> tuple[float, float]:
+    """Which start of a run has written a state, and at which step; one that cannot be read is first to be tried.
+
+    By no clock, which may be wrong. The start comes first: a run that was taken back to an earlier state, or begun anew
+    in the same folder, is not to go on from steps that it has given up.
+    """
+    try:
+        saved = read_state(path, in_full=False)
+    except InputError:
+        return math.inf, math.inf
+    return saved.about["starts"], saved.place.step
+
+
+def _first_process() -> bool:
+    """Whether this is the one process that reads in full, and tells; known before accelerate is."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _names(folder: Path) -> str:
     found = sorted(path.name for path in folder.glob(f"*{ENDING}"))
     return ", ".join(found) if found else f"there are none in {folder}"
 
 
-def read_state(path: Path) -> Saved:
+def read_state(path: Path, in_full: bool | None = None) -> Saved:
     """A training state, its tensors mapped from the file.
+
+    Only with `in_full` are they read, and held against their checksums; by default the first process of several does.
 
     Raises:
         InputError: damaged, of another format, or no such state.
     """
     try:
-        with path.open("rb") as file:
-            loaded = load_tensors(file, mapped=True)
+        if _first_process() if in_full is None else in_full:
+            with path.open("rb") as file:
+                loaded = load_tensors(file, mapped=True)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         about = loaded["about"]
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}, this program reads {FORMAT}")
         saved = Saved(path, about, {"model": loaded["model"], "optimizer": loaded["optimizer"]})
         if not all(type(number) is int and number >= 0 for number in saved.place):
             raise ValueError(f"place {saved.place}")
-        kinds = {"training": dict, "config": dict, "written": list, "time": str, "best": (dict, type(None))}
+        kinds = {"training": dict, "config": dict, "starts": int, "written": list, "time": str, "best": dict | None}
         for name, kind in kinds.items():
             if not isinstance(about[name], kind):
                 raise ValueError(f"{name} is {about[name]!r}")
-        for name in about["written"]:  # which --keep removes
+        for name in itertools.chain.from_iterable(about["written"]):  # which --keep removes
             if Path(name).name != name or not name.endswith(".pt"):
                 raise ValueError(f"{name!r} is no checkpoint beside it")
         if about["best"] is not None and not isinstance(about["best"]["eval_loss"], float):
@@ -176,13 +202,18 @@ class Checkpoints:
         """
         self.folder, self.keep, self.accelerator, self.facts = Path(folder), keep, accelerator, facts
         if accelerator.is_main_process:
-            self.lock = locked(self.folder)
-        self.written: list[str] = []  # names of this run's checkpoints, in order
+            self.lock = locked(self.folder, "--ckpt_dir")
+        self.starts = 1 + max((start for start, _ in map(_order, self.states()) if start < math.inf), default=0)
+        self.written: list[list[str]] = []  # of each save of this run, in order, the names of its checkpoints
         self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, and on what
+
+    def states(self) -> Iterator[Path]:
+        """The training states in the folder."""
+        return self.folder.glob(f"*{ENDING}")
 
     def begin(self) -> Place:
         """Where a new run starts; tells when it will replace checkpoints of an earlier one."""
-        if any(self.folder.glob(f"*{ENDING}")):
+        if any(self.states()):
             self.accelerator.print(
                 f"{self.folder} holds checkpoints of an earlier run: those of the same names will be replaced. "
                 "To go on with it, stop and give --resume; to keep them, give another --ckpt_dir."
@@ -215,7 +246,8 @@ class Checkpoints:
         if not self.accelerator.is_main_process:
             return
         check_weights(weights, place.step)
-        self.written = [name for name in self.written if name not in names] + names
+        earlier = ([name for name in save if name not in names] for save in self.written)
+        self.written = [save for save in earlier if save] + [names]
         about = self.about(place, loss=loss)
         for name in names:
             save_state(self.folder / name, weights, about)
@@ -241,40 +273,20 @@ class Checkpoints:
             **losses,
             "place": place._asdict(),
             "best": self.best,
+            "starts": self.starts,
             "written": self.written,
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds"),
         }
 
     def remove_old(self) -> None:
-        """All but the last `keep` checkpoints, or the training states of all but the last two."""
-        old = self.written[: -(self.keep or STATES)]
-        for name in old:
+        """The checkpoints of all but the last `keep` saves, or the training states of all but the last two."""
+        for name in itertools.chain.from_iterable(self.written[: -(self.keep or STATES)]):
             path = self.folder / name
             doomed = (path, about_path(path), path.with_suffix(ENDING)) if self.keep else (path.with_suffix(ENDING),)
             for file in doomed:
                 file.unlink(missing_ok=True)
         if self.keep:
             self.written = self.written[-self.keep :]
-
-
-def locked(folder: Path) -> int:
-    """A descriptor that keeps other runs from writing to a folder until this process ends, however it ends.
-
-    Raises:
-        InputError: another run has it: checkpoints of two, under the same names, would replace each other.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(
-            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another --ckpt_dir."
-        ) from error
-    except OSError:  # a network disk without locks
-        pass
-    return descriptor
 
 
 def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,217 @@
+"""Ctrl-C at any moment: exit code 130, one line, nothing half-written, and nothing lost that was finished."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import ae_trainer
+from data_processing.TextEncoder_batch import process_pool
+from tests import runs
+from tests.conftest import ROOT
+from utils.packed import pack
+from utils.processes import Notice
+from utils.training_state import find_state
+
+FOLDERS = (".", "data_processing", "benchmarks", "utils")
+BEGINNING = """if __name__ == "__main__":
+    from utils.ctrl_c import end_at_ctrl_c
+
+    end_at_ctrl_c()
+"""
+RUN = "--data_path ../pt --width 64 --tf_layer 1 --lr 2e-3 --device cpu --log_file log.jsonl --ckpt_dir ckpt "
+RUN += "--batch_size 8 --epoch 2 --save_every 4 "
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ctrl_c")
+    runs.make_data(folder, 161)
+    pack(folder / "pt")  # so that every file that is written later is one of a checkpoint
+    return folder
+
+
+@pytest.fixture
+def place(data, request):
+    folder = data / request.node.name
+    folder.mkdir()
+    return folder
+
+
+class CtrlCAtWrite:
+    """Ctrl-C at the n-th time that a file is written and about to get its name, and `times` of them."""
+
+    def __init__(self, number: int, times: int = 1):
+        self.number, self.times = number, times
+
+    def __call__(self):
+        synced, left = os.fsync, [self.number]
+
+        def fsync(file):
+            left[0] -= 1
+            if not left[0]:
+                for _ in range(self.times):
+                    os.kill(os.getpid(), signal.SIGINT)
+                    time.sleep(1.2 if self.times > 1 else 0)
+            synced(file)
+
+        os.fsync = fsync
+
+
+# During imports
+
+
+@pytest.mark.parametrize("script", ["pre_train.py", "ae_trainer.py", "data_processing/make_dataset.py"])
+def test_during_imports(script):
+    command = [sys.executable, "-X", "importtime", str(ROOT / script)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    said = next(line for line in process.stderr if "numpy" in line)  # at work on what takes seconds
+    process.send_signal(signal.SIGINT)
+    said += process.stderr.read()
+    assert process.wait() == 130
+    assert [line for line in said.splitlines() if not line.startswith("import time:")] == ["interrupted"]
+
+
+def test_every_script_begins_with_it():
+    """Before all that takes time to import, and only where the script is the program: who imports it keeps Ctrl-C."""
+    scripts = [
+        path for folder in FOLDERS for path in (ROOT / folder).glob("*.py") if "\n    run(main)" in path.read_text()
+    ]
+    assert len(scripts) > 20
+    for path in scripts:
+        before, begins, after = path.read_text().partition(BEGINNING)
+        imported = re.findall(r"^(?:import|from) (\w+)", before, re.MULTILINE)
+        assert begins and set(imported) <= sys.stdlib_module_names, path
+
+
+# In pre-training
+
+
+def test_pre_training_saves_and_goes_on(place):
+    process = runs.start(place, RUN + "--save_every 1000")
+    runs.wait_for_step(place / "log.jsonl", 12, process)
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    said = (place / "said").read_text()
+    assert process.exitcode == 130 and "told to stop (Ctrl-C) after step" in said and "Traceback" not in said, said
+    step = int(said.split("after step ")[1].split()[0])
+    assert find_state(place / "ckpt", "latest").place.step == step
+    runs.finish(place, f"--ckpt_dir ckpt --resume --max_steps {step + 1}")
+
+
+def test_pre_training_finishes_the_checkpoint_it_is_writing(place):
+    said = runs.finish(place, RUN, expect=130, hurt=CtrlCAtWrite(2))
+    assert said.splitlines()[-1].startswith("told to stop (Ctrl-C) after step 4 of 42: go on with --resume")
+    assert {path.name for path in (place / "ckpt").glob("*.resume")} == {
+        "layer_1_epoch_0_model_01.resume",
+        "layer_1_epoch_0_step_4.resume",
+    }
+    assert not list((place / "ckpt").glob(".*"))
+
+
+def test_pressed_twice_it_ends_at_once(place):
+    said = runs.finish(place, RUN, expect=130, hurt=CtrlCAtWrite(5, times=2))
+    assert said.splitlines()[-1] == "interrupted" and "Traceback" not in said
+    assert not list((place / "ckpt").glob(".*")) and find_state(place / "ckpt", "latest")
+
+
+def test_what_a_launcher_passes_on_again_is_not_pressed_again():
+    with Notice() as notice:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert notice.interrupted and not notice.terminated
+
+
+def test_where_it_is_ignored_it_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Notice():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# In the tokenizer's training
+
+
+@pytest.fixture
+def rows(place):
+    np.save(place / "rows.npy", np.random.default_rng(0).standard_normal((600, 32), dtype=np.float32))
+    return "--embeddings rows.npy --output vae --device cpu "
+
+
+def test_the_tokenizer_tells_what_is_kept(place, rows):
+    said = runs.finish(place, rows + "--epoch 1000", expect=130, hurt=CtrlCAtWrite(3), script="ae_trainer")
+    assert said.splitlines()[-1] == "interrupted in epoch 0: 1 of 1000 epochs are kept in vae; go on with --resume"
+    names = {"vae_len4_fsq88865_ep0.pt", "vae_len4_fsq88865_ep0.json", "vae_len4_fsq88865.resume"}
+    assert {path.name for path in (place / "vae").iterdir()} == names, "weights and state, or neither"
+    assert "1 of 2 epochs" in runs.finish(place, rows + "--epoch 2 --resume", script="ae_trainer")
+    assert (place / "vae/vae_len4_fsq88865_ep1.pt").exists()
+
+
+def test_the_tokenizer_tells_that_nothing_is_kept(place, rows):
+    said = runs.finish(place, rows, expect=130, hurt=CtrlCInTheFirstEpoch(), script="ae_trainer")
+    assert said.splitlines()[-1] == "interrupted in epoch 0: nothing is kept"
+
+
+class CtrlCInTheFirstEpoch:
+    def __call__(self):
+        ae_trainer.train_epoch = lambda *_: os.kill(os.getpid(), signal.SIGINT)
+
+
+# Elsewhere
+
+
+QUERY = """
+import duckdb
+from utils.cli import run
+from utils.ctrl_c import end_at_ctrl_c
+
+def main():
+    connection = duckdb.connect()
+    print("ready", flush=True)
+    connection.execute("SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 3")
+
+end_at_ctrl_c()
+run(main)
+"""
+
+
+def test_a_database_makes_another_error_of_it():
+    """DuckDB ends a query with a RuntimeError, and what it does besides may swallow the first."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen([sys.executable, "-c", QUERY], cwd=ROOT, text=True, **pipes)
+    process.stdout.readline()
+    while process.poll() is None:
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130 and set(process.stderr.read().splitlines()) == {"interrupted"}
+
+
+@pytest.mark.parametrize("number", [1, 4])
+def test_a_data_set_is_whole_or_not_there(place, number):
+    raw = ROOT / "data/sample/pets"
+    flags = f"--input {raw} --embeddings {raw}/embeddings.npy --output made"
+    script = "data_processing.make_dataset"
+    said = runs.finish(place, flags, expect=130, hurt=CtrlCAtWrite(number), script=script)
+    assert said.splitlines()[-1] == "interrupted" and "Traceback" not in said
+    assert not [path for path in place.rglob("*") if path.name != "said" and path.is_file()]
+    runs.finish(place, flags, script=script)
+
+
+def test_encoding_processes_leave_it_to_the_first():
+    class Encoder:
+        def start_multi_process_pool(self, devices):
+            return signal.getsignal(signal.SIGINT)
+
+        def stop_multi_process_pool(self, pool):
+            pass
+
+    with process_pool(Encoder(), ["cpu"]) as seen_by_its_processes:
+        assert seen_by_its_processes is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is not signal.SIG_IGN
