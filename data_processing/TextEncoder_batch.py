@@ -10,9 +10,10 @@ was killed goes on where it stopped.
 """
 
 import contextlib
+import functools
 import hashlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ CHUNK = 1 << 12  # items whose texts are sorted by length, and encoded, together
 
 
 def main() -> None:
-    """Parse, load the encoder once, encode each data set."""
+    """Parse; encode each data set, with an encoder that is loaded once."""
     flags = parser(__doc__)
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
     flags.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
@@ -51,14 +52,23 @@ def main() -> None:
     for directory in directories:
         require_file(directory / "item_text_dict.pkl", REMEDY)
     device = torch.device("cpu") if args.devices else pick_device(args)
-    encoder = load_encoder(args.encoder, device)
-    with process_pool(encoder, args.devices) as pool:
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def encoding() -> Encoding:
+            encoder = load_encoder(args.encoder, device)
+            pool = stack.enter_context(process_pool(encoder, args.devices))
+            return Encoding(encoder, args.batch_size, device, pool)
+
         for directory in directories:
-            encode_directory(directory, args.encoder, Encoding(encoder, args.batch_size, device, pool))
+            encode_directory(directory, args.encoder, encoding)
 
 
-def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
-    """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name."""
+def encode_directory(directory: Path, name: str, encoding: Callable[[], "Encoding"]) -> None:
+    """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name.
+
+    The encoder is asked for when the texts are read.
+    """
     source = directory / "item_text_dict.pkl"
     about = {"encoder": name, "texts": fingerprint(source)}
     made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
@@ -68,7 +78,7 @@ def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
         print(f"{directory}: encoded already")
         return
     texts = written_texts(load_item_texts(source), directory)
-    with embedding_matrix(directory, texts, count, encoding, about):
+    with embedding_matrix(directory, texts, count, encoding(), about):
         pass
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
