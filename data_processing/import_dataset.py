@@ -44,12 +44,15 @@ from typing import Any
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import duckdb
 import numpy as np
 
+from data_processing.columns import Table, clean, columns_of, find_column, find_history
 from data_processing.data_process_1 import AT_ONCE, add_split_flags, unit
-from data_processing.formats import FORMATS, Table, columns_of, find_column, open_table
+from data_processing.formats import FORMATS, open_table
 from data_processing.interactions import REPEATS, SPLITS, Histories, Source, gather, read_files, split
 from data_processing.make_dataset import cold_pieces
+from data_processing.row_filter import parse_keep
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
@@ -66,9 +69,10 @@ from utils.files import atomic_write, forget_pages, load_matrix, read_json, save
 from utils.fsq import check_width
 from utils.release import DATA_SET
 from utils.resume import fingerprint, resumable_matrix
-from utils.tables import MEMORY, Tables, source, workspace
+from utils.tables import MEMORY, Tables, first_line, source, workspace
 from utils.util import add_device_flags, pick_device
 
+MIND_TIME = ["%m/%d/%Y %I:%M:%S %p"]
 CHUNK = 1 << 14  # rows of given embeddings copied at once
 
 
@@ -80,18 +84,13 @@ def main() -> None:
         return
     interactions, items = open_sources(args)
     output = Path(args.output)
-    encoding = None
-    if args.embeddings is None:
-        device = pick_device(args)
-        encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-        check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
-
+    device = pick_device(args)
     with workspace(output, job_of(args, interactions, items), args.memory) as tables:
         items = read_files(tables, interactions, items, output)
         histories = gather(tables, args, interactions)
         parts = split(histories, args)
         texts = item_texts(tables, items.texts)
-        if encoding is None:
+        if args.embeddings is not None:
             matrix = given_rows(tables, args)
         elif not texts:
             raise InputError(
@@ -100,6 +99,8 @@ def main() -> None:
             )
         else:
             written = written_texts(texts, items.table.path)
+            encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
+            check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
             about = {"encoder": args.encoder}
             matrix = embedding_matrix(output, written, tables.value("SELECT count(*) FROM items"), encoding, about)
         write(tables, histories, parts, args, texts, matrix)
@@ -119,9 +120,23 @@ def parse() -> argparse.Namespace:
     )
     flags.add_argument("--encoding", help="of text files, such as latin-1; utf-8 by default")
     flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
+    flags.add_argument(
+        "--names", nargs="+", metavar="NAME", help="of the columns, if INTERACTIONS has no line of names"
+    )
+    flags.add_argument("--item_names", nargs="+", metavar="NAME", help="the same of ITEMS")
     flags.add_argument("--user_column", metavar="NAME", help="where it has no usual name")
     flags.add_argument("--item_column", nargs="+", metavar="NAME", default=[], help=f"the same, of the item: {both}")
     flags.add_argument("--time_column", metavar="NAME", help="the same, of the time")
+    flags.add_argument("--history_column", metavar="NAME", help="the same, of a list of the items before")
+    example = "of times, such as '%%d/%%m/%%Y %%H:%%M'; of several the first that fits"
+    flags.add_argument("--time_format", nargs="+", type=strptime_format, metavar="FORM", help=example)
+    flags.add_argument(
+        "--keep",
+        nargs="+",
+        action="extend",
+        metavar="CONDITION",
+        help="leave out other interactions: 'rating >= 4', \"event = 'purchase'\"; of several all must be true",
+    )
     flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item; all by default")
     count = {"type": non_negative_int, "default": 5, "metavar": "N"}
     flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
@@ -160,6 +175,15 @@ def moment(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not finite")
     return number / unit(number)
+
+
+def strptime_format(text: str) -> str:
+    """argparse type for --time_format."""
+    try:
+        duckdb.execute("SELECT try_strptime('', ?)", [text])
+    except duckdb.Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no form of times ({first_line(error)})") from None
+    return text
 
 
 def wrong_together(args: argparse.Namespace) -> list[str]:
@@ -206,36 +230,55 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
     """
     kinds, names = args.format or [None], args.item_column or [None]
     quotes = not args.no_quotes
-    table = open_table(Path(args.interactions), "interactions", kinds[0], args.encoding, quotes)
-    interactions = Source(
-        table,
-        find_column(table, "user", args.user_column),
-        find_column(table, "item", names[0]),
-        find_column(table, "time", args.time_column),
-        None,
-    )
-    if interactions.user == interactions.item:
-        raise InputError(
-            f"{table.path}: {interactions.user!r} is named for the user and for the item. Name another column with "
-            f"--user_column or --item_column. {columns_of(table)}"
+    table = open_table(Path(args.interactions), "interactions", kinds[0], args.encoding, quotes, args.names)
+    interactions = interactions_source(table, names[0], args)
+    roles = {role: getattr(interactions, role) for role in ("user", "item", "history") if getattr(interactions, role)}
+    print(f"{table.path}: {', '.join(map(' '.join, roles.items()))}, time {interactions.time or 'unknown'}")
+    if interactions.time is None and interactions.history is None:
+        print(
+            f"warning: {table.path} has no column with a usual name for the time: the order of its rows counts, "
+            "and the last item of a user's history may not be the latest. If it has times, name them with --time_column"
         )
-    print(f"{table.path}: user {interactions.user}, item {interactions.item}, time {interactions.time or 'unknown'}")
-    if interactions.time is None:
-        if args.split == "time":
-            raise InputError(
-                f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
-                f"--time_column. {columns_of(table)}"
-            )
-        print(f"{table.path} has no column with a usual name for the time: the order of its rows counts")
 
-    table = open_table(Path(args.items), "items", kinds[-1], args.encoding, quotes)
+    table = open_table(Path(args.items), "items", kinds[-1], args.encoding, quotes, args.item_names)
     name = names[-1]
-    if len(names) == 1 and name not in table.columns:  # of the interactions alone
+    if len(names) == 1 and name is not None and clean(name) not in table.columns:  # of the interactions alone
         name = None
     item = find_column(table, "item", name, also=("id",))
     items = Source(table, None, item, None, text_columns(table, item, args))
     print(f"{table.path}: item {item}, text {'all other fields' if items.texts is None else ', '.join(items.texts)}")
     return interactions, items
+
+
+def interactions_source(table: Table, item_name: str | None, args: argparse.Namespace) -> Source:
+    """The columns of the interactions file.
+
+    Raises:
+        InputError: a column that is not there, is named twice, or is needed by --split; a --keep that cannot be used.
+    """
+    item = find_column(table, "item", item_name, ("clicked",), optional=True)
+    history = find_history(table, args.history_column, item)
+    found = Source(
+        table,
+        find_column(table, "user", args.user_column),
+        item if history is not None else find_column(table, "item", item_name),
+        find_column(table, "time", args.time_column, optional=True),
+        None,
+        history,
+        args.time_format or (MIND_TIME if table.format == "mind" else None),
+        {text: parse_keep(text, table) for text in args.keep or ()},
+    )
+    if found.user == found.item:
+        raise InputError(
+            f"{table.path}: {found.user!r} is named for the user and for the item. Name another column with "
+            f"--user_column or --item_column. {columns_of(table)}"
+        )
+    if found.time is None and args.split == "time":
+        raise InputError(
+            f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
+            f"--time_column. {columns_of(table)}"
+        )
+    return found
 
 
 def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:

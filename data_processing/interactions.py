@@ -7,8 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.data_process_1 import draw_test, in_another_unit, unit
-from data_processing.formats import Table, columns_of, field_names, json_column, place_of, read_table
+from data_processing.columns import WHITE, Table, columns_of
+from data_processing.data_process_1 import draw_test
+from data_processing.formats import field_names, json_column, place_of, read_table
+from data_processing.prefixes import history_columns, unfold
+from data_processing.row_filter import keep_rows, kept_columns
+from data_processing.times import check_times, find_reading, seconds
 from utils.data import cumulate
 from utils.errors import InputError
 from utils.tables import Tables
@@ -22,10 +26,6 @@ REPEATS = {  # what is left of the items that a user has several times
     "last": f"QUALIFY row_number() {IN_ORDER.format('DESC')} = 1",
     "consecutive": "QUALIFY item IS DISTINCT FROM lag(item) OVER (PARTITION BY person ORDER BY time, line)",
 }
-NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOUBLE) END"
-MOMENT = """
-    CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
-"""
 BLANK = r"""["\[\]{},\s]*|null|NaN"""  # JSON without anything in it
 PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
 DESCRIBED = """
@@ -67,9 +67,12 @@ class Source(NamedTuple):
 
     table: Table
     user: str | None
-    item: str
+    item: str | None  # None of histories without an item after them
     time: str | None
     texts: list[str] | None  # None: all fields of JSON lines, which only a look at all of them tells
+    history: str | None = None  # lists of the items before
+    time_formats: list[str] | None = None  # of strptime
+    keep: dict[str, tuple[str, ...]] | None = None  # conditions on its rows -> the columns they name
 
 
 class Histories(NamedTuple):
@@ -95,13 +98,24 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     table, line = interactions.table, "row_number() OVER () AS line"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     columns = {"user_name": interactions.user, "item_name": interactions.item, "time": interactions.time}
+    columns |= {f"kept_{place}": name for place, name in enumerate(kept_columns(interactions.keep or {}))}
     taken = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
+    if interactions.history is not None:
+        taken |= history_columns(table, interactions.history, interactions.item)
     read_table(tables, "said", ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())]), table, output)
+    if interactions.keep:
+        keep_rows(tables, interactions.keep, table)
+    clean_values(tables, "said", "user_name", "users", table)
     refuse(tables, "said", "user_name", f"the user ({interactions.user}) is empty", table, output)
     refuse(tables, "said", "item_name", f"the item ({interactions.item}) is empty", table, output)
     check_rows(tables, "said", table)
     if interactions.time is not None:
-        check_times(tables, interactions, output)
+        check_times(tables, table, interactions.time, interactions.time_formats, output)
+    if interactions.history is not None:
+        order = "NULL" if interactions.time is None else find_reading(tables, interactions.time_formats).seconds
+        unfold(tables, table, interactions.history, interactions.item, order, output)
+    clean_values(tables, "said", "item_name", "items", table)
+    refuse_header(tables, interactions, "--names")
 
     table = items.table
     print(f"reading {table.path} ({table.format}, {table.encoding})")
@@ -112,12 +126,37 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     cleaned = [f"CASE WHEN NOT regexp_full_match({sql}::VARCHAR, '{BLANK}') THEN {sql}::VARCHAR END" for sql in fields]
     select = f"{line}, {table.columns[items.item].text} AS item_name, [{', '.join(cleaned)}]::VARCHAR[] AS fields"
     read_table(tables, "item_lines", select, table, output)
+    clean_values(tables, "item_lines", "item_name", "items", table)
     refuse(tables, "item_lines", "item_name", f"the item ({items.item}) is empty", table, output)
     check_rows(tables, "item_lines", table)
+    refuse_header(tables, items, "--item_names")
     for place, name in enumerate(named or (), start=1):
         if not tables.value(f"SELECT count(fields[{place}]) FROM item_lines"):
             raise InputError(f"{table.path}: no line has text in {name!r} (--text_columns). {columns_of(table)}")
     return items
+
+
+def clean_values(tables: Tables, name: str, column: str, what: str, table: Table) -> None:
+    """Names in a column as `clean` has those of columns; tells how many that changed."""
+    cleaned = f"trim(nfc_normalize({column}), {WHITE})"
+    changed = tables.make(f"cleaned_{name}_{what}", f"SELECT line FROM {name} WHERE {column} <> {cleaned}")
+    if changed:
+        tables.connection.execute(f"UPDATE {name} SET {column} = {cleaned} WHERE {column} <> {cleaned}")
+        print(
+            f"{table.path}: {changed} names of {what} were read without outer blanks and with accents joined to letters"
+        )
+
+
+def refuse_header(tables: Tables, source: Source, flag: str) -> None:
+    """InputError if the first line, taken for names of columns, has an item."""
+    table = source.table
+    if not (table.layout and table.layout.header and source.item):
+        return
+    if tables.value("SELECT count(*) FROM said WHERE item_name = ?", source.item):
+        raise InputError(
+            f"{table.path}: {source.item!r} is both the name of a column and an item. If the first line has no names, "
+            f"give them with {flag}; if the line of names is there again, remove it."
+        )
 
 
 def check_rows(tables: Tables, name: str, table: Table) -> None:
@@ -131,32 +170,6 @@ def refuse(tables: Tables, name: str, column: str, found: str, table: Table, out
     row = tables.value(f"SELECT min(line) FROM {name} WHERE coalesce(trim({column}), '') = ''")
     if row is not None:
         raise InputError(f"{place_of(table, row, output)}: {found}. Fill it in, or remove the line.")
-
-
-def check_times(tables: Tables, interactions: Source, output: Path) -> None:
-    """InputError naming the first line whose time is neither a number nor a date, or not what the others are."""
-    kinds = f"CASE WHEN {NUMBER} IS NOT NULL THEN 'a number' WHEN {MOMENT} IS NOT NULL THEN 'a date' ELSE '' END"
-    found = list(tables.rows(f"SELECT {kinds} AS kind, min(line), count(*) FROM said GROUP BY kind ORDER BY kind"))
-    if len(found) == 1 and found[0][0]:
-        largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
-        other = in_another_unit(NUMBER, largest or 0)
-        row, count = next(tables.rows(f"SELECT min(line), count(*) FROM said WHERE {other}"))
-        if count:
-            time = tables.value("SELECT time FROM said WHERE line = ?", row)
-            raise InputError(
-                f"{place_of(interactions.table, row, output)}: the time ({interactions.time}) is {time}, in another "
-                f"unit than the largest, {largest:.0f} ({count} like this). Write all in one unit, such as seconds."
-            )
-        return
-    kind, row, count = found[0] if not found[0][0] else min(found, key=lambda kind: kind[2])
-    time = tables.value("SELECT time FROM said WHERE line = ?", row)
-    place = f"{place_of(interactions.table, row, output)}: the time ({interactions.time}) is {time!r}"
-    if kind:
-        raise InputError(f"{place}, {kind}, which most others are not ({count} like this). Write all in one way.")
-    raise InputError(
-        f"{place}, expected a number or a date such as 2023-01-31 or 2023-01-31T12:30:00Z ({count} like this). Mend or "
-        "remove the line, or name another column with --time_column."
-    )
 
 
 def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Histories:
@@ -174,7 +187,7 @@ def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Hi
             f"{args.items} has none of the items in {args.interactions} ({there!r} there, {here!r} here, for example). "
             "Name the columns that have the same names of items with --item_column."
         )
-    time = "NULL::DOUBLE" if interactions.time is None else seconds(tables)
+    time = "NULL::DOUBLE" if interactions.time is None else seconds(tables, interactions.time_formats)
     tables.make("events", EVENTS.format(time=time, repeats=REPEATS[args.repeats]))
     least = (args.min_user_interactions, args.min_item_interactions)
     while tables.value(TOO_FEW, *least):
@@ -193,16 +206,6 @@ def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Hi
         None if interactions.time is None else columns["time"],
         cumulate(np.bincount(columns["user_id"], minlength=users)),
     )
-
-
-def seconds(tables: Tables) -> str:
-    """SQL of the time in seconds; of all numbers in the same unit, as the largest one tells."""
-    largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
-    if largest is None:
-        return MOMENT
-    per_second = unit(largest)
-    print(f"times: numbers, {per_second:.0f} to a second")
-    return f"({NUMBER}) / {per_second:.0f}"
 
 
 def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

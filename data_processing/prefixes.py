@@ -1,0 +1,89 @@
+"""Files with the history of a user in one field: one row for each prefix, for each impression, or for each user."""
+
+from pathlib import Path
+
+from data_processing.columns import Column, Table
+from data_processing.formats import places_of
+from data_processing.text_files import EXAMPLES
+from utils.errors import InputError
+from utils.tables import Tables
+
+# A field with a list in text: ['a', 'b'], [a, b], [1 2 3], a|b|c, a;b;c, a,b,c or a b c.
+SPLIT = r"""
+    CASE WHEN regexp_matches({0}, '^\s*\[.*[,''"].*\]\s*$') THEN TRY_CAST({0} AS VARCHAR[])
+         ELSE string_split_regex(trim({0}, ' []'), '\s*[|;,]\s*|\s+') END
+"""
+BLANKS = r"string_split_regex(trim({0}), '\s+')"  # names of items there may have other signs
+TURNS = """
+    SELECT *, row_number() OVER turns AS turn, min(line) OVER (PARTITION BY user_name) AS met,
+        first(time) OVER turns AS start, first(history) OVER turns AS opening,
+        list_concat(first(history) OVER turns, coalesce(flatten(list(target) OVER
+            (turns ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)), [])) AS so_far
+    FROM said WINDOW turns AS (PARTITION BY user_name ORDER BY {order}, line)
+"""
+GOES_ON = "history = opening OR history = list_slice(so_far, len(so_far) - len(history) + 1, len(so_far))"
+BEGINS = "history = list_slice(opening, 1, len(history))"  # the longest one
+UNFOLDED = """
+    SELECT row_number() OVER (ORDER BY met, turn, place) AS line, user_name, item_name, time FROM (
+        SELECT met, turn, generate_subscripts(target, 1) AS place, user_name, unnest(target) AS item_name, time
+        FROM turns UNION ALL
+        SELECT met, 0, generate_subscripts(history, 1), user_name, unnest(history), start FROM turns WHERE turn = 1)
+"""
+
+
+def list_of(column: Column, kind: str) -> str:
+    """SQL of the items in a field, VARCHAR[]."""
+    split = (BLANKS if kind in ("recbole", "mind") else SPLIT).format(column.text)
+    found = (
+        f"CASE WHEN json_type({column.json}) = 'ARRAY' THEN from_json({column.json}, '[\"VARCHAR\"]') ELSE {split} END"
+    )
+    return f"list_filter(coalesce({found}, []), lambda name: trim(name) <> '')"
+
+
+def history_columns(table: Table, history: str, item: str | None) -> dict[str, str]:
+    """SQL of what `said` has of such a row: the history, the items that come after it, and all of them as item_name."""
+    after = "[]::VARCHAR[]"
+    if item == "clicked":
+        after = list_of(table.columns[item], table.format)
+    elif item is not None:
+        text = table.columns[item].text
+        after = f"CASE WHEN trim({text}) <> '' THEN [{text}] ELSE [] END"
+    before = list_of(table.columns[history], table.format)
+    both = f"nullif(array_to_string(list_concat({before}, {after}), ' '), '')"
+    return {"item_name": both, "history": before, "target": after}
+
+
+def unfold(tables: Tables, table: Table, column: str, item: str | None, seconds: str, beside: Path) -> None:
+    """Turn the rows of `said`, which have histories, into interactions, and tell how many.
+
+    The history of a user's first row comes first, at that row's time, then the items after it of all rows in order;
+    where rows have a history and nothing after it, the longest history.
+
+    Args:
+        tables: with the table `said`.
+        table: the file.
+        column: the one with the histories.
+        item: the column with the item that comes after a history, if there is one.
+        seconds: SQL of the time.
+        beside: where files are written beside.
+
+    Raises:
+        InputError: a history that does not go on from the rows before it; names the lines.
+    """
+    if not tables.value("SELECT count(*) FROM (DESCRIBE said) WHERE column_name = 'history'"):
+        return  # a killed run did it
+    order = "len(history) DESC" if item is None else f"{seconds}, len(history)"
+    tables.make("turns", TURNS.format(order=order))
+    fits = BEGINS if item is None else GOES_ON
+    astray = [line for (line,) in tables.rows(f"SELECT line FROM turns WHERE NOT ({fits}) ORDER BY line")]
+    if astray:
+        raise InputError(
+            f"{places_of(table, astray[:EXAMPLES], len(astray), beside)}: the history ({column}) does not go on from "
+            "the rows before it of the same user. Give a file with one interaction a row."
+        )
+    tables.make("unfolded", UNFOLDED)
+    tables.connection.execute("BEGIN; DROP TABLE said; ALTER TABLE unfolded RENAME TO said; COMMIT; DROP TABLE turns")
+    found, users = next(tables.rows("SELECT count(*), count(DISTINCT user_name) FROM said"))
+    print(
+        f"{table.path}: histories ({column}) and what comes after them, {found} interactions of {users} users, in order"
+    )
