@@ -67,13 +67,19 @@ class Table(NamedTuple):
     texts: tuple[str, ...]  # names of the columns that may describe an item
     rewrite: str | None = None  # one of REWRITES, by which its lines get a form that DuckDB reads
 
+    @property
+    def rows_name_fields(self) -> bool:
+        """Whether each row names its own fields, so that `columns` may lack some."""
+        return self.format in ("jsonl", "json", "python")
+
 
 def literal(text: str) -> str:
     """A text as SQL."""
     return "'" + text.replace("'", "''") + "'"
 
 
-WHITE = literal(" \t\r\n\v\f\u00a0\u2003\u3000\ufeff")  # blanks of values, which DuckDB's trim is to be told
+WHITE = " \t\r\n\v\f\u00a0\u2003\u3000\ufeff"  # which DuckDB's trim is to be told
+CLEANED = f"trim(nfc_normalize({{0}}), {literal(WHITE)})"  # SQL of what `clean` does
 
 
 def plain_name(name: str) -> str:
@@ -82,7 +88,7 @@ def plain_name(name: str) -> str:
 
 
 def clean(name: str) -> str:
-    """A name without outer blanks, and in the Unicode form in which an accent is part of its letter."""
+    """A name without outer blanks, and in the Unicode form NFC, in which an accent is part of its letter."""
     return unicodedata.normalize("NFC", name).strip()
 
 
@@ -100,7 +106,7 @@ def clean_names(path: Path, names: list[str]) -> list[str]:
     cleaned = [clean(name) for name in names]
     changed = sum(old != new for old, new in zip(names, cleaned, strict=True))
     if changed:
-        print(f"{path}: {changed} names of columns were read without outer blanks and with accents joined to letters")
+        print(f"{path}: {changed} names of columns were read without outer blanks, and with accents in one form")
     twice = next((name for name in cleaned if cleaned.count(name) > 1), None)
     if twice is not None:
         raise InputError(f"{path}: two columns are called {twice!r}. Rename one of them.")

@@ -170,7 +170,7 @@ def first_records(path: Path, kind: str, encoding: str) -> list[dict[str, Any]]:
         except (InputError, duckdb.Error) as error:
             find_undecodable(place)
             if isinstance(error, InputError):
-                raise
+                raise named_lines(place, error) from error
             raise InputError(f"{path} cannot be read as {kind}: {reason(error)}. Save it again.") from error
 
 
@@ -249,8 +249,11 @@ def find_fault(table: Table, place: Path) -> None:
         if table.format == "json":
             return
         if table.format in READERS:
-            for _ in read_jsonl(place, REMEDY):
-                pass
+            try:
+                for _ in read_jsonl(place, REMEDY):
+                    pass
+            except InputError as error:
+                raise named_lines(place, error) from error
             return
         width = len(table.layout.names)
         bad = [(line, len(fields)) for line, fields in records(table, place) if not fits(fields, width)]
@@ -260,6 +263,20 @@ def find_fault(table: Table, place: Path) -> None:
                 f"({', '.join(table.layout.names)}). Put fields that hold the separator in quotation marks, or say "
                 "what the file is by --format."
             )
+
+
+def named_lines(place: Path, error: InputError) -> InputError:
+    """The error of the first line that is no JSON object, with the next ones named too."""
+
+    def is_object(line: bytes) -> bool:
+        try:
+            return isinstance(json.loads(line), dict)
+        except (ValueError, RecursionError):
+            return False
+
+    with open_bytes(place) as lines:
+        bad = [number for number, line in enumerate(lines, start=1) if line.strip() and not is_object(line)]
+    return InputError(str(error).replace(f", line {bad[0]}:", f", {some(bad)}:", 1)) if bad else error
 
 
 def places_of(table: Table, rows: list[int], count: int, beside: Path) -> str:

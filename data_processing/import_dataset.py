@@ -7,11 +7,21 @@
         --split time --split_time 2023-01-01
     python data_processing/import_dataset.py --check data/test/shop
 
-INTERACTIONS has columns for user, item and time, ITEMS for the item and its texts: CSV, TSV, Parquet, JSON lines,
-RecBole's .inter and .item, MovieLens' u.data and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv. Text
-may be gzip-compressed under a name that ends in .gz. Times are numbers (seconds, or fractions of them, as their size
-tells) or dates (2023-01-31, 2023-01-31T12:30:00Z); equal times keep the file's order. Of an item that is given twice
-the last row counts.
+INTERACTIONS has columns for user, item and time, ITEMS for the item and its texts: CSV, TSV, columns between blanks,
+Parquet, JSON (lines, or one array), lines of dicts as Python prints them, RecBole's .inter and .item, MovieLens' u.data
+and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv, MIND's behaviors.tsv and news.tsv. Text may be
+gzip-compressed under a name that ends in .gz. Quotation marks inside a field are doubled or have a backslash. Where the
+first line has no names of columns, --names gives them. Of an item that is given twice the last row counts.
+
+Times are numbers (seconds, or fractions of them, as their size tells) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
+31.1.2023 12:30, 1/31/2023 12:30:00 PM, Fri Aug 25 13:55:02 -0700 2017, 20230131; others by --time_format. Where only
+that can tell the day from the month, it is asked for. Equal times keep the file's order.
+
+A row may have a history: a column called history or item_id_list, or --history_column, with items between blanks,
+commas, semicolons or bars, or as a list, and what came after it in the column of the item (in MIND's impressions, what
+was clicked). Of rows that go on from each other, such as RecBole's benchmark files, each interaction is read once, in
+order; at equal times, or without times, the shorter history comes first. The items of a user's first history have the
+time of its row.
 
 The filters come after --repeats, again and again until nothing changes: with the defaults the 5-core is left. The
 catalog is then the items with interactions; --min_item_interactions 0 also keeps items with text that nobody had.
@@ -282,15 +292,15 @@ def interactions_source(table: Table, item_name: str | None, args: argparse.Name
 
 
 def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
-    """Names of the columns that describe an item; None for all fields of JSON lines.
+    """Names of the columns that describe an item; None for all fields of files whose rows name them.
 
     Raises:
         InputError: a column that is not there, or none at all.
     """
-    if args.text_columns is None and table.format == "jsonl":
+    if args.text_columns is None and table.rows_name_fields:
         return None
     wanted = args.text_columns or [name for name in table.texts if name != item]
-    missing = [name for name in wanted if name not in table.columns and table.format != "jsonl"]
+    missing = [name for name in wanted if name not in table.columns and not table.rows_name_fields]
     if missing or (not wanted and args.embeddings is None):
         found = f"no column {missing[0]!r} (--text_columns)" if missing else "no column with text"
         raise InputError(f"{table.path}: {found}. {columns_of(table)}")

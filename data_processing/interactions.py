@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.columns import WHITE, Table, columns_of
+from data_processing.columns import CLEANED, Table, columns_of
 from data_processing.data_process_1 import draw_test
 from data_processing.formats import field_names, json_column, place_of, read_table
 from data_processing.prefixes import history_columns, unfold
@@ -69,7 +69,7 @@ class Source(NamedTuple):
     user: str | None
     item: str | None  # None of histories without an item after them
     time: str | None
-    texts: list[str] | None  # None: all fields of JSON lines, which only a look at all of them tells
+    texts: list[str] | None  # None: all fields of rows that name them, which only a look at all of them tells
     history: str | None = None  # lists of the items before
     time_formats: list[str] | None = None  # of strptime
     keep: dict[str, tuple[str, ...]] | None = None  # conditions on its rows -> the columns they name
@@ -102,31 +102,36 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     taken = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
     if interactions.history is not None:
         taken |= history_columns(table, interactions.history, interactions.item)
-    read_table(tables, "said", ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())]), table, output)
+    select = ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())])
+    read_table(tables, "interaction_rows", select, table, output)
     if interactions.keep:
-        keep_rows(tables, interactions.keep, table)
-    clean_values(tables, "said", "user_name", "users", table)
+        keep_rows(tables, "interaction_rows", interactions.keep, table)
+    clean_values(tables, "interaction_rows", ("user_name",), "users", table)
+    lists = ("item_name",) if interactions.history is None else ("history", "target")
+    clean_values(tables, "interaction_rows", lists, "items", table)
+    tables.connection.execute("CREATE OR REPLACE VIEW said AS SELECT * FROM interaction_rows")
     refuse(tables, "said", "user_name", f"the user ({interactions.user}) is empty", table, output)
-    refuse(tables, "said", "item_name", f"the item ({interactions.item}) is empty", table, output)
+    refuse(
+        tables, "said", "item_name", f"the item ({interactions.item or interactions.history}) is empty", table, output
+    )
     check_rows(tables, "said", table)
     if interactions.time is not None:
         check_times(tables, table, interactions.time, interactions.time_formats, output)
     if interactions.history is not None:
         order = "NULL" if interactions.time is None else find_reading(tables, interactions.time_formats).seconds
         unfold(tables, table, interactions.history, interactions.item, order, output)
-    clean_values(tables, "said", "item_name", "items", table)
     refuse_header(tables, interactions, "--names")
 
     table = items.table
     print(f"reading {table.path} ({table.format}, {table.encoding})")
-    named = items.texts if table.format == "jsonl" else None  # which its first lines need not have
+    named = items.texts if table.rows_name_fields else None  # which its first rows need not have
     if items.texts is None:
         items = items._replace(texts=[name for name in field_names(tables, table, output) if name != items.item])
     fields = [(table.columns.get(name) or json_column(name)).json for name in items.texts]
     cleaned = [f"CASE WHEN NOT regexp_full_match({sql}::VARCHAR, '{BLANK}') THEN {sql}::VARCHAR END" for sql in fields]
     select = f"{line}, {table.columns[items.item].text} AS item_name, [{', '.join(cleaned)}]::VARCHAR[] AS fields"
     read_table(tables, "item_lines", select, table, output)
-    clean_values(tables, "item_lines", "item_name", "items", table)
+    clean_values(tables, "item_lines", ("item_name",), "items", table)
     refuse(tables, "item_lines", "item_name", f"the item ({items.item}) is empty", table, output)
     check_rows(tables, "item_lines", table)
     refuse_header(tables, items, "--item_names")
@@ -136,15 +141,21 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     return items
 
 
-def clean_values(tables: Tables, name: str, column: str, what: str, table: Table) -> None:
-    """Names in a column as `clean` has those of columns; tells how many that changed."""
-    cleaned = f"trim(nfc_normalize({column}), {WHITE})"
-    changed = tables.make(f"cleaned_{name}_{what}", f"SELECT line FROM {name} WHERE {column} <> {cleaned}")
+def clean_values(tables: Tables, rows: str, columns: tuple[str, ...], what: str, table: Table) -> None:
+    """`clean` for the names in columns of text or of lists; tells in how many rows that changed something."""
+    cleaned = {
+        column: f"list_transform({column}, lambda name: {CLEANED.format('name')})"
+        if column in ("history", "target")
+        else CLEANED.format(column)
+        for column in columns
+    }
+    other = " OR ".join(f"{column} <> {sql}" for column, sql in cleaned.items())
+    changed = tables.make(f"cleaned_{rows}_{what}", f"SELECT line FROM {rows} WHERE {other}")
     if changed:
-        tables.connection.execute(f"UPDATE {name} SET {column} = {cleaned} WHERE {column} <> {cleaned}")
-        print(
-            f"{table.path}: {changed} names of {what} were read without outer blanks and with accents joined to letters"
-        )
+        values = ", ".join(f"{column} = {sql}" for column, sql in cleaned.items())
+        tables.connection.execute(f"UPDATE {rows} SET {values} WHERE {other}")
+        how = "were read without outer blanks, and with accents in one form"
+        print(f"{table.path}: names of {what} in {changed} rows {how}")
 
 
 def refuse_header(tables: Tables, source: Source, flag: str) -> None:

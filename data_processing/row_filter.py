@@ -61,28 +61,28 @@ def unusable(text: str, why: str, table: Table) -> InputError:
     )
 
 
-def keep_rows(tables: Tables, keep: dict[str, tuple[str, ...]], table: Table) -> None:
-    """Remove the rows of `said` for which an expression is not true, and tell how many.
+def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table) -> None:
+    """Remove the rows for which an expression is not true, and tell how many.
 
     Args:
-        tables: with the table `said`, which has the columns named by the expressions as `kept_0`, `kept_1`, … in text.
+        tables: where the rows are.
+        rows: their table, which has the columns of `kept_columns` as `kept_0`, `kept_1`, … in text.
         keep: expression -> names of its columns.
         table: the file.
 
     Raises:
         InputError: an expression that cannot be evaluated on the values, or that leaves nothing.
     """
-    typed = [f"{as_type(tables, f'kept_{k}')} AS {identifier(name)}" for k, name in enumerate(kept_columns(keep))]
-    query = f"SELECT {', '.join(['line AS line_of_said', *typed])} FROM said"
+    columns = enumerate(kept_columns(keep))
+    typed = [f"{as_type(tables, rows, f'kept_{place}')} AS {identifier(name)}" for place, name in columns]
+    query = f"SELECT {', '.join(['line AS line_of_row', *typed])} FROM {rows}"
     condition = " AND ".join(f"({duckdb.SQLExpression(text)})::BOOLEAN" for text in keep)
     try:
-        left_out = tables.make(
-            "left_out", f"SELECT line_of_said AS line FROM ({query}) WHERE ({condition}) IS NOT TRUE"
-        )
+        left_out = tables.make("left_out", f"SELECT line_of_row AS line FROM ({query}) WHERE ({condition}) IS NOT TRUE")
     except REFUSED as error:
         raise unusable(" ".join(keep), first_line(error), table) from error
-    tables.connection.execute("DELETE FROM said WHERE line IN (SELECT line FROM left_out)")
-    left = tables.value("SELECT count(*) FROM said")
+    tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
+    left = tables.value(f"SELECT count(*) FROM {rows}")
     if not left:
         raise unusable(" ".join(keep), f"none of {left_out} rows is left", table)
     print(f"{table.path}: {left_out} of {left_out + left} rows left out by --keep")
@@ -98,10 +98,10 @@ def identifier(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def as_type(tables: Tables, column: str) -> str:
+def as_type(tables: Tables, rows: str, column: str) -> str:
     """SQL of a column of text as numbers, or truth values, where all that is not empty can be read so."""
     value = f"nullif(trim({column}), '')"
     for kind in ("DOUBLE", "BOOLEAN"):
-        if tables.value(f"SELECT count({value}) = count(TRY_CAST({value} AS {kind})) FROM said"):
+        if tables.value(f"SELECT count({value}) = count(TRY_CAST({value} AS {kind})) FROM {rows}"):
             return f"nullif(TRY_CAST({value} AS {kind}), 'nan')" if kind == "DOUBLE" else f"TRY_CAST({value} AS {kind})"
     return column

@@ -152,8 +152,8 @@ def test_names_that_differ_by_blanks_or_unicode_form_match(call, capsys):
     told = capsys.readouterr().out
     assert "i.csv: 2 names of columns were read without outer blanks" in told
     assert "m.csv: 1 names of columns were read without outer blanks" in told
-    assert "i.csv: 3 names of items were read without outer blanks" in told
-    assert "i.csv: 1 names of users were read without outer blanks" in told
+    assert "i.csv: names of items in 3 rows were read without outer blanks" in told
+    assert "i.csv: names of users in 1 rows were read without outer blanks" in told
 
 
 # Formats
@@ -214,11 +214,25 @@ def test_backslash_escaped_quotes_latin_1_and_semicolons(call, refuse):
     assert made()["item_text_dict"][0] == {"Title": '"B" \\'}
 
 
+def test_fields_that_only_later_rows_have(call):
+    write_small("x:a:1 x:b:2")
+    rows = [{"item": f"i{number}", "title": "T"} for number in range(1500)] + [{"item": "a", "late": "L"}]
+    for name, text in (("m.json", json.dumps(rows)), ("m.jsonl", "\n".join(map(repr, rows)))):
+        write(name, text)
+        call(SMALL.replace("m.csv", name) + "--min_item_interactions 1")
+        assert made()["item_text_dict"] == {0: {"late": "L"}}
+
+
 def test_several_bad_lines_are_named_together(refuse):
     write_small("x:a:1 " + "x:b " * 2 + "x:a:2 x:b:c:4 x:b")
     refuse(SMALL, "i.csv, line 3, line 4, line 6 and 1 more: 2 columns, expected 3 (user, item, time)")
     write_small("x:a:1 x:b:May x:b:June x:a:2 x:b:July x:b:3 x:b:4 x:c:5 x:c:May")
     refuse(SMALL, "i.csv, line 3, line 4, line 6 and 1 more: the time (time) is 'May'")
+    lines = ['{"user": "x", "item": "a"}'] * 1500
+    for number in (1200, 1300, 1400, 1450):
+        lines[number - 1] = "[" * (number % 3)
+    write("i.jsonl", "\n".join(lines).replace("\n\n", "\n{}}\n"))
+    refuse(SMALL.replace("i.csv", "i.jsonl"), "i.jsonl, line 1200, line 1300, line 1400 and 1 more: not valid JSON")
 
 
 MIND = """1\tU1\t11/13/2019 9:05:58 PM\tN1 N2\tN3-0 N4-1\n2\tU1\t11/13/2019 9:05:58 AM\tN1 N2\tN3-1 N5-1 N4-0
@@ -304,6 +318,21 @@ def test_bad_keep(refuse, expression, said):
     write("i.csv", ROWS)
     columns = "" if "none of" in said else "user, item, rating, event, Event-Type, bought, long name"
     refuse(f"{SMALL} --keep {shlex.quote(expression)}", f"--keep {expression}", said, columns)
+
+
+def test_killed_run_goes_on(call, capsys, monkeypatch):
+    write_small("")
+    write("i.csv", "user,history,item,rating\nx,a,b ,4\nx,a b,c,5\ny,d,c,3\nz,d,a,9\n")
+    command = COMMAND.format("i.csv") + "--keep 'rating > 3'"
+    with monkeypatch.context() as killed:
+        killed.setattr(import_dataset, "item_texts", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            call(command)
+    first = capsys.readouterr().out
+    call(command)
+    assert named_lists() == {"x": ["a", "b", "c"], "z": ["d", "a"]}
+    assert first in capsys.readouterr().out
+    assert "1 of 4 rows left out by --keep" in first
 
 
 # Times
