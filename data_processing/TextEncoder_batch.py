@@ -52,6 +52,7 @@ def main() -> None:
     for directory in directories:
         require_file(directory / "item_text_dict.pkl", REMEDY)
     device = torch.device("cpu") if args.devices else pick_device(args)
+    require_encoder(args.encoder)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -88,14 +89,19 @@ def item_text(fields: dict[str, Any]) -> str:
     return str(fields).replace("{", "").replace("}", "")
 
 
+def require_encoder(name: str) -> None:
+    """InputError if a directory is named as the encoder and is not there."""
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
+
+
 def load_encoder(name: str, device: torch.device | str) -> Any:
     """The SentenceTransformer of that name or directory.
 
     Raises:
         InputError: it cannot be fetched or loaded.
     """
-    if name.startswith((".", "/")) and not Path(name).is_dir():
-        raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
+    require_encoder(name)
     try:
         from sentence_transformers import SentenceTransformer  # heavy, and only needed here
     except ImportError as error:

@@ -69,6 +69,7 @@ from data_processing.TextEncoder_batch import (
     Encoding,
     embedding_matrix,
     load_encoder,
+    require_encoder,
     written_texts,
 )
 from utils.check import check_directory
@@ -95,6 +96,10 @@ def main() -> None:
     interactions, items = open_sources(args)
     output = Path(args.output)
     device = pick_device(args)
+    if args.embeddings is None:
+        require_encoder(args.encoder)
+    else:
+        load_given(args.embeddings)
     with workspace(output, job_of(args, interactions, items), args.memory) as tables:
         items = read_files(tables, interactions, items, output)
         histories = gather(tables, args, interactions)
@@ -124,6 +129,32 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--items", metavar="FILE", help="the items and their texts")
     flags.add_argument("--output", metavar="DIR", help="data set directory to write to")
     flags.add_argument("--check", metavar="DIR", help="tell all that is wrong with a data set directory; nothing else")
+    add_reading_flags(flags)
+    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item; all by default")
+    count = {"type": non_negative_int, "default": 5, "metavar": "N"}
+    flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
+    flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
+    flags.add_argument("--repeats", choices=REPEATS, default="keep", help="of items that a user has several times")
+    flags.add_argument("--split", choices=SPLITS, default="leave_last_out", help="see above")
+    flags.add_argument(
+        "--split_time", type=moment, metavar="T", help="a time, or a share of the interactions, such as 0.9"
+    )
+    add_split_flags(flags)
+    given = flags.add_mutually_exclusive_group()
+    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
+    given.add_argument("--embeddings", metavar="FILE", help=".npy (rows of ITEMS, width) to use instead of an encoder")
+    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
+    add_device_flags(flags)
+    args = flags.parse_args()
+    problems = wrong_together(args)
+    if problems:
+        flags.error("; ".join(problems))
+    return args
+
+
+def add_reading_flags(flags: argparse.ArgumentParser) -> None:
+    """Flags that say how the files are to be read."""
     both = "one for both files, or one for each"
     flags.add_argument(
         "--format", nargs="+", choices=FORMATS, default=[], help=f"guessed from names and contents, or: {both}"
@@ -147,27 +178,6 @@ def parse() -> argparse.Namespace:
         metavar="CONDITION",
         help="leave out other interactions: 'rating >= 4', \"event = 'purchase'\"; of several all must be true",
     )
-    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item; all by default")
-    count = {"type": non_negative_int, "default": 5, "metavar": "N"}
-    flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
-    flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
-    flags.add_argument("--repeats", choices=REPEATS, default="keep", help="of items that a user has several times")
-    flags.add_argument("--split", choices=SPLITS, default="leave_last_out", help="see above")
-    flags.add_argument(
-        "--split_time", type=moment, metavar="T", help="a time, or a share of the interactions, such as 0.9"
-    )
-    add_split_flags(flags)
-    given = flags.add_mutually_exclusive_group()
-    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
-    given.add_argument("--embeddings", metavar="FILE", help=".npy (rows of ITEMS, width) to use instead of an encoder")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
-    flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
-    add_device_flags(flags)
-    args = flags.parse_args()
-    problems = wrong_together(args)
-    if problems:
-        flags.error("; ".join(problems))
-    return args
 
 
 def moment(text: str) -> float:
@@ -278,11 +288,13 @@ def interactions_source(table: Table, item_name: str | None, args: argparse.Name
         args.time_format or (MIND_TIME if table.format == "mind" else None),
         {text: parse_keep(text, table) for text in args.keep or ()},
     )
-    if found.user == found.item:
-        raise InputError(
-            f"{table.path}: {found.user!r} is named for the user and for the item. Name another column with "
-            f"--user_column or --item_column. {columns_of(table)}"
-        )
+    for one, other in itertools.combinations(("user", "item", "time", "history"), 2):
+        column = getattr(found, one)
+        if column is not None and column == getattr(found, other):
+            raise InputError(
+                f"{table.path}: {column!r} is named for the {one} and for the {other}. Name another column "
+                f"with --{one}_column or --{other}_column. {columns_of(table)}"
+            )
     if found.time is None and args.split == "time":
         raise InputError(
             f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
@@ -370,6 +382,17 @@ def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
     }
 
 
+def load_given(path: str) -> np.ndarray:
+    """The matrix of --embeddings (rows, E).
+
+    Raises:
+        InputError: missing or damaged file, or of a width that no tokenizer takes.
+    """
+    matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
+    check_width(matrix.shape[1], f"--embeddings {path}")
+    return matrix
+
+
 @contextlib.contextmanager
 def given_rows(tables: Tables, args: argparse.Namespace) -> Iterator[None]:
     """Copy the items' rows of --embeddings, which has those of the items file; zero rows for items that are not there.
@@ -380,8 +403,7 @@ def given_rows(tables: Tables, args: argparse.Namespace) -> Iterator[None]:
         InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
     """
     source_path, path = Path(args.embeddings), Path(args.output) / "item_text_embeddings.npy"
-    matrix = load_matrix(source_path, "Leave out --embeddings to encode the texts.")
-    check_width(matrix.shape[1], f"--embeddings {source_path}")
+    matrix = load_given(args.embeddings)
     expected = tables.value("SELECT count(*) FROM item_lines")
     if len(matrix) != expected:
         raise InputError(

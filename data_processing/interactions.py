@@ -89,10 +89,20 @@ class Histories(NamedTuple):
 
 
 def read_files(tables: Tables, interactions: Source, items: Source, output: Path) -> Source:
-    """Both files into the tables `said` and `item_lines`; returns `items` with all its text columns.
+    """Both files into `said` and `item_lines`; returns `items` with all its text columns.
 
     Raises:
         InputError: a damaged file, or a row without user, item or time; names the line.
+    """
+    read_interactions(tables, interactions, output)
+    return read_items(tables, items, output)
+
+
+def read_interactions(tables: Tables, interactions: Source, output: Path) -> None:
+    """The interactions into the view `said`.
+
+    Raises:
+        InputError: see `read_files`.
     """
     tables.connection.execute("SET GLOBAL TimeZone = 'UTC'")  # of dates that name none, whatever the machine's is
     table, line = interactions.table, "row_number() OVER () AS line"
@@ -111,9 +121,8 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     clean_values(tables, "interaction_rows", lists, "items", table)
     tables.connection.execute("CREATE OR REPLACE VIEW said AS SELECT * FROM interaction_rows")
     refuse(tables, "said", "user_name", f"the user ({interactions.user}) is empty", table, output)
-    refuse(
-        tables, "said", "item_name", f"the item ({interactions.item or interactions.history}) is empty", table, output
-    )
+    item = interactions.item or interactions.history
+    refuse(tables, "said", "item_name", f"the item ({item}) is empty", table, output)
     check_rows(tables, "said", table)
     if interactions.time is not None:
         check_times(tables, table, interactions.time, interactions.time_formats, output)
@@ -122,7 +131,14 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
         unfold(tables, table, interactions.history, interactions.item, order, output)
     refuse_header(tables, interactions, "--names")
 
-    table = items.table
+
+def read_items(tables: Tables, items: Source, output: Path) -> Source:
+    """The items into the table `item_lines`; returns `items` with all its text columns.
+
+    Raises:
+        InputError: see `read_files`.
+    """
+    table, line = items.table, "row_number() OVER () AS line"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     named = items.texts if table.rows_name_fields else None  # which its first rows need not have
     if items.texts is None:

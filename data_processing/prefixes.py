@@ -8,12 +8,19 @@ from data_processing.text_files import EXAMPLES
 from utils.errors import InputError
 from utils.tables import Tables
 
-# A field with a list in text: ['a', 'b'], [a, b], [1 2 3], a|b|c, a;b;c, a,b,c or a b c.
-SPLIT = r"""
-    CASE WHEN regexp_matches({0}, '^\s*\[.*[,''"].*\]\s*$') THEN TRY_CAST({0} AS VARCHAR[])
-         ELSE string_split_regex(trim({0}, ' []'), '\s*[|;,]\s*|\s+') END
+# A field with a list in text: ["a", "b"], ['a', 'b'], [1 2 3], a|b|c, a;b;c, a,b,c or a b c; NULL where it is none.
+LIST = r"""
+    CASE WHEN json_type({json}) = 'ARRAY' THEN from_json({json}, '["VARCHAR"]')
+         WHEN coalesce(trim({text}), '') = '' THEN [] {signs}
+         ELSE string_split_regex(trim({text}, ' []'), '\s+') END
 """
-BLANKS = r"string_split_regex(trim({0}), '\s+')"  # names of items there may have other signs
+SIGNS = r"""
+         WHEN json_type(TRY_CAST({text} AS JSON)) = 'ARRAY' THEN from_json(TRY_CAST({text} AS JSON), '["VARCHAR"]')
+         WHEN regexp_matches({text}, '(?s)^\s*\[.*[,''"].*\]\s*$') THEN TRY_CAST({text} AS VARCHAR[])
+         WHEN contains({text}, '|') THEN string_split({text}, '|')
+         WHEN contains({text}, ';') THEN string_split({text}, ';')
+         WHEN contains({text}, ',') THEN string_split({text}, ',')
+"""
 TURNS = """
     SELECT *, row_number() OVER turns AS turn, min(line) OVER (PARTITION BY user_name) AS met,
         first(time) OVER turns AS start, first(history) OVER turns AS opening,
@@ -32,11 +39,8 @@ UNFOLDED = """
 
 def list_of(column: Column, kind: str) -> str:
     """SQL of the items in a field, VARCHAR[]."""
-    split = (BLANKS if kind in ("recbole", "mind") else SPLIT).format(column.text)
-    found = (
-        f"CASE WHEN json_type({column.json}) = 'ARRAY' THEN from_json({column.json}, '[\"VARCHAR\"]') ELSE {split} END"
-    )
-    return f"list_filter(coalesce({found}, []), lambda name: trim(name) <> '')"
+    signs = "" if kind in ("recbole", "mind") else SIGNS.format(text=column.text)  # which names may have there
+    return f"list_filter({LIST.format(text=column.text, json=column.json, signs=signs)}, lambda name: trim(name) <> '')"
 
 
 def history_columns(table: Table, history: str, item: str | None) -> dict[str, str]:
@@ -69,6 +73,12 @@ def unfold(tables: Tables, table: Table, column: str, item: str | None, seconds:
     Raises:
         InputError: a history that does not go on from the rows before it; names the lines.
     """
+    unread = [line for (line,) in tables.rows("SELECT line FROM said WHERE history IS NULL ORDER BY line")]
+    if unread:
+        raise InputError(
+            f"{places_of(table, unread[:EXAMPLES], len(unread), beside)}: the history ({column}) is no list of items; "
+            "expected ['a', 'b'], or items between blanks, commas, semicolons or bars."
+        )
     order = "len(history) DESC" if item is None else f"{seconds}, len(history)"
     tables.make("turns", TURNS.format(order=order))
     fits = BEGINS if item is None else GOES_ON
@@ -76,11 +86,11 @@ def unfold(tables: Tables, table: Table, column: str, item: str | None, seconds:
     if astray:
         raise InputError(
             f"{places_of(table, astray[:EXAMPLES], len(astray), beside)}: the history ({column}) does not go on from "
-            "the row before it of the same user. Give a file with one interaction a row."
+            "the row before it of the same user. Give a file with one interaction a row; if this is one, name its item "
+            "with --item_column."
         )
     tables.make("unfolded", UNFOLDED)
     tables.connection.execute("CREATE OR REPLACE VIEW said AS SELECT * FROM unfolded")
     found, users = next(tables.rows("SELECT count(*), count(DISTINCT user_name) FROM said"))
-    print(
-        f"{table.path}: histories ({column}) and what comes after them, {found} interactions of {users} users, in order"
-    )
+    timed = "" if seconds == "NULL" else ", those of a first history with the time of its row"
+    print(f"{table.path}: {found} interactions of {users} users from histories ({column}) and what came after{timed}")

@@ -10,7 +10,18 @@ from data_processing.columns import Table, columns_of
 from utils.errors import InputError
 from utils.tables import Tables, first_line
 
-ALLOWED = {"COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CONSTANT", "COLUMN_REF", "CAST", "CASE", "FUNCTION"}
+ALLOWED = {
+    "COMPARISON",
+    "CONJUNCTION",
+    "OPERATOR",
+    "BETWEEN",
+    "CONSTANT",
+    "COLUMN_REF",
+    "CAST",
+    "TYPE",
+    "CASE",
+    "FUNCTION",
+}
 REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # by DuckDB, for what a user wrote
 
 
@@ -56,8 +67,8 @@ def expressions(tree: Any) -> Iterator[dict[str, Any]]:
 def unusable(text: str, why: str, table: Table) -> InputError:
     """The message for an expression."""
     return InputError(
-        f'--keep {text}: {why}; expected a condition on the columns, such as "rating >= 4" or "event = \'purchase\'". '
-        f"{columns_of(table)}"
+        f"--keep {text[:200]}: {why}; expected a condition on the columns, such as rating >= 4, event = 'purchase' or "
+        f'"Book-Rating" > 5. {columns_of(table)}'
     )
 
 

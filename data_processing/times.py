@@ -42,6 +42,7 @@ def strptime(formats: tuple[str, ...]) -> str:
     return f"epoch(try_strptime(trim(time), [{', '.join(map(literal, formats))}]))"
 
 
+HALVES = tuple(f"%Y{sign}%m{sign}%d{clock}" for sign in "-/" for clock in CLOCKS[-2:])
 DIGIT_DATES = ("%Y%m%d", "%Y%m%d%H%M%S")
 COMMON = (  # the first that reads most
     Reading("dates of digits", DIGITS % strptime(DIGIT_DATES), DIGIT_DATES),
@@ -49,6 +50,7 @@ COMMON = (  # the first that reads most
     Reading("a date", MOMENT),
     *(Reading(name, strptime(numeric_dates(order)), numeric_dates(order)) for name, order in ORDERS.items()),
     Reading("dates in words", strptime(WORDS), WORDS),
+    Reading("dates with AM and PM", strptime(HALVES), HALVES),
 )
 
 

@@ -37,6 +37,7 @@ PREFIXES = "user_id:token\titem_id_list:token_seq\titem_id:token\n"
         ("i.inter", PREFIXES + "x\ta\tb\nx\ta b\tc\nx\tb c\td\ny\td\ta\n"),  # a window of two
         ("i.inter", PREFIXES + "x\ta b c\td\ny\td\ta\n"),  # one row each
         ("i.csv", "user,history,item\nx,\"['a', 'b', 'c']\",d\ny,[d],a\n"),
+        ("i.csv", 'user,history,item\nx,"[""a"", ""\\u0062"", ""c""]",d\ny,[d],a\n'),
         ("i.csv", "user,history\nx,a|b|c|d\ny,d|a\n"),
         ("i.csv", 'user,history\nx,"a,b"\nx,"a,b,c,d"\ny,d a\n'),
         ("i.jsonl", '{"user": "x", "items": ["a", "b", "c", "d"]}\n{"user": "y", "items": ["d", "a"]}\n'),
@@ -59,6 +60,17 @@ def test_histories_that_do_not_go_on_are_refused(refuse):
     write_small("")
     write("i.inter", PREFIXES + "y\ta\tb\nx\ta\tb\nx\ta c\td\nx\ta b a\tc\n")
     refuse(COMMAND.format("i.inter"), "i.inter, line 4, line 5:", "item_id_list", "one interaction a row")
+    write("i.csv", "user,history,item\nx,\"['a', 'b]\",c\nx,a,b\n")
+    refuse(COMMAND.format("i.csv"), "i.csv, line 2: the history (history) is no list of items")
+
+
+def test_a_column_has_one_part(refuse):
+    write_small("")
+    write("i.csv", "user,items,time\nx,a,1\nx,b,2\n")
+    refuse(SMALL, "line 3: the history (items)", "if this is one, name its item with --item_column")
+    refuse(
+        SMALL + "--history_column items --item_column items item", "'items' is named for the item and for the history"
+    )
 
 
 def test_lists_that_are_not_read_are_told(call, capsys):
@@ -277,6 +289,7 @@ x,d,,view,4,true,20
         ("\"rating * 2 BETWEEN 6 AND 20 AND item <> 'a'\"", "bc"),
         ("\"lower(event) LIKE 'b%' OR NOT bought\"", "abc"),
         ("'\"long name\" < 3'", "ab"),
+        ("'rating::INTEGER % 2 = 0'", "ac"),
         ("bought", "abd"),
     ],
 )
@@ -305,6 +318,7 @@ def test_keep(call, capsys, expressions, kept, kind):
         ("nextval('x') = 1", "nextval"),
         ("sum(rating) > 3", "sum"),
         ("count(*) OVER () > 3", "WINDOW"),
+        ("getenv('HOME') <> ''", "getenv"),
         ("*", "STAR"),
         ("rating > ?", "PARAMETER"),
         ("event > 3", "Cannot compare"),
@@ -349,6 +363,7 @@ def test_killed_run_goes_on(call, capsys, monkeypatch):
         ("Fri Aug 25 13:55:02 -0700 2017", "Sat Aug 26 13:55:02 +0000 2017", 1503694502, "dates in words"),
         ("Fri, 25 Aug 2017 20:55:02 GMT", "Sat, 26 Aug 2017 20:55:02 GMT", 1503694502, "dates in words"),
         ("Aug 25, 2017", "September 1, 2017", 1503619200, "dates in words"),
+        ("2010-12-01 8:26:00 AM", "2010-12-01 1:26:00 PM", 1291191960, "dates with AM and PM"),
         ("20101201", "20101213", 1291161600, "dates of digits"),
     ],
 )
@@ -389,6 +404,10 @@ def test_what_needs_no_encoder_is_checked_first(refuse, call, monkeypatch, tmp_p
     refuse(SMALL, "none of 2 users has a history and a target")
     write("i.csv", "user,item,time\nx,a,1\nx,b,2\n")
     refuse(SMALL, "the encoder was loaded")
+
+    refuse(SMALL + "--encoder ./none", "--encoder ./none is not a directory")
+    refuse(SMALL + "--embeddings none.npy", "none.npy does not exist")
+    assert not Path(".out.duckdb").exists()
 
     monkeypatch.setattr(TextEncoder_batch, "load_encoder", not_yet)
     dump(Path("texts/item_text_dict.pkl"), {0: {"title": "A"}, -1: {}})
