@@ -33,7 +33,7 @@ LESS_USUAL_NAMES = {  # where there is none of these
         *("orderdatetime", "invoicedatetime", "reviewtime", "createtime", "createdtime", "unixtime", "unixtimestamp"),
     ),
 }
-HISTORIES = ("history", "clickhistory", "userhistory", "purchasehistory")
+HISTORIES = ("history", "clickhistory")
 LISTS = ("list", "lists", "seq", "sequence", "history")  # what ends the name of a column with lists
 PLURALS = ("items", "itemids", "products", "productids", "sequence", "sequences", "list")  # where no column is the item
 KNOWN_NAMES = {"id", *HISTORIES}.union(*USUAL_NAMES.values(), *LESS_USUAL_NAMES.values())

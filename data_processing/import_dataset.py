@@ -130,7 +130,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--output", metavar="DIR", help="data set directory to write to")
     flags.add_argument("--check", metavar="DIR", help="tell all that is wrong with a data set directory; nothing else")
     add_reading_flags(flags)
-    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item; all by default")
+    flags.add_argument("--text_columns", nargs="+", type=clean, metavar="NAME", help="describe an item; all by default")
     count = {"type": non_negative_int, "default": 5, "metavar": "N"}
     flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
     flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
@@ -300,6 +300,8 @@ def interactions_source(table: Table, item_name: str | None, args: argparse.Name
             f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
             f"--time_column. {columns_of(table)}"
         )
+    if found.time is None and args.time_format is not None:
+        raise InputError(f"--time_format: {table.path} has no column for the time. Name it with --time_column.")
     return found
 
 

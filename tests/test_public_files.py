@@ -75,9 +75,9 @@ def test_a_column_has_one_part(refuse):
 
 def test_lists_that_are_not_read_are_told(call, capsys):
     write_small("")
-    write("i.csv", "user,item,other_list\nx,a,c d\nx,b,c d\n")
+    write("i.csv", "user,item,other_list,purchase_history\nx,a,c d,12\nx,b,c d,12\n")
     call(COMMAND.format("i.csv"))
-    assert "other_list" in capsys.readouterr().out.split("warning: ")[1]
+    assert "other_list, purchase_history" in capsys.readouterr().out.split("warning: ")[1]
 
 
 # Files without names of columns
@@ -159,7 +159,7 @@ def test_no_time_is_a_warning(call, capsys):
 def test_names_that_differ_by_blanks_or_unicode_form_match(call, capsys):
     write("i.csv", " user , cafe\u0301,time\nx, a,1\nx ,e\u0301,2\nx,b\t,3\n")
     write("m.csv", "caf\u00e9 ,title\na,A\n\u00e9,E\nb,B\n")
-    call(COMMAND.format("i.csv") + "--item_column caf\u00e9")
+    call(COMMAND.format("i.csv") + "--item_column caf\u00e9 --text_columns 'title '")
     assert named_lists() == {"x": ["a", "\u00e9", "b"]}
     told = capsys.readouterr().out
     assert "i.csv: 2 names of columns were read without outer blanks" in told
@@ -386,6 +386,11 @@ def test_ambiguous_dates_ask(call, refuse):
     assert named_lists() == {"x": ["a", "b"]}
     refuse(SMALL + "--time_format %d.%m.%Y", "i.csv, line 2, line 3: the time (time) is '02/01/2010 08:26'", "%d.%m.%Y")
     refuse(SMALL + "--time_format %Q", "argument --time_format: '%Q' is no form of times")
+    refuse(SMALL + "--time_format %Y --time_column when", "no column 'when'")
+    write("i.csv", "user,item,when\nx,b,2010\nx,a,2009\n")
+    refuse(SMALL + "--time_format %Y", "--time_format: i.csv has no column for the time")
+    call(SMALL + "--time_format %Y --time_column when")
+    assert named_lists() == {"x": ["a", "b"]}
     write("i.csv", "user,item,time\nx,b,13/01/2010\nx,a,01/13/2010\n")
     refuse(SMALL, "i.csv, line 3: the time (time) is '01/13/2010', month/day/year, which most others are not")
 
