@@ -10,11 +10,12 @@ how many texts are longer than what the encoder reads. A run that was killed goe
 """
 
 import contextlib
+import functools
 import hashlib
 import math
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ CHUNK = 1 << 12  # items whose texts are sorted by length, and encoded, together
 
 
 def main() -> None:
-    """Parse, load the encoder once, encode each data set."""
+    """Parse; encode each data set, with an encoder that is loaded once."""
     flags = parser(__doc__)
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
     flags.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
@@ -60,14 +61,24 @@ def main() -> None:
     for directory in directories:
         require_file(directory / "item_text_dict.pkl", REMEDY)
     device = torch.device("cpu") if args.devices else pick_device(args)
-    encoder = load_encoder(args.encoder, device)
-    with process_pool(encoder, args.devices) as pool:
+    require_encoder(args.encoder)
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def encoding() -> Encoding:
+            encoder = load_encoder(args.encoder, device)
+            pool = stack.enter_context(process_pool(encoder, args.devices))
+            return Encoding(encoder, args.batch_size, device, pool)
+
         for directory in directories:
-            encode_directory(directory, args.encoder, Encoding(encoder, args.batch_size, device, pool))
+            encode_directory(directory, args.encoder, encoding)
 
 
-def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
-    """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name."""
+def encode_directory(directory: Path, name: str, encoding: Callable[[], "Encoding"]) -> None:
+    """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name.
+
+    The encoder is asked for when the texts are read.
+    """
     check_whole(directory / MANIFEST)
     source = directory / "item_text_dict.pkl"
     made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
@@ -79,7 +90,8 @@ def encode_directory(directory: Path, name: str, encoding: "Encoding") -> None:
             print(f"{directory}: encoded already")
             return
     texts = written_texts(load_item_texts(source), directory)
-    with embedding_matrix(directory, texts, count, encoding, name) as about, staged_directory(directory) as staging:
+    matrix = embedding_matrix(directory, texts, count, encoding(), name)
+    with matrix as about, staged_directory(directory) as staging:
         save_json(staging / noted.name, {"texts": known, **about})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
@@ -89,14 +101,19 @@ def item_text(fields: dict[str, Any]) -> str:
     return str(fields).replace("{", "").replace("}", "")
 
 
+def require_encoder(name: str) -> None:
+    """InputError if a directory is named as the encoder and is not there."""
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
+
+
 def load_encoder(name: str, device: torch.device | str) -> Any:
     """The SentenceTransformer of that name or directory.
 
     Raises:
         InputError: it cannot be fetched or loaded.
     """
-    if name.startswith((".", "/")) and not Path(name).is_dir():
-        raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
+    require_encoder(name)
     try:
         from sentence_transformers import SentenceTransformer  # heavy, and only needed here
     except ImportError as error:

@@ -7,16 +7,27 @@
         --split time --split_time 2023-01-01
     python data_processing/import_dataset.py --check data/test/shop
 
-INTERACTIONS has columns for user, item and time, ITEMS for the item and its texts: CSV, TSV, Parquet, JSON lines,
-RecBole's .inter and .item, MovieLens' u.data and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv. Text
-may be gzip-compressed under a name that ends in .gz. Times are numbers (seconds, or fractions of them, as their size
-tells) or dates (2023-01-31, 2023-01-31T12:30:00Z); equal times keep the file's order. Of an item that is given twice
-the last row counts. Rows without user, item or time are left out, and told: empty, nan, NaN, NULL, null, None, NA, N/A,
-n/a, <NA> and \\N are no values. As texts they are none.
+INTERACTIONS has columns for user, item and time, ITEMS for the item and its texts: CSV, TSV, columns between blanks,
+Parquet, JSON (lines, or one array), lines of dicts as Python prints them, RecBole's .inter and .item, MovieLens' u.data
+and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv, MIND's behaviors.tsv and news.tsv. Text may be
+gzip-compressed under a name that ends in .gz. Quotation marks inside a field are doubled or have a backslash. Where the
+first line has no names of columns, --names gives them. Of an item that is given twice the last row counts. Rows without
+user, item or time are left out, and told: empty, nan, NaN, NULL, null, None, NA, N/A, n/a, <NA> and \\N are no values.
+As texts they are none.
 
 The text of an item has the columns that describe it, those with short values first, as the encoder cuts long texts.
 Columns of which nearly all values are addresses, images, ids of items, numbers, dates or flags do not, and are named.
 --text_columns takes others, and in the order in which they are typed.
+
+Times are numbers (seconds, or fractions of them, as their size tells) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
+31.1.2023 12:30, 1/31/2023 12:30:00 PM, Fri Aug 25 13:55:02 -0700 2017, 20230131; others by --time_format. Where only
+that can tell the day from the month, it is asked for. Equal times keep the file's order.
+
+A row may have a history: a column called history or item_id_list, or --history_column, with items between blanks,
+commas, semicolons or bars, or as a list, and what came after it in the column of the item (in MIND's impressions, what
+was clicked). Of rows that go on from each other, such as RecBole's benchmark files, each interaction is read once, in
+order; at equal times, or without times, the shorter history comes first. The items of a user's first history have the
+time of its row.
 
 The filters come after --repeats, again and again until nothing changes: with the defaults the 5-core is left. The
 catalog is then the items with interactions; --min_item_interactions 0 also keeps items with text that nobody had.
@@ -38,6 +49,7 @@ predict.py --output are read back. Names are whole numbers where all of them are
 import argparse
 import contextlib
 import datetime
+import itertools
 import json
 import math
 import sys
@@ -52,19 +64,23 @@ if __name__ == "__main__":
 
     end_at_ctrl_c()
 
+import duckdb
 import numpy as np
 
+from data_processing.columns import Table, clean, columns_of, find_column, find_history
 from data_processing.data_process_1 import add_split_flags, unit
-from data_processing.formats import FORMATS, Table, columns_of, find_column, open_table
+from data_processing.formats import FORMATS, open_table
 from data_processing.histories import Histories, save_histories
 from data_processing.interactions import REPEATS, SPLITS, Source, gather, read_files, split
 from data_processing.make_dataset import given_rows
+from data_processing.row_filter import parse_keep
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
     Encoding,
     embedding_matrix,
     load_encoder,
+    require_encoder,
     save_about,
     written_texts,
 )
@@ -75,8 +91,10 @@ from utils.files import load_matrix, save_dict
 from utils.fsq import check_width
 from utils.manifest import staged_set
 from utils.release import DATA_SET
-from utils.tables import MEMORY, Tables, source, workspace
+from utils.tables import MEMORY, Tables, first_line, source, workspace
 from utils.util import add_device_flags, pick_device
+
+MIND_TIME = ["%m/%d/%Y %I:%M:%S %p"]
 
 
 def main() -> None:
@@ -87,18 +105,17 @@ def main() -> None:
         return
     interactions, items = open_sources(args)
     output = Path(args.output)
-    encoding = None
+    device = pick_device(args)
     if args.embeddings is None:
-        device = pick_device(args)
-        encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-        check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
-
+        require_encoder(args.encoder)
+    else:
+        load_given(args.embeddings)
     with workspace(output, job_of(args, interactions, items), args.memory) as tables:
         items = read_files(tables, interactions, items, output)
         histories = gather(tables, args, interactions)
         parts = split(histories, args)
         texts = item_texts(tables, items.texts)
-        if encoding is None:
+        if args.embeddings is not None:
             matrix = embedding_rows(tables, args)
         elif not texts:
             raise InputError(
@@ -107,6 +124,8 @@ def main() -> None:
             )
         else:
             written = written_texts(texts, items.table.path)
+            encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
+            check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
             count = tables.value("SELECT count(*) FROM items")
             matrix = embedding_matrix(output, written, count, encoding, args.encoder)
         write(tables, histories, parts, args, texts, matrix)
@@ -120,16 +139,10 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--items", metavar="FILE", help="the items and their texts")
     flags.add_argument("--output", metavar="DIR", help="data set directory to write to")
     flags.add_argument("--check", metavar="DIR", help="tell all that is wrong with a data set directory; nothing else")
-    both = "one for both files, or one for each"
+    add_reading_flags(flags)
     flags.add_argument(
-        "--format", nargs="+", choices=FORMATS, default=[], help=f"guessed from names and contents, or: {both}"
+        "--text_columns", nargs="+", type=clean, metavar="NAME", help="describe an item, in this order; see above"
     )
-    flags.add_argument("--encoding", help="of text files, such as latin-1; utf-8 by default")
-    flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
-    flags.add_argument("--user_column", metavar="NAME", help="where it has no usual name")
-    flags.add_argument("--item_column", nargs="+", metavar="NAME", default=[], help=f"the same, of the item: {both}")
-    flags.add_argument("--time_column", metavar="NAME", help="the same, of the time")
-    flags.add_argument("--text_columns", nargs="+", metavar="NAME", help="describe an item, in this order; see above")
     count = {"type": non_negative_int, "default": 5, "metavar": "N"}
     flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
     flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
@@ -152,6 +165,33 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def add_reading_flags(flags: argparse.ArgumentParser) -> None:
+    """Flags that say how the files are to be read."""
+    both = "one for both files, or one for each"
+    flags.add_argument(
+        "--format", nargs="+", choices=FORMATS, default=[], help=f"guessed from names and contents, or: {both}"
+    )
+    flags.add_argument("--encoding", help="of text files, such as latin-1; utf-8 by default")
+    flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
+    flags.add_argument(
+        "--names", nargs="+", metavar="NAME", help="of the columns, if INTERACTIONS has no line of names"
+    )
+    flags.add_argument("--item_names", nargs="+", metavar="NAME", help="the same of ITEMS")
+    flags.add_argument("--user_column", metavar="NAME", help="where it has no usual name")
+    flags.add_argument("--item_column", nargs="+", metavar="NAME", default=[], help=f"the same, of the item: {both}")
+    flags.add_argument("--time_column", metavar="NAME", help="the same, of the time")
+    flags.add_argument("--history_column", metavar="NAME", help="the same, of a list of the items before")
+    example = "of times, such as '%%d/%%m/%%Y %%H:%%M'; of several the first that fits"
+    flags.add_argument("--time_format", nargs="+", type=strptime_format, metavar="FORM", help=example)
+    flags.add_argument(
+        "--keep",
+        nargs="+",
+        action="extend",
+        metavar="CONDITION",
+        help="leave out other interactions: 'rating >= 4', \"event = 'purchase'\"; of several all must be true",
+    )
+
+
 def moment(text: str) -> float:
     """argparse type for --split_time: a share between 0 and 1, or Unix seconds."""
     try:
@@ -167,6 +207,15 @@ def moment(text: str) -> float:
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not finite")
     return number / unit(number)
+
+
+def strptime_format(text: str) -> str:
+    """argparse type for --time_format."""
+    try:
+        duckdb.execute("SELECT try_strptime('', ?)", [text]).fetchall()
+    except duckdb.Error as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no form of times ({first_line(error)})") from None
+    return text
 
 
 def wrong_together(args: argparse.Namespace) -> list[str]:
@@ -213,36 +262,59 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
     """
     kinds, names = args.format or [None], args.item_column or [None]
     quotes = not args.no_quotes
-    table = open_table(Path(args.interactions), "interactions", kinds[0], args.encoding, quotes)
-    interactions = Source(
-        table,
-        find_column(table, "user", args.user_column),
-        find_column(table, "item", names[0]),
-        find_column(table, "time", args.time_column),
-        None,
-    )
-    if interactions.user == interactions.item:
-        raise InputError(
-            f"{table.path}: {interactions.user!r} is named for the user and for the item. Name another column with "
-            f"--user_column or --item_column. {columns_of(table)}"
+    table = open_table(Path(args.interactions), "interactions", kinds[0], args.encoding, quotes, args.names)
+    interactions = interactions_source(table, names[0], args)
+    roles = {role: getattr(interactions, role) for role in ("user", "item", "history") if getattr(interactions, role)}
+    print(f"{table.path}: {', '.join(map(' '.join, roles.items()))}, time {interactions.time or 'unknown'}")
+    if interactions.time is None and interactions.history is None:
+        print(
+            f"warning: {table.path} has no column with a usual name for the time: the order of its rows counts, "
+            "and the last item of a user's history may not be the latest. If it has times, name them with --time_column"
         )
-    print(f"{table.path}: user {interactions.user}, item {interactions.item}, time {interactions.time or 'unknown'}")
-    if interactions.time is None:
-        if args.split == "time":
-            raise InputError(
-                f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
-                f"--time_column. {columns_of(table)}"
-            )
-        print(f"{table.path} has no column with a usual name for the time: the order of its rows counts")
 
-    table = open_table(Path(args.items), "items", kinds[-1], args.encoding, quotes)
+    table = open_table(Path(args.items), "items", kinds[-1], args.encoding, quotes, args.item_names)
     name = names[-1]
-    if len(names) == 1 and name not in table.columns:  # of the interactions alone
+    if len(names) == 1 and name is not None and clean(name) not in table.columns:  # of the interactions alone
         name = None
     item = find_column(table, "item", name, also=("id",))
     items = Source(table, None, item, None, text_columns(table, item, args))
     print(f"{table.path}: item {item}{'' if items.texts is None else ', text ' + ', '.join(items.texts)}")
     return interactions, items
+
+
+def interactions_source(table: Table, item_name: str | None, args: argparse.Namespace) -> Source:
+    """The columns of the interactions file.
+
+    Raises:
+        InputError: a column that is not there, is named twice, or is needed by --split; a --keep that cannot be used.
+    """
+    item = find_column(table, "item", item_name, ("clicked",), optional=True)
+    history = find_history(table, args.history_column, item)
+    found = Source(
+        table,
+        find_column(table, "user", args.user_column),
+        item if history is not None else find_column(table, "item", item_name),
+        find_column(table, "time", args.time_column, optional=True),
+        None,
+        history,
+        args.time_format or (MIND_TIME if table.format == "mind" else None),
+        {text: parse_keep(text, table) for text in args.keep or ()},
+    )
+    for one, other in itertools.combinations(("user", "item", "time", "history"), 2):
+        column = getattr(found, one)
+        if column is not None and column == getattr(found, other):
+            raise InputError(
+                f"{table.path}: {column!r} is named for the {one} and for the {other}. Name another column "
+                f"with --{one}_column or --{other}_column. {columns_of(table)}"
+            )
+    if found.time is None and args.split == "time":
+        raise InputError(
+            f"{table.path} has no column with a usual name for the time, which --split time needs. Name it with "
+            f"--time_column. {columns_of(table)}"
+        )
+    if found.time is None and args.time_format is not None:
+        raise InputError(f"--time_format: {table.path} has no column for the time. Name it with --time_column.")
+    return found
 
 
 def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
@@ -251,7 +323,7 @@ def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str]
     Raises:
         InputError: a column that is not there, or none at all.
     """
-    missing = [name for name in args.text_columns or () if name not in table.columns and table.format != "jsonl"]
+    missing = [name for name in args.text_columns or () if name not in table.columns and not table.rows_name_fields]
     if missing or (set(table.texts) <= {item} and not args.text_columns and args.embeddings is None):
         found = f"no column {missing[0]!r} (--text_columns)" if missing else "no column with text"
         raise InputError(f"{table.path}: {found}. {columns_of(table)}")
@@ -291,10 +363,20 @@ def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
     }
 
 
+def load_given(path: str) -> np.ndarray:
+    """The matrix of --embeddings (rows, E).
+
+    Raises:
+        InputError: missing or damaged file, or of a width that no tokenizer takes.
+    """
+    matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
+    check_width(matrix.shape[1], f"--embeddings {path}")
+    return matrix
+
+
 def embedding_rows(tables: Tables, args: argparse.Namespace) -> contextlib.AbstractContextManager:
     """Copies the items' rows of --embeddings, which has those of the items file; see `make_dataset.given_rows`."""
     source = Path(args.embeddings)
-    check_width(load_matrix(source, "Leave out --embeddings to encode the texts.").shape[1], f"--embeddings {source}")
     rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
     expected = tables.value("SELECT count(*) FROM item_rows")
     return given_rows(Path(args.output), source, rows, expected, f"one for each row of {args.items}")

@@ -7,10 +7,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.data_process_1 import draw_test, in_another_unit, unit
-from data_processing.formats import Table, columns_of, field_names, json_column, place_of, read_table
+from data_processing.columns import CLEANED, Table, columns_of
+from data_processing.data_process_1 import draw_test
+from data_processing.formats import field_names, json_column, place_of, read_table
 from data_processing.histories import Histories
+from data_processing.prefixes import history_columns, unfold
+from data_processing.row_filter import keep_rows, kept_columns
 from data_processing.texts import MARKED, NOTHING, look_at, missing_in
+from data_processing.times import check_times, find_reading, seconds
 from utils.data import cumulate
 from utils.errors import InputError
 from utils.tables import Tables
@@ -24,10 +28,6 @@ REPEATS = {  # what is left of the items that a user has several times
     "last": f"QUALIFY row_number() {IN_ORDER.format('DESC')} = 1",
     "consecutive": "QUALIFY item IS DISTINCT FROM lag(item) OVER (PARTITION BY person ORDER BY time, line)",
 }
-NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOUBLE) END"
-MOMENT = """
-    CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
-"""
 LOOKED_AT, PIECES = 2000, 10_000  # rows, and words of a column, that tell whether it describes an item
 PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
 DESCRIBED = """
@@ -74,9 +74,12 @@ class Source(NamedTuple):
 
     table: Table
     user: str | None
-    item: str
+    item: str | None  # None of histories without an item after them
     time: str | None
     texts: list[str] | None  # None: those that a look at their values tells
+    history: str | None = None  # lists of the items before
+    time_formats: list[str] | None = None  # of strptime
+    keep: dict[str, tuple[str, ...]] | None = None  # conditions on its rows -> the columns they name
 
 
 def read_files(tables: Tables, interactions: Source, items: Source, output: Path) -> Source:
@@ -85,18 +88,40 @@ def read_files(tables: Tables, interactions: Source, items: Source, output: Path
     Raises:
         InputError: a damaged file, no row that is whole, or a time that is none; names the line. No text column.
     """
+    read_interactions(tables, interactions, output)
+    return read_items(tables, items, output)
+
+
+def read_interactions(tables: Tables, interactions: Source, output: Path) -> None:
+    """The interactions into the view `said`.
+
+    Raises:
+        InputError: see `read_files`.
+    """
     tables.connection.execute("SET GLOBAL TimeZone = 'UTC'")  # of dates that name none, whatever the machine's is
     table, line = interactions.table, "row_number() OVER () AS line"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     columns = {"user_name": interactions.user, "item_name": interactions.item, "time": interactions.time}
+    columns |= {f"kept_{place}": name for place, name in enumerate(kept_columns(interactions.keep or {}))}
     taken = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
+    if interactions.history is not None:
+        taken |= history_columns(table, interactions.history, interactions.item)
     select = ", ".join([line, *(f"{sql} AS {name}" for name, sql in taken.items())])
     read_table(tables, "interaction_rows", select, table, output)
-    needed = {name: column for name, column in columns.items() if column}
+    if interactions.keep:
+        keep_rows(tables, "interaction_rows", interactions.keep, table)
+    clean_values(tables, "interaction_rows", ("user_name",), "users", table)
+    lists = ("item_name",) if interactions.history is None else ("history", "target")
+    clean_values(tables, "interaction_rows", lists, "items", table)
+    needed = {"user_name": interactions.user, "item_name": interactions.item or interactions.history}
+    needed |= {"time": interactions.time} if interactions.time else {}
     leave_out(tables, "interaction_rows", "said", needed, table, output)
     if interactions.time is not None:
-        check_times(tables, interactions, output)
-    return read_items(tables, items, output)
+        check_times(tables, table, interactions.time, interactions.time_formats, output)
+    if interactions.history is not None:
+        order = "NULL" if interactions.time is None else find_reading(tables, interactions.time_formats).seconds
+        unfold(tables, table, interactions.history, interactions.item, order, output)
+    refuse_header(tables, interactions, "--names")
 
 
 def read_items(tables: Tables, items: Source, output: Path) -> Source:
@@ -109,20 +134,51 @@ def read_items(tables: Tables, items: Source, output: Path) -> Source:
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     named = items.texts
     if named is None:
-        found = field_names(tables, table, output) if table.format == "jsonl" else table.texts
+        found = field_names(tables, table, output) if table.rows_name_fields else table.texts
         items = items._replace(texts=[name for name in found if name != items.item])
     fields = [f"{(table.columns.get(name) or json_column(name)).json}::VARCHAR" for name in items.texts]
     select = f"row_number() OVER () AS line, {table.columns[items.item].text} AS item_name, "
     read_table(tables, "item_rows", f"{select}[{', '.join(fields)}]::VARCHAR[] AS fields", table, output)
+    clean_values(tables, "item_rows", ("item_name",), "items", table)
     leave_out(tables, "item_rows", "item_lines", {"item_name": items.item}, table, output)
+    refuse_header(tables, items, "--item_names")
     chosen = named or choose_texts(tables, items)
     numbers = [items.texts.index(name) + 1 for name in chosen]
     tables.make("described", DESCRIBED.format(places=numbers, nothing=NOTHING))
     tell_marked(tables, table, numbers)
-    for place, name in enumerate(named or () if table.format == "jsonl" else (), start=1):  # which no header has
+    for place, name in enumerate(named or () if table.rows_name_fields else (), start=1):  # which no header has
         if not tables.value(f"SELECT count(fields[{place}]) FROM described"):
             raise InputError(f"{table.path}: no line has text in {name!r} (--text_columns). {columns_of(table)}")
     return items._replace(texts=chosen)
+
+
+def clean_values(tables: Tables, rows: str, columns: tuple[str, ...], what: str, table: Table) -> None:
+    """`clean` for the names in columns of text or of lists; tells in how many rows that changed something."""
+    cleaned = {
+        column: f"list_transform({column}, lambda name: {CLEANED.format('name')})"
+        if column in ("history", "target")
+        else CLEANED.format(column)
+        for column in columns
+    }
+    other = " OR ".join(f"{column} <> {sql}" for column, sql in cleaned.items())
+    changed = tables.make(f"cleaned_{rows}_{what}", f"SELECT line FROM {rows} WHERE {other}")
+    if changed:
+        values = ", ".join(f"{column} = {sql}" for column, sql in cleaned.items())
+        tables.connection.execute(f"UPDATE {rows} SET {values} WHERE {other}")
+        how = "were read without outer blanks, and with accents in one form"
+        print(f"{table.path}: names of {what} in {changed} rows {how}")
+
+
+def refuse_header(tables: Tables, source: Source, flag: str) -> None:
+    """InputError if the first line, taken for names of columns, has an item."""
+    table = source.table
+    if not (table.layout and table.layout.header and source.item):
+        return
+    if tables.value("SELECT count(*) FROM said WHERE item_name = ?", source.item):
+        raise InputError(
+            f"{table.path}: {source.item!r} is both the name of a column and an item. If the first line has no names, "
+            f"give them with {flag}; if the line of names is there again, remove it."
+        )
 
 
 def leave_out(tables: Tables, rows: str, name: str, needed: dict[str, str], table: Table, output: Path) -> None:
@@ -191,32 +247,6 @@ def tell_marked(tables: Tables, table: Table, places: list[int]) -> None:
         print(f"{table.path}: {count} text fields that are {', '.join(found)} count as empty")
 
 
-def check_times(tables: Tables, interactions: Source, output: Path) -> None:
-    """InputError naming the first line whose time is neither a number nor a date, or not what the others are."""
-    kinds = f"CASE WHEN {NUMBER} IS NOT NULL THEN 'a number' WHEN {MOMENT} IS NOT NULL THEN 'a date' ELSE '' END"
-    found = list(tables.rows(f"SELECT {kinds} AS kind, min(line), count(*) FROM said GROUP BY kind ORDER BY kind"))
-    if len(found) == 1 and found[0][0]:
-        largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
-        other = in_another_unit(NUMBER, largest or 0)
-        row, count = next(tables.rows(f"SELECT min(line), count(*) FROM said WHERE {other}"))
-        if count:
-            time = tables.value("SELECT time FROM said WHERE line = ?", row)
-            raise InputError(
-                f"{place_of(interactions.table, row, output)}: the time ({interactions.time}) is {time}, in another "
-                f"unit than the largest, {largest:.0f} ({count} like this). Write all in one unit, such as seconds."
-            )
-        return
-    kind, row, count = found[0] if not found[0][0] else min(found, key=lambda kind: kind[2])
-    time = tables.value("SELECT time FROM said WHERE line = ?", row)
-    place = f"{place_of(interactions.table, row, output)}: the time ({interactions.time}) is {time!r}"
-    if kind:
-        raise InputError(f"{place}, {kind}, which most others are not ({count} like this). Write all in one way.")
-    raise InputError(
-        f"{place}, expected a number or a date such as 2023-01-31 or 2023-01-31T12:30:00Z ({count} like this). Mend or "
-        "remove the line, or name another column with --time_column."
-    )
-
-
 def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Histories:
     """Who had which items, in time order, after repeats and filters; makes the tables `users` and `items`.
 
@@ -231,7 +261,7 @@ def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Hi
             f"{args.items} has none of the items in {args.interactions} ({there!r} there, {here!r} here, for example). "
             "Name the columns that have the same names of items with --item_column."
         )
-    time = "NULL::DOUBLE" if interactions.time is None else seconds(tables)
+    time = "NULL::DOUBLE" if interactions.time is None else seconds(tables, interactions.time_formats)
     tables.make("events", EVENTS.format(time=time, repeats=REPEATS[args.repeats]))
     least = (args.min_user_interactions, args.min_item_interactions)
     while tables.value(TOO_FEW, *least):
@@ -250,16 +280,6 @@ def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Hi
         None if interactions.time is None else columns["time"],
         cumulate(np.bincount(columns["user_id"], minlength=users)),
     )
-
-
-def seconds(tables: Tables) -> str:
-    """SQL of the time in seconds; of all numbers in the same unit, as the largest one tells."""
-    largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said")
-    if largest is None:
-        return MOMENT
-    per_second = unit(largest)
-    print(f"times: numbers, {per_second:.0f} to a second")
-    return f"({NUMBER}) / {per_second:.0f}"
 
 
 def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:

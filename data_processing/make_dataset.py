@@ -43,6 +43,7 @@ from data_processing.TextEncoder_batch import (
     Encoding,
     embedding_matrix,
     load_encoder,
+    require_encoder,
     save_about,
     written_texts,
 )
@@ -82,6 +83,8 @@ def main() -> None:
     args = flags.parse_args()
 
     directory, output = Path(args.input), Path(args.output)
+    if args.embeddings is None:
+        require_encoder(args.encoder)
     texts = read_items(find(directory, "items.jsonl"))
     histories = read_histories(directory, len(texts))
     kept = {user: items for user, items in histories.items.items() if len(items) >= args.min_interactions}

@@ -426,7 +426,7 @@ def test_bad_items_files_and_flags(refuse):
     refuse(SMALL + "--user_column item", "'item' is named for the user and for the item")
     refuse(SMALL + "--text_columns colour", "m.csv: no column 'colour' (--text_columns)", "item, title")
     refuse(SMALL + "--min_user_interactions 9", "no interaction is left after --min_user_interactions 9")
-    refuse(SMALL + "--format jsonl", "i.csv, line 1: not valid JSON")
+    refuse(SMALL + "--format jsonl", "i.csv, line 1, line 2, line 3 and 6 more: not valid JSON")
     np.save("short.npy", np.ones((3, WIDTH), dtype=np.float32))
     refuse(SMALL + "--embeddings short.npy", "short.npy has 3 rows, expected 4", "m.csv")
     np.save("narrow.npy", np.ones((4, 8), dtype=np.float32))

@@ -1,0 +1,118 @@
+"""--keep: which rows of a file count, as an expression in SQL on its columns."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import duckdb
+
+from data_processing.columns import Table, columns_of
+from utils.errors import InputError
+from utils.tables import Tables, first_line
+
+ALLOWED = {
+    "COMPARISON",
+    "CONJUNCTION",
+    "OPERATOR",
+    "BETWEEN",
+    "CONSTANT",
+    "COLUMN_REF",
+    "CAST",
+    "TYPE",
+    "CASE",
+    "FUNCTION",
+}
+REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # by DuckDB, for what a user wrote
+
+
+def parse_keep(text: str, table: Table) -> tuple[str, ...]:
+    """The columns that an expression names, checked: it calls no functions but those of its arguments alone.
+
+    Raises:
+        InputError: no single expression, or with a column that is not there, a subquery, an aggregate and so on.
+    """
+    try:
+        with duckdb.connect() as connection:
+            expression = str(duckdb.SQLExpression(text))
+            tree = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {expression}"]).fetchone()[0]
+            pure = "SELECT bool_and(function_type = 'scalar' AND stability = 'CONSISTENT') FROM duckdb_functions()"
+            pure = f"{pure} WHERE function_name = ?"
+            nodes = list(expressions(json.loads(tree)["statements"][0]["node"]["select_list"]))
+            kinds = {node["class"] for node in nodes} - ALLOWED
+            called = {node["function_name"] for node in nodes if node["class"] == "FUNCTION"}
+            kinds |= {name for name in called if not connection.execute(pure, [name]).fetchone()[0]}
+    except duckdb.Error as error:
+        raise unusable(text, first_line(error), table) from error
+    if kinds:
+        raise unusable(text, f"{', '.join(sorted(kinds))} has no place here", table)
+    known = {name.lower(): name for name in table.columns}
+    named = [".".join(node["column_names"]) for node in nodes if node["class"] == "COLUMN_REF"]
+    missing = [name for name in named if name.lower() not in known]
+    if missing:
+        raise unusable(text, f"there is no column {missing[0]!r}", table)
+    return tuple(dict.fromkeys(known[name.lower()] for name in named))
+
+
+def expressions(tree: Any) -> Iterator[dict[str, Any]]:
+    """All parts of an expression, as DuckDB's parser writes them."""
+    if isinstance(tree, dict):
+        if "class" in tree:
+            yield tree
+        tree = list(tree.values())
+    if isinstance(tree, list):
+        for part in tree:
+            yield from expressions(part)
+
+
+def unusable(text: str, why: str, table: Table) -> InputError:
+    """The message for an expression."""
+    return InputError(
+        f"--keep {text[:200]}: {why}; expected a condition on the columns, such as rating >= 4, event = 'purchase' or "
+        f'"Book-Rating" > 5. {columns_of(table)}'
+    )
+
+
+def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table) -> None:
+    """Remove the rows for which an expression is not true, and tell how many.
+
+    Args:
+        tables: where the rows are.
+        rows: their table, which has the columns of `kept_columns` as `kept_0`, `kept_1`, … in text.
+        keep: expression -> names of its columns.
+        table: the file.
+
+    Raises:
+        InputError: an expression that cannot be evaluated on the values, or that leaves nothing.
+    """
+    columns = enumerate(kept_columns(keep))
+    typed = [f"{as_type(tables, rows, f'kept_{place}')} AS {identifier(name)}" for place, name in columns]
+    query = f"SELECT {', '.join(['line AS line_of_row', *typed])} FROM {rows}"
+    condition = " AND ".join(f"({duckdb.SQLExpression(text)})::BOOLEAN" for text in keep)
+    try:
+        left_out = tables.make("left_out", f"SELECT line_of_row AS line FROM ({query}) WHERE ({condition}) IS NOT TRUE")
+    except REFUSED as error:
+        raise unusable(" ".join(keep), first_line(error), table) from error
+    tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
+    left = tables.value(f"SELECT count(*) FROM {rows}")
+    if not left:
+        raise unusable(" ".join(keep), f"none of {left_out} rows is left", table)
+    print(f"{table.path}: {left_out} of {left_out + left} rows left out by --keep")
+
+
+def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
+    """The columns that expressions name."""
+    return sorted(set().union(*keep.values()))
+
+
+def identifier(name: str) -> str:
+    """The name of a column as SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def as_type(tables: Tables, rows: str, column: str) -> str:
+    """SQL of a column of text as numbers, or truth values, where all that is not empty can be read so."""
+    value = f"nullif(trim({column}), '')"
+    for kind in ("DOUBLE", "BOOLEAN"):
+        if tables.value(f"SELECT count({value}) = count(TRY_CAST({value} AS {kind})) FROM {rows}"):
+            return f"nullif(TRY_CAST({value} AS {kind}), 'nan')" if kind == "DOUBLE" else f"TRY_CAST({value} AS {kind})"
+    return column

@@ -1,0 +1,219 @@
+"""From the bytes of a file to text that DuckDB reads: unpacked, in UTF-8, and in one of the forms that it knows.
+
+What DuckDB cannot read is rewritten line by line, so that every line keeps its number.
+"""
+
+import ast
+import codecs
+import contextlib
+import gzip
+import json
+import re
+import tempfile
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO
+
+from utils.errors import InputError
+
+REMEDY = "See import_dataset.py --help for the files that it reads."
+PEEKED = 1 << 16  # bytes looked at to tell a format, and read at once
+DAMAGED = (OSError, EOFError, zlib.error)  # what reading a compressed file that is not whole raises
+LONGEST_LINE = 1 << 24  # characters of a line that is rewritten
+LONGEST_LITERAL = 1 << 20  # of one in Python, which takes 500 times as much memory to parse it
+EXAMPLES = 3  # of places in a file, in messages
+
+
+def peek(path: Path) -> bytes:
+    """The first bytes of a file, unpacked where its name ends in .gz.
+
+    Raises:
+        InputError: an empty file, an archive, or a name that does not fit the content.
+    """
+    try:
+        with open_bytes(path) as file:
+            start = file.read(PEEKED)
+    except DAMAGED as error:
+        raise InputError(f"{path} cannot be read ({error}). Fetch it again, or name it after its format.") from error
+    if not start.strip():
+        raise InputError(f"{path} is empty. {REMEDY}")
+    if start.startswith(b"\x1f\x8b"):
+        raise InputError(f"{path} is compressed by gzip: give it a name that ends in .gz, or unpack it.")
+    if start.startswith(b"PK\x03\x04"):
+        raise InputError(f"{path} is a zip archive or a spreadsheet: unpack it, or save it as CSV.")
+    return start
+
+
+def open_bytes(path: Path) -> IO[bytes]:
+    """Open for reading, unpacked where the name ends in .gz."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def decode_start(path: Path, encoding: str, start: bytes) -> str:
+    """The first bytes of a file as text.
+
+    Raises:
+        InputError: they are no text in this encoding.
+    """
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(start)
+    except UnicodeError as error:
+        raise InputError(undecodable(path, error, encoding)) from error
+    return text.removeprefix("\ufeff")
+
+
+def undecodable(path: Path, error: UnicodeError, encoding: str, before: int = 0) -> str:
+    """The message for text in another encoding; `before` lines came before what was decoded."""
+    found = str(error)
+    if isinstance(error, UnicodeDecodeError):
+        line = before + error.object[: error.start].count(b"\n") + 1
+        found = f"line {line} has {error.object[error.start : error.start + 8]!r}"
+    return (
+        f"{path} is not {encoding}: {found}. Name the encoding of the file, for example --encoding latin-1, cp1252 or "
+        "utf-16; a file that is no text needs --format."
+    )
+
+
+@contextlib.contextmanager
+def readable(path: Path, encoding: str, beside: Path | None, rewrite: str | None = None) -> Iterator[Path]:
+    """A path under which the file can be read as UTF-8, and whose name is no pattern for DuckDB.
+
+    A file in another encoding, or to be rewritten by one of REWRITES, is copied to a hidden folder beside `beside`, or,
+    for None, where temporary files go.
+
+    Raises:
+        InputError: it is not in that encoding, or has lines that cannot be rewritten.
+    """
+    plain = codecs.lookup(encoding).name == "utf-8" and rewrite is None
+    if plain and not set("*?[") & set(str(path)):
+        yield path
+        return
+    where = {} if beside is None else {"dir": beside.resolve().parent, "prefix": f".{beside.resolve().name}."}
+    if beside is not None:
+        beside.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(suffix=".partial", **where) as folder:
+        place = Path(folder) / ("file.gz" if plain and path.suffix == ".gz" else "file")
+        if plain:
+            place.symlink_to(path.resolve())
+        else:
+            blocks = decoded(path, encoding)
+            with place.open("wb") as copy:
+                for text in blocks if rewrite is None else rewritten(path, blocks, REWRITES[rewrite]):
+                    copy.write(text.encode())
+        yield place
+
+
+def decoded(path: Path, encoding: str) -> Iterator[str]:
+    """The text of a file, block by block.
+
+    Raises:
+        InputError: a damaged file, or it is not in that encoding.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    lines = 0
+    with open_bytes(path) as source:
+        while True:
+            try:
+                block = source.read(PEEKED)
+                text = decoder.decode(block, final=not block)
+            except UnicodeError as error:
+                raise InputError(undecodable(path, error, encoding, lines)) from error
+            except DAMAGED as error:
+                raise InputError(f"{path}, after line {lines}: cannot be read ({error}). Fetch it again.") from error
+            yield text
+            lines += text.count("\n")
+            if not block:
+                return
+
+
+def rewritten(path: Path, blocks: Iterable[str], rewrite: Callable[[str], str]) -> Iterator[str]:
+    """The lines of a text that comes in blocks, each rewritten; blank lines stay.
+
+    Raises:
+        InputError: lines that cannot be; names them.
+    """
+    bad: list[int] = []
+    reason = ""
+    for number, line in enumerate(whole_lines(path, blocks), start=1):
+        try:
+            yield rewrite(line) + "\n" if line.strip() else "\n"
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
+            reason = reason or (str(error).splitlines() or ["brackets or signs in one another, too deep"])[0]
+            bad.append(number)
+    if bad:
+        raise InputError(
+            f"{path}, {some(bad)}: no Python literal of a dict of texts, numbers and lists ({reason}). Mend it."
+        )
+
+
+def whole_lines(path: Path, blocks: Iterable[str]) -> Iterator[str]:
+    """The lines of a text that comes in blocks, without their ends.
+
+    Raises:
+        InputError: a line that is longer than LONGEST_LINE.
+    """
+    rest, number = "", 0
+    for block in blocks:
+        *lines, rest = (rest + block).split("\n")
+        number += len(lines)
+        if len(rest) > LONGEST_LINE:
+            raise InputError(f"{path}, line {number + 1}: longer than {LONGEST_LINE} characters. Is it a text?")
+        yield from lines
+    if rest:
+        yield rest
+
+
+def literal_to_json(line: str) -> str:
+    """A dict as Python prints it, as JSON; nothing is evaluated but literals.
+
+    Raises:
+        ValueError, TypeError, SyntaxError, MemoryError, RecursionError: it is something else.
+    """
+    if len(line) > LONGEST_LITERAL:
+        raise ValueError(f"longer than {LONGEST_LITERAL} characters")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Python about backslashes
+        value = ast.literal_eval(line.strip())
+    if not isinstance(value, dict):
+        raise TypeError(f"found a {type(value).__name__}")
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    text.encode()  # half an emoji is no text
+    return text
+
+
+REWRITES: dict[str, Callable[[str], str]] = {
+    "blanks": lambda line: "\t".join(line.split()),
+    "backslashes": lambda line: re.sub(r'\\(["\\])', lambda pair: '""' if pair[1] == '"' else "\\", line),
+    "python": literal_to_json,
+}
+
+
+def some(numbers: list[int], count: int | None = None, what: str = "line") -> str:
+    """The first of `count` places, in words: line 3, line 8, line 9 and 41 more."""
+    more = (count or len(numbers)) - EXAMPLES
+    return ", ".join(f"{what} {number}" for number in numbers[:EXAMPLES]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextlib.contextmanager
+def naming(path: Path, place: Path) -> Iterator[None]:
+    """Let messages name the user's file, where a copy was read."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(str(error).replace(str(place), str(path))) from error.__cause__
+
+
+def find_undecodable(place: Path) -> None:
+    """InputError naming the first line that is not UTF-8, or behind which a compressed file breaks off."""
+    line = 0
+    try:
+        with open_bytes(place) as file:
+            for row in file:
+                row.decode()
+                line += 1
+    except UnicodeError as error:
+        raise InputError(undecodable(place, error, "utf-8", line)) from error
+    except DAMAGED as error:
+        raise InputError(f"{place}, after line {line}: cannot be read ({error}). Fetch it again.") from error
