@@ -200,7 +200,7 @@ def moment(text: str) -> float:
 def strptime_format(text: str) -> str:
     """argparse type for --time_format."""
     try:
-        duckdb.execute("SELECT try_strptime('', ?)", [text])
+        duckdb.execute("SELECT try_strptime('', ?)", [text]).fetchall()
     except duckdb.Error as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no form of times ({first_line(error)})") from None
     return text
@@ -254,6 +254,12 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
     interactions = interactions_source(table, names[0], args)
     roles = {role: getattr(interactions, role) for role in ("user", "item", "history") if getattr(interactions, role)}
     print(f"{table.path}: {', '.join(map(' '.join, roles.items()))}, time {interactions.time or 'unknown'}")
+    others = [name for name in table.columns if name not in (*roles.values(), interactions.time)]
+    if interactions.item is None and others:
+        print(
+            f"warning: {table.path} has no column with a usual name for the item that came after a history. If it is "
+            f"in {', '.join(others)}, name it with --item_column"
+        )
     if interactions.time is None and interactions.history is None:
         print(
             f"warning: {table.path} has no column with a usual name for the time: the order of its rows counts, "
