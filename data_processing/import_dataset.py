@@ -266,6 +266,12 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
     interactions = interactions_source(table, names[0], args)
     roles = {role: getattr(interactions, role) for role in ("user", "item", "history") if getattr(interactions, role)}
     print(f"{table.path}: {', '.join(map(' '.join, roles.items()))}, time {interactions.time or 'unknown'}")
+    others = [name for name in table.columns if name not in (*roles.values(), interactions.time)]
+    if interactions.item is None and others:
+        print(
+            f"warning: {table.path} has no column with a usual name for the item that came after a history. If it is "
+            f"in {', '.join(others)}, name it with --item_column"
+        )
     if interactions.time is None and interactions.history is None:
         print(
             f"warning: {table.path} has no column with a usual name for the time: the order of its rows counts, "

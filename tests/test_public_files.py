@@ -64,6 +64,16 @@ def test_histories_that_do_not_go_on_are_refused(refuse):
     refuse(COMMAND.format("i.csv"), "i.csv, line 2: the history (history) is no list of items")
 
 
+def test_an_item_after_the_history_that_is_not_read_is_told(call, capsys):
+    write_small("")
+    write("i.csv", "user,history,next\nx,a|b,c\n")
+    call(COMMAND.format("i.csv"))
+    assert "came after a history. If it is in next" in capsys.readouterr().out.split("warning: ")[1]
+    call(COMMAND.format("i.csv") + "--item_column next item")
+    assert named_lists() == {"x": ["a", "b", "c"]}
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_a_column_has_one_part(refuse):
     write_small("")
     write("i.csv", "user,items,time\nx,a,1\nx,b,2\n")
