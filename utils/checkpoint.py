@@ -83,7 +83,7 @@ def load_tensors(file: IO[bytes], mapped: bool = False) -> Any:
     """
     size = file.seek(0, os.SEEK_END)
     if zipfile.is_zipfile(file):
-        with zipfile.ZipFile(file) as archive:
+        with limited_memory(0), zipfile.ZipFile(file) as archive:
             unpacked = sum(record.file_size for record in archive.infolist())
             if unpacked > size:  # torch stores its records as they are
                 raise ValueError(f"its {size} bytes unpack to {unpacked}")
@@ -147,7 +147,8 @@ def _joined(parts: list[Path]) -> IO[bytes]:
                 raise ValueError(f"the archive holds {len(weights)} .pt files, expected one")
             if weights[0].file_size > MOST_UNPACKED * size:
                 raise ValueError(f"its {size} bytes unpack to {weights[0].file_size}")
-            return io.BytesIO(unzipped.read(weights[0]))
+            with limited_memory(MOST_UNPACKED * size):
+                return io.BytesIO(unzipped.read(weights[0]))
 
 
 def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
