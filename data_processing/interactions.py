@@ -11,7 +11,7 @@ from data_processing.columns import CLEANED, Table, columns_of
 from data_processing.data_process_1 import draw_test
 from data_processing.formats import field_names, json_column, place_of, read_table
 from data_processing.histories import Histories
-from data_processing.prefixes import history_columns, unfold
+from data_processing.prefixes import history_columns, leave_out_missing, unfold
 from data_processing.row_filter import keep_rows, kept_columns
 from data_processing.texts import MARKED, NOTHING, look_at, missing_in
 from data_processing.times import check_times, find_reading, seconds
@@ -113,6 +113,8 @@ def read_interactions(tables: Tables, interactions: Source, output: Path) -> Non
     clean_values(tables, "interaction_rows", ("user_name",), "users", table)
     lists = ("item_name",) if interactions.history is None else ("history", "target")
     clean_values(tables, "interaction_rows", lists, "items", table)
+    if interactions.history is not None:
+        leave_out_missing(tables, "interaction_rows", table)
     needed = {"user_name": interactions.user, "item_name": interactions.item or interactions.history}
     needed |= {"time": interactions.time} if interactions.time else {}
     leave_out(tables, "interaction_rows", "said", needed, table, output)

@@ -5,6 +5,7 @@ from pathlib import Path
 from data_processing.columns import Column, Table
 from data_processing.formats import places_of
 from data_processing.text_files import EXAMPLES
+from data_processing.texts import missing_in
 from utils.errors import InputError
 from utils.tables import Tables
 
@@ -54,6 +55,20 @@ def history_columns(table: Table, history: str, item: str | None) -> dict[str, s
     before = list_of(table.columns[history], table.format)
     both = f"nullif(array_to_string(list_concat({before}, {after}), ' '), '')"
     return {"item_name": both, "history": before, "target": after}
+
+
+def leave_out_missing(tables: Tables, rows: str, table: Table) -> None:
+    """Take the items that are none, such as NaN, out of the lists of rows, and tell how many."""
+    lacks = f"list_filter(list_concat(history, target), lambda name: {missing_in('name')})"
+    count, found = next(
+        tables.rows(f"SELECT sum(len({lacks})), list_sort(list_distinct(flatten(list({lacks}))))[:3] FROM {rows}")
+    )
+    if count:
+        kept = ", ".join(
+            f"{name} = list_filter({name}, lambda x: NOT {missing_in('x')})" for name in ("history", "target")
+        )
+        tables.connection.execute(f"UPDATE {rows} SET {kept}")
+        print(f"{table.path}: {count} items of histories that are {str(found)[1:-1]} are left out")
 
 
 def unfold(tables: Tables, table: Table, column: str, item: str | None, seconds: str, beside: Path) -> None:

@@ -56,6 +56,14 @@ def test_histories_in_one_field_are_read_whole(call, capsys, name, text):
     assert "warning" not in told  # the lists say the order
 
 
+def test_items_of_histories_that_are_none_are_left_out_and_told(call, capsys):
+    write_small("")
+    write("i.csv", "user,history,item\nx,\"['a', 'NaN', 'b', 'NULL']\",c\ny,a|b,d\n")
+    call(COMMAND.format("i.csv"))
+    assert named_lists() == {"x": ["a", "b", "c"], "y": ["a", "b", "d"]}
+    assert "i.csv: 2 items of histories that are 'NULL', 'NaN' are left out" in capsys.readouterr().out
+
+
 def test_histories_that_do_not_go_on_are_refused(refuse):
     write_small("")
     write("i.inter", PREFIXES + "y\ta\tb\nx\ta\tb\nx\ta c\td\nx\ta b a\tc\n")
