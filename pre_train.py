@@ -175,7 +175,7 @@ def train(
     held_out: Interactions | None,
     logger: TimeLogger,
 ) -> tuple[Place, float | None, bool]:
-    """Take the steps from `place` on, saving and evaluating; returns where it ended, the last loss, if by Ctrl-C."""
+    """Take the steps from `place` on, saving and evaluating; returns the end, the last loss, and whether by Ctrl-C."""
     args, accelerator, steps = plan.args, checkpoints.accelerator, plan.steps(place)
     sum_over_processes = HostSum(accelerator)
     unread: list[tuple[Work, Tensor]] = []  # losses still on the device, which reading them waits for

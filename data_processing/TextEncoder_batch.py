@@ -162,8 +162,10 @@ def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, 
         yield None
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    pool = encoder.start_multi_process_pool(devices)
-    signal.signal(signal.SIGINT, before)
+    try:
+        pool = encoder.start_multi_process_pool(devices)
+    finally:
+        signal.signal(signal.SIGINT, before)
     try:
         yield pool
     finally:

@@ -14,6 +14,7 @@ import ae_trainer
 from data_processing.TextEncoder_batch import process_pool
 from tests import runs
 from tests.conftest import ROOT
+from utils.cli import run
 from utils.packed import pack
 from utils.processes import Notice
 from utils.training_state import find_state
@@ -167,30 +168,20 @@ class CtrlCInTheFirstEpoch:
 # Elsewhere
 
 
-QUERY = """
-import duckdb
-from utils.cli import run
-from utils.ctrl_c import end_at_ctrl_c
+def test_a_database_makes_another_error_of_it(monkeypatch, capsys):
+    """As DuckDB does, when it is pressed during a query."""
 
-def main():
-    connection = duckdb.connect()
-    print("ready", flush=True)
-    connection.execute("SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE a.range * b.range % 7 = 3")
+    def main():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        except KeyboardInterrupt:
+            raise RuntimeError("Query interrupted") from None
 
-end_at_ctrl_c()
-run(main)
-"""
-
-
-def test_a_database_makes_another_error_of_it():
-    """DuckDB ends a query with a RuntimeError, and what it does besides may swallow the first."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen([sys.executable, "-c", QUERY], cwd=ROOT, text=True, **pipes)
-    process.stdout.readline()
-    while process.poll() is None:
-        time.sleep(0.5)
-        process.send_signal(signal.SIGINT)
-    assert process.returncode == 130 and set(process.stderr.read().splitlines()) == {"interrupted"}
+    monkeypatch.setattr(sys, "argv", ["script.py"])
+    with pytest.raises(SystemExit) as ended:
+        run(main)
+    assert ended.value.code == 130 and capsys.readouterr().err == "interrupted\n"
 
 
 @pytest.mark.parametrize("number", [1, 4])

@@ -122,7 +122,7 @@ def parse_again(
     made.set_defaults(**settings)
     args = made.parse_args()
     changed = {name: (old, vars(args)[name]) for name, old in settings.items() if vars(args)[name] != old}
-    for name in changed.keys() & set(fixed):
+    for name in filter(changed.get, fixed):
         raise InputError(
             f"--{name} {changed[name][1]} contradicts {source}, which has {changed[name][0]}. Leave the flag out, or "
             "start without --resume."

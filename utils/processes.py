@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataPara
 from utils.errors import InputError
 from utils.plan import Place
 
-AGAIN = 1.0  # second after which Ctrl-C is pressed again
+AGAIN = 1.0  # seconds
 PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may differ in
 
 
@@ -111,7 +111,8 @@ class HostSum:
 class Notice:
     """SIGTERM, by which a cluster tells that time is up, or Ctrl-C: noted here, and heeded at the end of a step.
 
-    Ctrl-C again, a second later or more, is not waited with: torchrun passes on to its processes what they had already.
+    Ctrl-C pressed again ends the process at once, a second or more after the first: sooner it may be the same, which
+    torchrun passes on to processes that the terminal has told already.
     """
 
     def __init__(self):
