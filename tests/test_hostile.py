@@ -155,6 +155,16 @@ def test_real_pickles_load(tmp_path, protocol, numpy):
     assert b"utils" not in path.read_bytes() and list(load_pickle(path, dict, "")) == list(REAL)
 
 
+def test_an_array_does_not_follow_a_bytearray_that_grows(tmp_path):
+    array = Call(np._core.numeric._frombuffer, bytearray(b"12345678"), np.dtype("u1"), (8,), "C")
+    content = pickle.dumps([array], 5)
+    place = content.count(b"\x94", 0, content.index(b"12345678"))  # of the bytearray in the memo
+    grow = b"h" + bytes([place]) + b"(" + b"K\x30" * 5000 + b"e0"
+    path = tmp_path / "x.pkl"
+    path.write_bytes(content[:2] + content[11:-1] + grow + b".")
+    assert bytes(load_pickle(path, list, "")[0]) == b"12345678"
+
+
 # Weights
 
 

@@ -95,8 +95,9 @@ def make_array(
     content: bytes, dtype: PlainDtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
 ) -> PlainArray:
     """In place of numpy's _frombuffer: a view of the bytes; with order "K" its axes are in the order given."""
-    layout = "F" if order == "F" else "C"
-    array = np.ndarray(shape, fitting(dtype, shape, content), content, order=layout).view(PlainArray)
+    layout, real = "F" if order == "F" else "C", fitting(dtype, shape, content)
+    # A copy of a bytearray: numpy's view of one does not keep the rest of the pickle from moving its memory.
+    array = np.ndarray(shape, real, bytes(content), order=layout).view(PlainArray)
     array.flags.writeable = False
     return array if axes is None else array.transpose(axes)
 
