@@ -4,7 +4,8 @@
     python -m utils.export --input vae_ckpt/vae_len4_fsq88865_ep90.pt --output exported/vae_len4_fsq88865_ep90.pt
 
 Our files leave out what is never used; the published `load_state_dict` asks for it: a token embedding of 50,257 rows,
-of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. Both are filled with zeros.
+of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. Both are filled with zeros. The JSON
+beside the weights comes along.
 """
 
 if __name__ == "__main__":
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from ae_trainer import load_tokenizer
 from model import load_model
-from utils.checkpoint import load_state, save_tensors
+from utils.checkpoint import load_state, read_about, save_state
 from utils.cli import parser, run
 from utils.files import check_writable
 
@@ -33,16 +34,15 @@ def main() -> None:
     flags.add_argument("--output", required=True, metavar="FILE.pt", help="file to write")
     args = flags.parse_args()
     check_writable(args.output)
-    device = torch.device("cpu")
     if EMBEDDING in load_state(args.input):
-        model, _ = load_model(args.input, device)
-        state = full_model(model.state_dict())
-        heads = model.config.gpt2().n_head
+        model, about = load_model(args.input, torch.device("cpu"))
+        heads, state = model.config.gpt2().n_head, full_model(model.state_dict())
+        about = {**about, "config": {**about.get("config", {}), "heads": heads}}
         if heads != RELEASE_HEADS:
             print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change that there")
     else:
-        state = full_tokenizer(load_tokenizer(args.input).state_dict())
-    save_tensors(args.output, state)
+        state, about = full_tokenizer(load_tokenizer(args.input).state_dict()), read_about(args.input)
+    save_state(args.output, state, about)
     print(f"{args.output}: {len(state)} tensors, {sum(value.numel() for value in state.values()) / 1e6:.1f} M numbers")
 
 

@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from utils.checkpoint import about_path, load_tensors, save_state, save_tensors
-from utils.errors import InputError
+from utils.errors import InputError, reason, shown
 from utils.plan import Place
 from utils.resume import locked
 
@@ -128,31 +128,27 @@ def read_state(path: Path, in_full: bool | None = None) -> Saved:
         InputError: damaged, of another format, or no such state.
     """
     try:
-        if _first_process() if in_full is None else in_full:
-            with path.open("rb") as file:
-                loaded = load_tensors(file, mapped=True)
-        else:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        with path.open("rb") as file:
+            loaded = load_tensors(file, mapped=True, in_full=_first_process() if in_full is None else in_full)
         about = loaded["about"]
         if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']!r}, this program reads {FORMAT}")
+            raise ValueError(f"format {shown(about['format'])}, this program reads {FORMAT}")
         saved = Saved(path, about, {"model": loaded["model"], "optimizer": loaded["optimizer"]})
         if not all(type(number) is int and number >= 0 for number in saved.place):
             raise ValueError(f"place {saved.place}")
         kinds = {"training": dict, "config": dict, "starts": int, "written": list, "time": str, "best": dict | None}
         for name, kind in kinds.items():
             if not isinstance(about[name], kind):
-                raise ValueError(f"{name} is {about[name]!r}")
+                raise ValueError(f"{name} is {shown(about[name])}")
         for name in itertools.chain.from_iterable(about["written"]):  # which --keep removes
             if Path(name).name != name or not name.endswith(".pt"):
-                raise ValueError(f"{name!r} is no checkpoint beside it")
+                raise ValueError(f"{shown(name)} is no checkpoint beside it")
         if about["best"] is not None and not isinstance(about["best"]["eval_loss"], float):
-            raise ValueError(f"best is {about['best']!r}")
+            raise ValueError(f"best is {shown(about['best'])}")
     except Exception as error:  # torch and zipfile raise many types for damaged or refused files
-        reason = str(error).strip().splitlines()[0][:160] if str(error).strip() else type(error).__name__
         raise InputError(
-            f"{path} is not a whole training state ({reason}). Name an earlier one (--resume PATH), or start without "
-            "--resume."
+            f"{path} is not a whole training state ({reason(error)}). Name an earlier one (--resume PATH), or start "
+            "without --resume."
         ) from error
     return saved
 
@@ -172,8 +168,7 @@ def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, ac
         moments = saved.tensors["optimizer"] if reads else {}
         set_optimizer_state_dict(model, optimizer.optimizer, moments, options=options)
     except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
-        raise InputError(f"{saved.path} does not fit this model ({reason}). Start without --resume.") from error
+        raise InputError(f"{saved.path} does not fit this model ({reason(error)}). Start without --resume.") from error
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)  # what was typed holds, not what it was when the state was written
 
