@@ -1,0 +1,117 @@
+"""Library calls with what they were not made for: a clear ValueError, never another's answer."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from ae_trainer import AutoEncoder, codebook_report
+from model import RecGPT, RecGPTConfig, load_model
+from tests import runs
+from utils import export
+from utils.baselines import most_popular, nearest_text, popularity_ranks, repeat_recent
+from utils.data import Catalog, Sequences, cumulate, group_by_length, make_batch, training_batch
+from utils.errors import InputError
+from utils.fsq import VOCABULARY
+from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
+from utils.past_key_values import append_item, split_cache
+from utils.search import beam_search, exact_search, rank_found, rank_targets
+from utils.TimeLogger import TimeLogger
+from utils.Trie import Trie
+
+CODES = np.random.default_rng(0).integers(0, 20, (100, 4))
+LOGITS = torch.randn(3, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+TRIE = Trie(CODES)
+
+
+def histories(*lists) -> Sequences:
+    lengths = np.array([len(items) for items in lists], dtype=np.int64)
+    flat = [item for items in lists for item in items]
+    return Sequences(np.arange(len(lists)), np.array(flat, dtype=np.int64), cumulate(lengths))
+
+
+def catalog(**changed) -> Catalog:
+    rng = np.random.default_rng(1)
+    made = {"codes": rng.integers(0, 15360, (10, 4)), "embeddings": rng.standard_normal((10, 32)).astype(np.float32)}
+    return Catalog(**(made | changed))
+
+
+# Searches
+
+
+@pytest.mark.parametrize("find", [exact_search, beam_search])
+def test_searches_take_float32_and_whole_lengths_only(find):
+    for dtype in (torch.float64, torch.bfloat16, torch.float16, torch.int32):
+        with pytest.raises(ValueError, match=r"logits must be float32.*logits\.float\(\)"):
+            find(LOGITS.to(dtype), TRIE, 5)
+    with pytest.raises(ValueError, match="logits must be float32"):
+        find(LOGITS.numpy(), TRIE, 5)
+    for k in (2.5, "3", None, True, 0):
+        with pytest.raises(ValueError, match="k must be 1 or more"):
+            find(LOGITS, TRIE, k)
+    with pytest.raises(ValueError, match="logits are on cpu, the catalog on meta"):
+        find(LOGITS, TRIE.to("meta"), 5)
+    assert find(LOGITS[:0], TRIE, 5).items.shape == (0, 5)
+    assert torch.equal(find(LOGITS, TRIE, np.int64(5)).items, find(LOGITS.clone().requires_grad_(), TRIE, 5).items)
+
+
+@pytest.mark.parametrize(
+    "odd", [{"temperature": t} for t in (-1.0, 0, np.inf, np.nan)] + [{n: 0} for n in ("first", "per_beam", "beams")]
+)
+def test_beams_of_no_width_or_a_negative_temperature(odd):
+    """A negative temperature gave the worst items first."""
+    with pytest.raises(ValueError, match=f"{next(iter(odd))} must be"):
+        beam_search(LOGITS, TRIE, 5, **odd)
+
+
+def test_targets_are_one_row_of_codes_for_each_user():
+    """One row for all users was every user's target."""
+    targets = torch.tensor(CODES[:3])
+    for find, rank in ((exact_search, rank_targets), (beam_search, rank_found)):
+        top = find(LOGITS, TRIE, 5)
+        for odd in (
+            targets[:1],
+            targets[:2],
+            targets[:, :3],
+            targets[0],
+            targets.float(),
+            targets - 100,
+            targets + 15360,
+        ):
+            with pytest.raises(ValueError, match="targets must be"):
+                rank(LOGITS, TRIE, top, odd)
+        with pytest.raises(ValueError, match="targets must be"):
+            rank(LOGITS[:2], TRIE, top, targets)
+        assert torch.equal(rank(LOGITS, TRIE, top, targets).tied, rank(LOGITS, TRIE, top, targets.int()).tied)
+
+
+def test_a_target_that_is_no_candidate_is_not_found():
+    """It had the rank of the first item of the catalog."""
+    logits = LOGITS.clone()
+    for place, code in enumerate(TRIE.codes[0].tolist()):
+        logits[:, place, code] += 20
+    none = torch.tensor([[9999, 1, 2, 3]] * 3)
+    assert rank_found(logits, TRIE, beam_search(logits, TRIE, 5), none).tied.tolist() == [0, 0, 0]
+    empty = Trie(np.empty((0, 4), dtype=int))
+    for find, rank in ((exact_search, rank_targets), (beam_search, rank_found)):
+        assert rank(LOGITS, empty, find(LOGITS, empty, 5), none).tied.tolist() == [0, 0, 0]
+
+
+# Trie
+
+
+def test_a_prefix_may_be_of_any_whole_numbers_and_of_nothing_else():
+    prefixes = CODES[:2, :2]
+    expected = TRIE.find(torch.tensor(prefixes))
+    for same in (prefixes, prefixes.tolist(), torch.tensor(prefixes.astype(np.uint16)), prefixes.astype(np.int8)):
+        assert torch.equal(TRIE.find(same), expected)
+    assert TRIE.next_codes([]).tolist() == sorted(set(CODES[:, 0].tolist()))
+    for odd in (3, torch.tensor(3), prefixes + 0.5, torch.tensor([[True, False]]), [["a"]]):
+        with pytest.raises(ValueError, match=r"codes must be \(\.\.\., d\) whole numbers"):
+            TRIE.find(odd)
+    with pytest.raises(ValueError, match=r"one prefix \(d,\)"):
+        TRIE.next_codes(torch.tensor(CODES[:1, :2]))  # was taken for one of a single code
+    with pytest.raises(ValueError, match="an item has 4 codes"):
+        TRIE.items_of(torch.tensor(CODES[:2]))
