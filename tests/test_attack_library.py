@@ -115,3 +115,63 @@ def test_a_prefix_may_be_of_any_whole_numbers_and_of_nothing_else():
         TRIE.next_codes(torch.tensor(CODES[:1, :2]))  # was taken for one of a single code
     with pytest.raises(ValueError, match="an item has 4 codes"):
         TRIE.items_of(torch.tensor(CODES[:2]))
+
+
+# Histories
+
+
+@pytest.mark.parametrize(
+    "rows", [[-1], [-2], [0, -2], [3], [True, False, True], [0.0, 1.0], [[0, 1]], 1], ids=lambda rows: str(rows)
+)
+def test_histories_are_chosen_by_their_numbers(rows):
+    """Row -2 gave the last history under the name of the one before."""
+    with pytest.raises(ValueError, match="rows must"):
+        histories([1, 2, 3], [4], [5, 6]).select(np.array(rows))
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64])
+def test_rows_of_few_bits_do_not_wrap(dtype):
+    many = histories(*([item] for item in range(300)))
+    last = 127 if dtype == np.int8 else 255
+    assert many.select(np.array([0, last], dtype=dtype)).lists() == [[0], [last]]
+
+
+def test_windows_and_targets_of_nothing():
+    for window in (0, -1, 2.5, None, np.nan):
+        with pytest.raises(ValueError, match="window must be 1 or more"):
+            histories([1, 2], [3]).last(window)
+    with pytest.raises(ValueError, match="history 1 is empty"):
+        histories([1, 2], [], [3]).split_targets()
+
+
+@pytest.mark.parametrize("lengths", [[], [1, 5], [3, 10, 1], [3, 0], [3, -1], [3.0, 2.0], 3], ids=str)
+def test_groups_are_of_lengths_longest_first(lengths):
+    """Others lost items, or never came to an end."""
+    with pytest.raises(ValueError, match="lengths must be"):
+        group_by_length(np.array(lengths))
+    assert group_by_length(np.array([9, 8, 3], dtype=np.uint8)).shapes == ((2, 9), (1, 3))
+
+
+@pytest.mark.parametrize("make", [make_batch, training_batch])
+def test_batches_of_odd_histories_or_catalogs(make):
+    for items, offsets, said in (
+        (np.array([1.0, 2.0]), np.array([0, 2]), "items must be"),
+        (np.array([True, False] * 5), np.array([0, 10]), "items must be"),
+        ([1, 2], [0, 2], "items must be"),
+        (np.array([1, 2]), np.array([0.0, 2.0]), "offsets must be"),
+        (np.array([1, 2]), np.array([0, 3]), "offsets must lie in"),
+        (np.array([1, 2, 3]), np.array([-2, 0, 2]), "offsets must lie in"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(Sequences(None, items, offsets), catalog())
+    for changed, said in (
+        ({"codes": np.full((10, 4), 15360)}, "codes must lie in"),
+        ({"codes": np.full((10, 4), -1)}, "codes must lie in"),
+        ({"codes": np.full((10, 4), 1.7)}, r"codes must be \(N, 4\) whole numbers"),
+        ({"codes": np.zeros((10, 3), dtype=int)}, r"codes must be \(N, 4\) whole numbers"),
+        ({"rows": np.full(10, -1)}, "rows of the catalog must lie in"),
+        ({"rows": np.full(10, 10)}, "rows of the catalog must lie in"),
+        ({"embeddings": np.ones((5, 32), np.float32)}, "rows of the catalog must lie in"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            make(histories([1, 9, 2]), catalog(**changed))
