@@ -245,3 +245,73 @@ def test_metrics_of_odd_lengths_and_ranks():
     for above, tied in (([-1], [1]), ([0], [-1]), ([0, 1], [1]), ([0.0], [1.0])):
         with pytest.raises(ValueError, match="ranks must be"):
             accumulator.accumulate(Ranks(torch.tensor(above), torch.tensor(tied)))
+
+
+# Model
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"layers": 0}, {"width": 0}, {"heads": -1}, {"heads": 3}, {"embedding_width": 30}, {"embedding_width": 0}]
+    + [{"window": 0}, {"dropout": 1.5}, {"layers": 2.0}],
+    ids=str,
+)
+def test_sizes_that_no_model_has(odd):
+    with pytest.raises(ValueError, match="RecGPTConfig: "):
+        RecGPTConfig(**({"layers": 1, "width": 64, "embedding_width": 32, "window": 8} | odd))
+
+
+@pytest.fixture(scope="module")
+def model() -> RecGPT:
+    torch.manual_seed(0)
+    return RecGPT(RecGPTConfig(layers=2, width=64, heads=2, embedding_width=32, window=8)).eval()
+
+
+def test_predictions_are_not_drawn_at_random(model):
+    batch = make_batch(histories([1, 2], [3]), catalog())
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        copy.deepcopy(model).train().next_item_logits(batch)
+    with pytest.raises(ValueError, match="nothing to predict"):
+        model(batch)
+    with pytest.raises(ValueError, match="embeddings are 64 wide, the model reads 32"):
+        model.next_item_logits(make_batch(histories([1, 2]), catalog(embeddings=np.ones((10, 64), np.float32))))
+
+
+def test_an_appended_item_is_one_for_each_history(model):
+    """One item for three users went to all of them."""
+    from transformers import DynamicCache
+
+    items, cache = catalog(), DynamicCache()
+    batch = make_batch(histories([1, 2, 3], [4], [5, 6]), items)
+    with torch.inference_mode():
+        model.hidden(batch, cache)
+    caches = split_cache(cache, batch.last)
+    codes, embeddings = torch.tensor(items.codes[7:]), torch.tensor(items.embeddings[7:])
+    assert append_item(model, caches, codes, embeddings)[0].shape == (3, 4, VOCABULARY)
+    for odd in (
+        (caches, codes[:1], embeddings[:1]),
+        (caches, codes, embeddings[:1]),
+        (caches, codes[:1], embeddings),
+        (caches, codes - 20000, embeddings),
+        (caches, codes * 0 + 15360, embeddings),
+        (caches, codes, embeddings.double()),
+        (caches, codes, embeddings * torch.nan),
+        (caches[:1], codes[0], embeddings[0]),
+        ([], codes[:0], embeddings[:0]),
+    ):
+        with pytest.raises(ValueError, match="must be"):
+            append_item(model, *odd)
+    with pytest.raises(ValueError, match=r"model\.eval\(\)"):
+        append_item(copy.deepcopy(model).train(), caches, codes, embeddings)
+
+
+def test_exported_weights_know_their_heads(tmp_path, monkeypatch, capsys):
+    """At the release's width, nothing would tell that others were taken."""
+    path, out = tmp_path / "model.pt", tmp_path / "exported.pt"
+    from utils.checkpoint import save_state
+
+    made = RecGPT(RecGPTConfig(layers=1, width=768, heads=8, embedding_width=32, window=2))
+    save_state(path, made.state_dict(), {"config": {"heads": 8}})
+    monkeypatch.setattr("sys.argv", ["export", "--input", str(path), "--output", str(out)])
+    export.main()
+    assert load_model(out, torch.device("cpu"))[0].config.heads == 8

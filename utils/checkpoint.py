@@ -200,12 +200,20 @@ def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]
 
     The JSON has the fingerprint of the weights, which have their heads with them, where other programs look past them.
     """
-    weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = _noted(about.get("config", {}).get("heads"))
+    weights = with_heads(
+        {name: value.detach().cpu() for name, value in state.items()}, about.get("config", {}).get("heads")
+    )
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
         save_json(about_path(path), {**about, "weights": fingerprint(file.name)})
+
+
+def with_heads(state: dict[str, Tensor], heads: int | None) -> OrderedDict[str, Tensor]:
+    """The same weights, with their attention heads noted."""
+    weights = OrderedDict(state)
+    weights._metadata = _noted(heads)
+    return weights
 
 
 def _noted(heads: int | None) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ae_trainer import load_tokenizer
 from model import load_model
-from utils.checkpoint import load_state, save_tensors
+from utils.checkpoint import load_state, save_tensors, with_heads
 from utils.cli import parser, run
 from utils.files import check_writable
 
@@ -38,6 +38,7 @@ def main() -> None:
         model, _ = load_model(args.input, device)
         state = full_model(model.state_dict())
         heads = model.config.gpt2().n_head
+        state = with_heads(state, heads)
         if heads != RELEASE_HEADS:
             print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change that there")
     else:
