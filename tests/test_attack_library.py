@@ -315,3 +315,47 @@ def test_exported_weights_know_their_heads(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export", "--input", str(path), "--output", str(out)])
     export.main()
     assert load_model(out, torch.device("cpu"))[0].config.heads == 8
+
+
+# Tokenizer
+
+
+def embeddings_of(items: int, width: int = 64) -> np.ndarray:
+    rows = np.random.default_rng(0).standard_normal((items, width))
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e-8, 1.0, 1e20])
+def test_the_start_does_not_depend_on_the_scale(scale):
+    """Small numbers all came to one code."""
+    tokenizer = AutoEncoder(64).eval()
+    tokenizer.start_from(embeddings_of(400) * np.float32(scale))
+    report = codebook_report(tokenizer.tokenize(embeddings_of(400) * np.float32(scale)))
+    assert report["codes_used"] > 1000
+
+
+def test_what_does_not_vary_is_not_made_large():
+    """Directions without variance were scaled by a million: rounding decided the codes."""
+    one = embeddings_of(1)
+    for rows in (np.repeat(one, 50, 0), embeddings_of(2), np.ones((9, 64), np.float32), one):
+        tokenizer = AutoEncoder(64).eval()
+        tokenizer.start_from(rows)
+        assert tokenizer.quantizer.project_in.weight.abs().max() < 1e3
+        nudged = tokenizer.tokenize(np.nextafter(rows, np.float32(2)))
+        assert np.array_equal(tokenizer.tokenize(rows), nudged)
+    assert codebook_report(tokenizer.tokenize(embeddings_of(1)))["items"] == 1
+
+
+def test_rows_that_are_no_embeddings():
+    tokenizer = AutoEncoder(64).eval()
+    for start in (embeddings_of(5, 32), embeddings_of(5)[0], embeddings_of(0), embeddings_of(5) * np.nan):
+        with pytest.raises((ValueError, InputError), match="expect|NaN"):
+            tokenizer.start_from(start)
+    for odd in (embeddings_of(5)[0], embeddings_of(5) * 1j, [[1.0] * 64]):
+        with pytest.raises((ValueError, InputError), match="expect"):
+            tokenizer.tokenize(odd)
+    for size in (0, -1):  # with -1, the codes were what the memory held before
+        with pytest.raises(ValueError, match="batch_size must be 1 or more"):
+            tokenizer.tokenize(embeddings_of(5), batch_size=size)
+    with pytest.raises(ValueError, match="codes must"):
+        codebook_report(np.full((2, 4), 15360))
