@@ -359,3 +359,29 @@ def test_rows_that_are_no_embeddings():
             tokenizer.tokenize(embeddings_of(5), batch_size=size)
     with pytest.raises(ValueError, match="codes must"):
         codebook_report(np.full((2, 4), 15360))
+
+
+# Runs
+
+
+@pytest.mark.parametrize("half", ["{", '{"st', '{"step": 4, "lo'])
+def test_any_beginning_of_a_record_is_cut_off(tmp_path, half):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"step": 1, "loss": 2.0}\n' + half)
+    with TimeLogger(3, path=path) as logger:
+        logger.note({"eval_loss": 1.0}, 2)
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
+
+
+def test_a_run_that_goes_on_elsewhere_removes_nothing_of_others_there(tmp_path):
+    """--keep took away files that only had the names of the earlier part's."""
+    runs.make_data(tmp_path, 60)
+    common = "--data_path pt --batch_size 6 --tf_layer 1 --width 32 --epoch 2 --device cpu"
+    runs.finish(tmp_path, f"{common} --ckpt_dir one --keep 2 --max_steps 3")
+    (tmp_path / "two").mkdir()
+    theirs = [tmp_path / f"two/layer_1_epoch_0_{name}" for name in ("model_02.pt", "model_03.pt", "step_3.resume")]
+    for path in theirs:
+        path.write_bytes(b"of another run")
+    runs.finish(tmp_path, f"{common} --resume one --ckpt_dir two --max_steps 7")
+    assert all(path.read_bytes() == b"of another run" for path in theirs)
+    assert len(list((tmp_path / "two").glob("*.resume"))) == 3  # theirs, and the last two
