@@ -40,7 +40,7 @@ from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
 from utils.manifest import check_whole
 from utils.resume import locked
-from utils.util import add_device_flags, pick_device, set_seed
+from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 
 NAME = "vae_len4_fsq88865"
 STATE = f"{NAME}.resume"  # beside the weights of the last checkpoint
@@ -48,6 +48,7 @@ SETTINGS = ("epoch", "batch_size", "lr", "init", "init_deviation", "seed")  # ke
 FIXED = ("init", "init_deviation", "seed")  # of these, what a resumed training cannot change
 DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
 CHECKPOINT_EVERY = 10  # epochs
+ROUNDING = 1e-12  # of the numbers' mean square: variance of float32 rounding, with a margin
 START_SAMPLE = 50_000  # items that the starting directions are computed from
 REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
 
@@ -73,12 +74,10 @@ class AutoEncoder(nn.Module):
 
         Raises:
             InputError: another width than the tokenizer's, or an embedding that is not finite.
+            ValueError: no matrix of real numbers, or no batch size.
         """
-        if embeddings.shape[1] != self.embedding_width:
-            raise InputError(
-                f"{source}: embeddings are {embeddings.shape[1]} wide, the tokenizer expects {self.embedding_width}. "
-                "Use the encoder it was trained with, or train a tokenizer on these (ae_trainer.py)."
-            )
+        check_count(batch_size, "batch_size")
+        self._check_width(embeddings, source)
         device = self.quantizer.project_in.weight.device
         codes = np.empty((len(embeddings), CODES_PER_ITEM), dtype=np.int16)
         for start in range(0, len(embeddings), batch_size):
@@ -88,14 +87,34 @@ class AutoEncoder(nn.Module):
             codes[start : start + len(batch)] = found.cpu().numpy()
         return codes
 
+    def _check_width(self, embeddings: np.ndarray, source: str) -> None:
+        kind = str(getattr(embeddings, "dtype", type(embeddings)))
+        if getattr(embeddings, "ndim", 0) != 2 or not any(known in kind for known in ("float", "int")):
+            found = getattr(embeddings, "shape", "no array")
+            raise ValueError(f"{source}: found {found} {kind}, expected a matrix (items, width) of real numbers")
+        if embeddings.shape[1] != self.embedding_width:
+            raise InputError(
+                f"{source}: embeddings are {embeddings.shape[1]} wide, the tokenizer expects {self.embedding_width}. "
+                "Use the encoder it was trained with, or train a tokenizer on these (ae_trainer.py)."
+            )
+
     @torch.no_grad()
     def start_from(self, embeddings: np.ndarray, deviation: float = 1.0) -> None:
         """Point `project_in` along five principal directions of the slices of (n, E), each scaled to one deviation.
 
         The four slices share one quantizer but have different means. Directions that differ between those means are
         left out, so that every slice is spread over the levels around their middle. A deviation below 1 uses fewer
-        codes: each is then seen more often in training, and more items share all four.
+        codes: each is then seen more often in training, and more items share all four. A direction along which nothing
+        varies, beyond what rounding does, is left at zero.
+
+        Raises:
+            InputError: another width than the tokenizer's, or an embedding that is not finite.
+            ValueError: no row.
         """
+        self._check_width(embeddings, "the embeddings")
+        if not len(embeddings):
+            raise ValueError("found no embedding, expected one or more")
+        check_finite(embeddings, 0, "the embeddings")
         slices = self.encoder(torch.from_numpy(embeddings).double())  # (n, K, E/K)
         slice_means = slices.mean(0)  # (K, E/K)
         mean = slice_means.mean(0)
@@ -103,7 +122,10 @@ class AutoEncoder(nn.Module):
         centred = (slices - slice_means).flatten(0, 1)  # (n * K, E/K)
         centred = centred - centred @ between.T @ between
         variance, directions = torch.linalg.eigh(torch.cov(centred.T))  # ascending
-        scale = deviation * variance[-len(LEVELS) :].clamp(min=1e-12).rsqrt()
+        variance, least = variance[-len(LEVELS) :], ROUNDING * slices.square().mean()
+        scale = torch.where(
+            variance > least, deviation * variance.clamp(min=torch.finfo(variance.dtype).tiny).rsqrt(), 0.0
+        )
         weight = (directions[:, -len(LEVELS) :] * scale).T.flip(0)  # (5, E/K), the widest direction first
         self.quantizer.project_in.weight.copy_(weight)
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
@@ -140,8 +162,11 @@ def codebook_report(codes: np.ndarray, embeddings: np.ndarray | None = None) -> 
     Returns:
         codes_used of 15,360; perplexity of the code distribution; collisions: items that share all four codes with
         another; distinct_share: share of distinct embeddings whose four codes no other distinct embedding has.
+
+    Raises:
+        ValueError: codes that are none.
     """
-    counts = np.bincount(codes.ravel(), minlength=CODEBOOK_SIZE)
+    counts = np.bincount(numbers_below(codes.ravel(), CODEBOOK_SIZE, "codes"), minlength=CODEBOOK_SIZE)
     share = counts[counts > 0] / max(1, counts.sum())
     _, sharing = np.unique(codes, axis=0, return_counts=True)
     report = {

@@ -14,6 +14,7 @@ from utils.checkpoint import fill_module, load_state, noted_heads, read_about
 from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
 from utils.errors import InputError, reason
 from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
+from utils.util import check_count
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
 LOGITS_AT_ONCE = 512  # target tokens: 30 MiB of logits in float32, which fits the cache
@@ -29,6 +30,17 @@ class RecGPTConfig:
     embedding_width: int = 768  # E
     window: int = WINDOW  # items
     dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        """ValueError for sizes that no model has."""
+        for name in ("layers", "width", "embedding_width", "window"):
+            check_count(getattr(self, name), f"RecGPTConfig: {name}")
+        if type(self.heads) is not int or self.heads < 0 or self.width % (self.heads or 1):
+            raise ValueError(f"RecGPTConfig: {self.heads!r} heads do not divide a width of {self.width}")
+        if self.embedding_width % CODES_PER_ITEM:
+            raise ValueError(f"RecGPTConfig: an embedding width of {self.embedding_width} is not four slices")
+        if not 0 <= self.dropout <= 1:
+            raise ValueError(f"RecGPTConfig: dropout {self.dropout} is not in [0, 1]")
 
     def gpt2(self) -> GPT2Config:
         """The configuration of the backbone."""
@@ -88,8 +100,12 @@ class RecGPT(nn.Module):
         A `cache` receives the keys and values of every token (see utils/past_key_values.py).
 
         Raises:
-            ValueError: a history is longer than the window.
+            ValueError: a history is longer than the window, or embeddings are of another width.
         """
+        if batch.embeddings.shape[-1] != self.config.embedding_width:
+            raise ValueError(
+                f"embeddings are {batch.embeddings.shape[-1]} wide, the model reads {self.config.embedding_width}"
+            )
         longest = max(items for _, items in batch.groups.shapes)
         if longest > self.config.window:
             raise ValueError(
@@ -101,7 +117,13 @@ class RecGPT(nn.Module):
         return hidden if last is not None else hidden[0]
 
     def forward(self, batch: SeqBatch) -> LossOutput:
-        """Next-item loss: the four positions of an item predict the four codes of the next one, all at once."""
+        """Next-item loss: the four positions of an item predict the four codes of the next one, all at once.
+
+        Raises:
+            ValueError: as `hidden`, or no targets.
+        """
+        if batch.targets is None:
+            raise ValueError("the batch has nothing to predict: make it with training_batch")
         hidden, weight, targets = self.hidden(batch), self.pred_head.weight, batch.targets.flatten()  # (T, D), (T,)
         # In chunks, so that the (T, V) logits are never held; which is also faster, since a chunk stays in the cache.
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOGITS_AT_ONCE)
@@ -120,8 +142,18 @@ class RecGPT(nn.Module):
         return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - looked_up)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
-        """Logits of the four codes of every history's next item: (B, K, V) float32. For prediction: no dropout."""
+        """Logits of the four codes of every history's next item: (B, K, V) float32.
+
+        Raises:
+            ValueError: as `hidden`, or dropout is on.
+        """
+        self.check_predicts()
         return self.pred_head(self.hidden(batch, last=batch.last)).float()
+
+    def check_predicts(self) -> None:
+        """ValueError while dropout is on: predictions would be random."""
+        if self.training and self.config.dropout:
+            raise ValueError("dropout is on, and predictions would be random: call model.eval() first")
 
 
 def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:

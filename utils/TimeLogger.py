@@ -18,6 +18,7 @@ from utils.files import finite
 from utils.fsq import CODES_PER_ITEM
 
 LONGEST = 1 << 16  # bytes of a record
+RECORD = b'{"step": '  # how each begins
 
 
 class TimeLogger:
@@ -136,7 +137,7 @@ def remove_half_line(path: Path) -> None:
         with path.open("rb+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
             last = file.read().rpartition(b"\n")[2]
-            if last.startswith(b'{"step": '):
+            if last.startswith(RECORD) or last and RECORD.startswith(last):
                 file.seek(-len(last), os.SEEK_END)
                 file.truncate()
 

@@ -164,14 +164,15 @@ class Trie:
         below, here = self.starts[depth + 1], self.starts[depth]
         return torch.searchsorted(below, here[nodes]), torch.searchsorted(below, here[nodes + 1])
 
-    def find(self, prefixes: Tensor) -> Tensor:
+    def find(self, prefixes: Tensor | np.ndarray) -> Tensor:
         """Node of each prefix (..., d), 0 <= d <= K, among those of depth d, or -1 where no item has it: (...) int64.
 
         One binary search per code, over all prefixes at once.
 
         Raises:
-            ValueError: more than K codes.
+            ValueError: more than K codes, or no whole numbers.
         """
+        prefixes = self._codes(prefixes)
         if prefixes.shape[-1] > CODES_PER_ITEM:
             raise ValueError(f"a prefix has at most {CODES_PER_ITEM} codes, found {tuple(prefixes.shape)}")
         nodes = torch.zeros(prefixes.shape[:-1], dtype=torch.int64, device=self.items.device)
@@ -190,20 +191,34 @@ class Trie:
             nodes = low
         return nodes.masked_fill(missing, -1)
 
+    def _codes(self, codes: Tensor | np.ndarray) -> Tensor:
+        """Codes (..., d) as int64 where the index is; ValueError for what are none."""
+        try:
+            found = torch.as_tensor(codes, device=self.items.device)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"codes must be (..., d) whole numbers, found {codes!r}") from error
+        numbers = not (found.dtype.is_floating_point or found.dtype.is_complex or found.dtype == torch.bool)
+        if not found.ndim or (found.numel() and not numbers):
+            raise ValueError(f"codes must be (..., d) whole numbers, found {tuple(found.shape)} {found.dtype}")
+        return found.long()
+
     def has_prefix(self, prefixes: Tensor) -> Tensor:
         """Whether any item starts with the codes of (..., d): (...) bool."""
         return self.find(prefixes) >= 0
 
     def has_item(self, codes: Tensor) -> Tensor:
         """Whether any item has exactly the codes (..., K): (...) bool."""
-        return self.has_prefix(_whole(codes))
+        return self.has_prefix(_whole(self._codes(codes)))
 
     def next_codes(self, prefix: Tensor) -> Tensor:
         """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix.
 
         Raises:
-            ValueError: K codes or more, which nothing follows.
+            ValueError: K codes or more, which nothing follows; or several prefixes.
         """
+        prefix = self._codes(prefix)
+        if prefix.ndim != 1:
+            raise ValueError(f"expected one prefix (d,), found {tuple(prefix.shape)}")
         if len(prefix) >= CODES_PER_ITEM:
             raise ValueError(f"nothing follows {len(prefix)} codes: an item has {CODES_PER_ITEM}")
         depth, node = len(prefix), self.find(prefix[None])
@@ -214,7 +229,7 @@ class Trie:
 
     def items_of(self, codes: Tensor) -> Tensor:
         """Ids of all items with exactly these K codes, ascending; empty where there are none."""
-        node = self.find(_whole(codes)[None]).item()
+        node = self.find(_whole(self._codes(codes), alone=True)[None]).item()
         if node < 0:
             return self.items[:0].long()
         return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]].long()
@@ -262,9 +277,9 @@ def _layout(name: str, items: int) -> tuple[tuple[torch.dtype, ...], tuple[int |
     }.get(name, ((torch.int32,), (None,)))
 
 
-def _whole(codes: Tensor) -> Tensor:
-    """The same codes (..., K); ValueError where they are fewer or more."""
-    if codes.shape[-1:] != (CODES_PER_ITEM,):
+def _whole(codes: Tensor, alone: bool = False) -> Tensor:
+    """The same codes (..., K), `alone` (K,); ValueError where they are fewer or more."""
+    if codes.shape[-1:] != (CODES_PER_ITEM,) or (alone and codes.ndim > 1):
         raise ValueError(f"an item has {CODES_PER_ITEM} codes, found {tuple(codes.shape)}")
     return codes
 

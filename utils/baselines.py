@@ -5,18 +5,23 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from utils.data import Sequences
+from utils.data import Sequences, check_finite
 from utils.metrics import Ranks, score_ranks
+from utils.util import check_count, numbers_below
 
 SIMILARITIES = 1 << 26  # held at once: 256 MiB
 
 
 def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
     """The user's own last distinct items, most recent first: (B, k) int64, -1 where there are fewer."""
+    check_count(k, "k")
     count = len(histories)
     user = np.repeat(np.arange(count), histories.lengths)[::-1]  # newest first within a user
     item = histories.items[::-1].astype(np.int64)
-    _, newest = np.unique(user * (item.max() + 1) + item, return_index=True)  # first in reversed order
+    if item.size and item.min() < 0:
+        raise ValueError(f"item ids must be 0 or more, found {item.min()}: a list has -1 for no item")
+    known, number = np.unique(item, return_inverse=True)  # ids may be too large to be multiplied
+    _, newest = np.unique(user * len(known) + number, return_index=True)  # first in reversed order
     newest.sort()
     user, item = user[newest], item[newest]  # users descending, each user's items newest first
     sizes = np.bincount(user, minlength=count)[::-1]  # in the order of the array
@@ -28,13 +33,14 @@ def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
 
 def most_popular(popularity: np.ndarray, users: int, k: int) -> np.ndarray:
     """The k items with the highest counts (N,), the same for everyone: (B, min(k, N)) int64; ties by ascending id."""
-    top = np.argsort(-popularity, kind="stable")[:k]
+    check_count(k, "k")
+    top = len(popularity) - 1 - np.argsort(popularity[::-1], kind="stable")[::-1][:k]  # counts may have no sign
     return np.broadcast_to(top, (users, len(top)))
 
 
 def popularity_ranks(popularity: np.ndarray, targets: np.ndarray) -> Ranks:
     """Where targets (B,) int64 stand when items are ranked by their counts (N,)."""
-    ascending, counts = np.sort(popularity), popularity[targets]
+    ascending, counts = np.sort(popularity), popularity[numbers_below(targets, len(popularity), "targets")]
     low, high = (np.searchsorted(ascending, counts, side=side) for side in ("left", "right"))
     return Ranks(torch.from_numpy(len(ascending) - high), torch.from_numpy(high - low))
 
@@ -52,8 +58,10 @@ def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.
         (B, k) int64, -1 where there are fewer.
 
     Raises:
-        ValueError: an id without a row, or no candidate.
+        ValueError: an id without a row, no candidate, or k below 1.
+        InputError: an embedding is not finite.
     """
+    check_count(k, "k")
     candidates = np.unique(candidates)
     lists = np.full((len(last_items), k), -1, dtype=np.int64)
     width = min(k, len(candidates))
@@ -90,10 +98,10 @@ def text_similarities(
     An item itself has -inf. Candidates with the same embedding have the same similarity, to the last bit: it is
     computed once, because a matrix product may round equal columns differently.
     """
-    for ids in (candidates, last_items):
-        if not len(candidates) or len(ids) and not 0 <= ids.min() <= ids.max() < len(embeddings):
-            raise ValueError(f"ids must lie in [0, {len(embeddings)}), and there must be a candidate")
-    rows = _unit(embeddings[candidates])
+    if not len(candidates):
+        raise ValueError(f"ids must lie in [0, {len(embeddings)}), and there must be a candidate: found none")
+    candidates, last_items = (numbers_below(ids, len(embeddings), "ids") for ids in (candidates, last_items))
+    rows = _unit(embeddings, candidates)
     _, first, same = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
     rows = rows[first]
     order = np.argsort(last_items, kind="stable")  # users with the same last item together
@@ -101,14 +109,16 @@ def text_similarities(
     for start in range(0, len(order), at_once):
         users = order[start : start + at_once]
         wanted, user = np.unique(last_items[users], return_inverse=True)
-        similarity = (_unit(embeddings[wanted]) @ rows.T)[:, same][user]
+        similarity = (_unit(embeddings, wanted) @ rows.T)[:, same][user]
         similarity[last_items[users, None] == candidates] = -np.inf
         yield users, similarity
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows scaled to length one; zero rows stay zero."""
-    rows = np.asarray(rows, dtype=np.float32)
+def _unit(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """The rows of some ids scaled to length one; zero rows stay zero."""
+    with np.errstate(over="ignore"):
+        rows = np.asarray(embeddings[ids], dtype=np.float32)
+    check_finite(rows, ids, "the embedding matrix")
     largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # first, so that no square overflows
     rows = rows / largest
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) + 0.0  # -0.0 becomes 0.0

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.util import check_count, numbers_below
 
 WINDOW = 256  # items: 1,024 tokens, the rows of the position embedding
 GROUP_PADDING = 0.125  # of a history's places in its attention group, at most
@@ -36,7 +37,8 @@ class Sequences:
         return np.diff(self.offsets)
 
     def select(self, rows: np.ndarray) -> "Sequences":
-        """The histories of the given rows, in that order."""
+        """The histories of the given rows, in that order; ValueError for rows that are none."""
+        rows = numbers_below(rows, len(self), "rows")
         starts = self.offsets[rows]
         lengths = self.offsets[rows + 1] - starts  # not by self.lengths, which reads the offsets of all users
         users = None if self.users is None else self.users[rows]
@@ -48,13 +50,16 @@ class Sequences:
         return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def last(self, window: int) -> "Sequences":
-        """Every history cut to its most recent `window` items."""
+        """Every history cut to its most recent `window` items; ValueError where that is none."""
+        check_count(window, "window")
         lengths = np.minimum(self.lengths, window)
         return Sequences(self.users, self.items[spans(self.offsets[1:] - lengths, lengths)], cumulate(lengths))
 
     def split_targets(self) -> tuple["Sequences", np.ndarray]:
-        """Histories without their last item, and the last items (U,)."""
+        """Histories without their last item, and the last items (U,); ValueError for an empty history."""
         lengths = self.lengths - 1
+        if len(lengths) and lengths.min() < 0:
+            raise ValueError(f"history {lengths.argmin()} is empty: it has no last item")
         histories = self.items[spans(self.offsets[:-1], lengths)]
         return Sequences(self.users, histories, cumulate(lengths)), self.items[self.offsets[1:] - 1]
 
@@ -87,11 +92,22 @@ class Catalog:
 
         Raises:
             InputError: an embedding is not finite.
+            ValueError: an item has no row.
         """
-        rows = items if self.rows is None else self.rows[items]
+        rows = items if self.rows is None else self.rows[numbers_below(items, len(self.rows), "items")]
+        rows = numbers_below(rows, len(self.embeddings), "rows of the catalog")
         embeddings = np.asarray(self.embeddings[rows], dtype=np.float32)
         check_finite(embeddings, rows, self.source)
         return embeddings
+
+    def codes_of(self, items: np.ndarray) -> Tensor:
+        """(n,) item ids -> (n, K) int64; ValueError where an item has no four codes."""
+        codes = self.codes[items]
+        if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
+            raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) whole numbers, found {codes.shape} {codes.dtype}")
+        if codes.size and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
+            raise ValueError(f"codes must lie in [0, {CODEBOOK_SIZE}), found {codes.min()} to {codes.max()}")
+        return torch.from_numpy(codes.astype(np.int64))
 
 
 def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
@@ -160,7 +176,7 @@ def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False
             of the batch (`released`), instead of from each one's first item (`corrected`).
 
     Raises:
-        ValueError: no history or an empty one, or an item id that is none of the catalog.
+        ValueError: no history or an empty one, or an item id that is none of the catalog or has no codes there.
     """
     check_histories(sequences, catalog)
     longest_first = np.argsort(-sequences.lengths, kind="stable")
@@ -170,7 +186,7 @@ def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False
     last = np.empty_like(lengths)
     last[longest_first] = ordered.offsets[1:] - 1
     return SeqBatch(
-        torch.from_numpy(catalog.codes[ordered.items].astype(np.int64)),
+        catalog.codes_of(ordered.items),
         torch.from_numpy(catalog.embed(ordered.items)),
         torch.from_numpy(positions),
         torch.from_numpy(last),
@@ -189,11 +205,18 @@ def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
     ordered = sequences.select(rows[sequences.lengths[rows] > 1])  # one item alone has no next
     batch = make_batch(ordered.split_targets()[0], catalog)
     next_items = ordered.items[spans(ordered.offsets[:-1] + 1, ordered.lengths - 1)]
-    return batch._replace(targets=torch.from_numpy(catalog.codes[next_items].astype(np.int64)))
+    return batch._replace(targets=catalog.codes_of(next_items))
 
 
 def check_histories(sequences: Sequences, catalog: Catalog) -> None:
     """ValueError unless there are histories, each with an item, and all items have codes: others' would be read."""
+    for name, kinds in (("items", "iu"), ("offsets", "i")):
+        array = getattr(sequences, name)
+        if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
+            found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
+            raise ValueError(f"{name} must be a one-dimensional array of whole numbers, found {found}")
+    if len(sequences) > 0:
+        numbers_below(sequences.offsets[[0, -1]], len(sequences.items) + 1, "offsets")
     lengths = sequences.lengths
     if not len(lengths) or lengths.min() < 1:
         raise ValueError(f"history {lengths.argmin()} of the batch is empty" if len(lengths) else "there is no history")
@@ -210,7 +233,16 @@ def token_positions(items: Tensor) -> Tensor:
 
 
 def group_by_length(lengths: np.ndarray) -> Groups:
-    """Groups of (B,) int64 lengths, longest first: a history joins the one before unless that pads it by too much."""
+    """Groups of (B,) int64 lengths, longest first: a history joins the one before unless that pads it by too much.
+
+    Raises:
+        ValueError: no lengths, a length below 1, or an order in which others would lose items.
+    """
+    if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
+        raise ValueError(f"lengths must be (B,) whole numbers, found {lengths.shape} {lengths.dtype}")
+    lengths = lengths.astype(np.int64, copy=False)
+    if lengths[-1] < 1 or (np.diff(lengths) > 0).any():
+        raise ValueError(f"lengths must be 1 or more, longest first, found {lengths[:5]}…")
     shapes, padded, start = [], [], 0
     offsets = cumulate(lengths)
     while start < len(lengths):

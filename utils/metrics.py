@@ -3,7 +3,10 @@
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+from utils.util import check_count
 
 
 class Ranks(NamedTuple):
@@ -21,8 +24,10 @@ class Ranks(NamedTuple):
 
 
 def list_ranks(ranked: Tensor, targets: Tensor) -> Ranks:
-    """Ranks by place in lists (B, k) of items, whose order counts, for targets (B,) int64."""
-    hits = ranked == targets[:, None]
+    """Ranks by place in lists (B, k) of items, whose order counts, for targets (B,) int64; -1 is no item."""
+    if ranked.ndim != 2 or not ranked.shape[1] or targets.shape != ranked.shape[:1]:
+        raise ValueError(f"expected one target for each list, found {tuple(targets.shape)} for {tuple(ranked.shape)}")
+    hits = (ranked == targets[:, None]) & (targets >= 0)[:, None]
     return Ranks(hits.int().argmax(1), hits.any(1).long())
 
 
@@ -30,7 +35,16 @@ def score_ranks(scores: Tensor, places: Tensor) -> Ranks:
     """Ranks by scores (B, M) of all candidates, for targets at places (B,) int64; -1 where a target is no candidate.
 
     A score of -inf stands for an item that is not recommended to this user.
+
+    Raises:
+        ValueError: a score is NaN, or there is not one place among the candidates for each user.
     """
+    if places.shape != scores.shape[:1] or (places.numel() and places.max() >= scores.shape[1]):
+        raise ValueError(
+            f"places must be one for each row of the scores {tuple(scores.shape)}, below {scores.shape[1]}"
+        )
+    if scores.isnan().any():
+        raise ValueError("scores must be numbers, found NaN")
     target = scores.gather(1, places.clamp(min=0)[:, None])  # (B, 1)
     recommended = (places >= 0) & (target[:, 0] > -torch.inf)
     return Ranks((scores > target).sum(1), (scores == target).sum(1) * recommended)
@@ -43,11 +57,9 @@ class TopKAccumulator:
     """
 
     def __init__(self, ks: list[int]):
+        for k in ks or [None]:
+            check_count(k, "ks")
         self.ks = sorted(ks)
-        ranks = torch.arange(1, self.ks[-1] + 1, dtype=torch.float64)
-        # What the ranks up to each one, from 0 on, add up to: (longest list + 1,) each.
-        self.gains = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / torch.log2(ranks + 1)).cumsum(0)])
-        self.reciprocals = torch.cat([torch.zeros(1, dtype=torch.float64), (1 / ranks).cumsum(0)])
         self.reset()
 
     def reset(self) -> None:
@@ -56,14 +68,21 @@ class TopKAccumulator:
         self.users = 0
 
     def accumulate(self, ranks: Ranks) -> None:
-        """Add users by the ranks of their targets."""
+        """Add users by the ranks of their targets; ValueError for what are no ranks."""
+        if not len(ranks.above):
+            return
         above, tied = (side.cpu() for side in ranks)
+        if above.shape != tied.shape or above.dtype.is_floating_point or min(above.amin(), tied.amin()) < 0:
+            raise ValueError(f"ranks must be (B,) whole numbers of 0 or more, found {above} and {tied}")
+        # What the ranks up to each one, from 0 on, add up to: (longest list that is reached + 1,) each.
+        places = torch.arange(1, min(self.ks[-1], int((above + tied).max())) + 1, dtype=torch.float64)
+        gains, reciprocals = (F.pad(share.cumsum(0), (1, 0)) for share in (1 / torch.log2(places + 1), 1 / places))
         share = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each place of the tie
         for place, k in enumerate(self.ks):
             first, end = above.clamp(max=k), (above + tied).clamp(max=k)
             self.sums[2 * place] += ((end - first) * share).sum()
-            self.sums[2 * place + 1] += ((self.gains[end] - self.gains[first]) * share).sum()
-        self.sums[-1] += ((self.reciprocals[end] - self.reciprocals[first]) * share).sum()
+            self.sums[2 * place + 1] += ((gains[end] - gains[first]) * share).sum()
+        self.sums[-1] += ((reciprocals[end] - reciprocals[first]) * share).sum()
         self.users += len(above)
 
     def reduce(self) -> dict[str, float]:

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from utils.data import token_positions
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 
 
 class UserCache(NamedTuple):
@@ -74,7 +74,19 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
 
     Raises:
         InputError: a history already fills the window; start again from its most recent items.
+        ValueError: not one item for each user, or dropout is on.
     """
+    model.check_predicts()
+    shapes = (len(caches), CODES_PER_ITEM), (len(caches), model.config.embedding_width)
+    if not caches or (codes.shape, embeddings.shape) != shapes:
+        raise ValueError(
+            f"codes and embeddings must be one row for each of {len(caches)} users, {shapes[0]} and {shapes[1]}, "
+            f"found {tuple(codes.shape)} and {tuple(embeddings.shape)}"
+        )
+    if codes.dtype.is_floating_point or codes.min() < 0 or codes.max() >= CODEBOOK_SIZE:
+        raise ValueError(f"codes must be whole numbers in [0, {CODEBOOK_SIZE}), found {codes.min()} to {codes.max()}")
+    if embeddings.dtype != torch.float32 or not embeddings.isfinite().all():
+        raise ValueError("embeddings must be float32 and finite")
     longest = max(cache.items for cache in caches)
     if longest >= model.config.window:
         raise InputError(

@@ -3,6 +3,7 @@
 Both work on all users of a batch at once. An item's score is the sum of its four log-probabilities.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
 from utils.metrics import Ranks
 from utils.Trie import Trie
+from utils.util import check_count
 
 SCAN_USERS = 48  # users scored together: three lines of the cache for each code
 SCAN_ITEMS = 1 << 13  # items scored together: their scores stay in the cache
@@ -47,9 +49,9 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
         k: length of the lists.
 
     Raises:
-        ValueError: logits of another shape or not finite, or k below 1.
+        ValueError: logits of another shape, type or device or not finite, or k below 1.
     """
-    check_arguments(logits, k)
+    check_arguments(logits, trie, k)
     log_probs = logits.log_softmax(-1)  # (B, K, V)
     best = _nothing(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
@@ -70,14 +72,30 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     return best
 
 
-def check_arguments(logits: Tensor, k: int) -> None:
-    """ValueError unless logits are (B, K, V) and finite, and lists have a length."""
+def check_arguments(logits: Tensor, trie: Trie, k: int) -> None:
+    """ValueError unless logits are (B, K, V) float32 and finite, where the catalog is, and lists have a length."""
+    check_count(k, "k")
+    if not isinstance(logits, Tensor) or logits.dtype != torch.float32:
+        raise ValueError(f"logits must be float32, found {getattr(logits, 'dtype', type(logits))}: logits.float()")
     if logits.shape[1:] != (CODES_PER_ITEM, VOCABULARY):
         raise ValueError(f"logits must be (B, {CODES_PER_ITEM}, {VOCABULARY}), found {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
         raise ValueError("logits must be finite, found NaN or infinity: the model's weights or inputs are damaged")
-    if k < 1:
-        raise ValueError(f"k must be 1 or more, found {k}")
+    if logits.device != trie.items.device:
+        raise ValueError(f"logits are on {logits.device}, the catalog on {trie.items.device}: use Trie.to")
+
+
+def check_targets(logits: Tensor, top: TopK, targets: Tensor) -> Tensor:
+    """Targets as int64; ValueError unless they are (B, K) codes, and lists those of the same users."""
+    users = (len(logits), CODES_PER_ITEM)
+    if targets.shape != users or len(top.items) != len(logits) or targets.dtype.is_floating_point:
+        raise ValueError(
+            f"targets must be {users} codes for lists of {users[0]} users, found {tuple(targets.shape)} "
+            f"{targets.dtype} for {len(top.items)}"
+        )
+    if targets.numel() and (targets.min() < 0 or targets.max() >= CODEBOOK_SIZE):
+        raise ValueError(f"targets must be codes in [0, {CODEBOOK_SIZE}), found {targets.min()} to {targets.max()}")
+    return targets.long()
 
 
 def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
@@ -88,7 +106,11 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
         trie: the candidates.
         top: what `exact_search` found for them.
         targets: (B, K) int64 codes of the targets, which must be candidates.
+
+    Raises:
+        ValueError: no such codes, or not one row for each user.
     """
+    targets = check_targets(logits, top, targets)
     log_probs = logits.log_softmax(-1)
     scores = log_probs[:, 0].gather(1, targets[:, :1])  # (B, 1), added up in the order of the searches
     for place in range(1, CODES_PER_ITEM):
@@ -105,9 +127,13 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
 
 def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     """The same of what `beam_search` found: of its ties beyond the end of a list only the target's own codes count."""
-    node, bounds = trie.find(targets).clamp(min=0), trie.starts[CODES_PER_ITEM].long()
+    targets = check_targets(logits, top, targets)
+    found_node = trie.find(targets)
+    if not len(trie):
+        return Ranks(torch.zeros_like(found_node), torch.zeros_like(found_node))
+    node, bounds = found_node.clamp(min=0), trie.starts[CODES_PER_ITEM].long()
     first, sharing = trie.items[bounds[node]], bounds[node + 1] - bounds[node]  # (B,) lowest id, and how many
-    found = top.items == first[:, None]
+    found = (top.items == first[:, None]) & (found_node >= 0)[:, None]
     place = found.int().argmax(1)  # (B,)
     scores = top.scores.gather(1, place[:, None])
     listed = sharing.minimum(top.items.shape[1] - place)
@@ -275,9 +301,14 @@ def beam_search(
         beams: beams kept by a later step.
 
     Raises:
-        ValueError: as `exact_search`; or logits too large to be divided by the temperature.
+        ValueError: as `exact_search`; beams of no width; or logits too large to be divided by the temperature, or that
+            is not above 0.
     """
-    check_arguments(logits, k)
+    check_arguments(logits, trie, k)
+    for name, width in (("first", first), ("per_beam", per_beam), ("beams", beams)):
+        check_count(width, name)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature must be above 0 and finite, found {temperature}")
     log_probs = (logits / temperature).log_softmax(-1)  # (B, K, V)
     if log_probs.isnan().any():
         raise ValueError(f"logits up to {logits.abs().max():.3g} are too large to be divided by {temperature}")

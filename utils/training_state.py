@@ -223,7 +223,8 @@ class Checkpoints:
         """
         check_same_run(saved, self.facts)
         restore(saved, model, optimizer, self.accelerator)
-        self.written, self.best = list(saved.about["written"]), saved.about["best"]
+        elsewhere = saved.path.parent.resolve() != self.folder.resolve()  # files of those names here are of others
+        self.written, self.best = [] if elsewhere else list(saved.about["written"]), saved.about["best"]
         held_out = self.facts.get("held_out")
         if self.best and held_out and self.best.get("held_out", held_out) != held_out:
             self.accelerator.print("other held-out histories than before: the best weights are chosen anew")

@@ -1,6 +1,7 @@
-"""Small shared pieces: the device, the seed."""
+"""Small shared pieces: the device, the seed, numbers that name things."""
 
 import argparse
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,22 @@ def pick_device(args: argparse.Namespace) -> torch.device:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--device {args.device} cannot be used ({reason}). Name another, for example cpu.") from error
     return device
+
+
+def numbers_below(values: Any, count: int, what: str) -> np.ndarray:
+    """Whole numbers (n,) as int64; ValueError unless they are 0 to count - 1: others would stand for something else."""
+    numbers = np.asarray(values)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
+        raise ValueError(f"{what} must be (n,) whole numbers, found {numbers.shape} {numbers.dtype}")
+    if numbers.size and not (numbers.min() >= 0 and numbers.max() < count):
+        raise ValueError(f"{what} must lie in [0, {count}), found {numbers.min()} to {numbers.max()}")
+    return numbers.astype(np.int64, copy=False)
+
+
+def check_count(value: Any, what: str) -> None:
+    """ValueError unless a value is a whole number of 1 or more."""
+    if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
+        raise ValueError(f"{what} must be 1 or more, a whole number, found {value!r}")
 
 
 def set_seed(seed: int) -> None:
