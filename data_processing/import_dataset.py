@@ -16,7 +16,8 @@ user, item or time are left out, and told: empty, nan, NaN, NULL, null, None, NA
 As texts they are none.
 
 The text of an item has the columns that describe it, those with short values first, as the encoder cuts long texts.
-Columns of which nearly all values are addresses, images, ids of items, numbers, dates or flags do not, and are named.
+Columns of which nearly all values are addresses, images, ids of items, numbers, dates or flags do not, and are named;
+one called title or name always does.
 --text_columns takes others, and in the order in which they are typed.
 
 Times are numbers (seconds, or fractions of them, as their size tells) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
@@ -400,7 +401,7 @@ def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarr
         "interactions left out by --repeats and the filters": tables.value("SELECT count(*) FROM said")
         - len(histories.items),
         "users left out for want of a history and a target": neither,
-        "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_rows")
+        "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_lines")
         - tables.value("SELECT count(*) FROM described"),
         f"interactions with items that {args.items} does not have": tables.value(
             "SELECT count(*) FROM events JOIN items USING (item) WHERE last IS NULL"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.columns import CLEANED, Table, columns_of
+from data_processing.columns import CLEANED, Table, columns_of, folded
 from data_processing.data_process_1 import draw_test
 from data_processing.formats import field_names, json_column, place_of, read_table
 from data_processing.histories import Histories
@@ -28,6 +28,16 @@ REPEATS = {  # what is left of the items that a user has several times
     "last": f"QUALIFY row_number() {IN_ORDER.format('DESC')} = 1",
     "consecutive": "QUALIFY item IS DISTINCT FROM lag(item) OVER (PARTITION BY person ORDER BY time, line)",
 }
+TITLES = (
+    "title",
+    "name",
+    "itemname",
+    "itemtitle",
+    "productname",
+    "producttitle",
+    "movietitle",
+    "booktitle",
+)  # are text
 LOOKED_AT, PIECES = 2000, 10_000  # rows, and words of a column, that tell whether it describes an item
 PEOPLE = "SELECT user_name, row_number() OVER (ORDER BY min(line)) - 1 AS person FROM said GROUP BY user_name"
 DESCRIBED = """
@@ -224,7 +234,8 @@ def choose_texts(tables: Tables, items: Source) -> list[str]:
     step = tables.value("SELECT count(*) FROM item_rows") // LOOKED_AT + 1
     rows = [fields for (fields,) in tables.rows("SELECT fields FROM item_rows WHERE line % ? = 0", step)]
     looks = dict(zip(items.texts, map(look_at, zip(*rows, strict=True)), strict=True))
-    idle = [name for name, look in looks.items() if look.idle or names_items(tables, look.pieces[:PIECES])]
+    others = {name: look for name, look in looks.items() if folded(name) not in TITLES or not look.pieces}
+    idle = [name for name, look in others.items() if look.idle or names_items(tables, look.pieces[:PIECES])]
     chosen = sorted((name for name in looks if name not in idle), key=lambda name: looks[name].length)
     print(f"{items.table.path}: text {', '.join(chosen) or 'none'}")
     if idle:

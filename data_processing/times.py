@@ -38,8 +38,12 @@ def numeric_dates(order: str) -> tuple[str, ...]:
 
 
 def strptime(formats: tuple[str, ...]) -> str:
-    """SQL of seconds by the first of some formats that fits; in UTC, where none is named."""
-    return f"epoch(try_strptime(trim(time), [{', '.join(map(literal, formats))}]))"
+    """SQL of seconds by the first of some formats that fits; in UTC, where none is named.
+
+    DuckDB would read the words infinity and epoch in every format.
+    """
+    read = f"epoch(try_strptime(trim(time), [{', '.join(map(literal, formats))}]))"
+    return f"CASE WHEN regexp_matches(time, '\\d') THEN {read} END"
 
 
 HALVES = tuple(f"%Y{sign}%m{sign}%d{clock}" for sign in "-/" for clock in CLOCKS[-2:])

@@ -8,6 +8,8 @@ import duckdb
 import pytest
 
 from data_processing import TextEncoder_batch, import_dataset
+from data_processing.columns import Column, Table
+from data_processing.row_filter import parse_keep
 from tests import test_import
 from tests.conftest import dump
 from tests.test_import import EVERYTHING, SMALL, item_names, made, write, write_small
@@ -323,6 +325,25 @@ def test_keep(call, capsys, expressions, kept, kind):
 
 
 @pytest.mark.parametrize(
+    ("rating", "expression", "kept"),
+    [
+        ("4 NA 2 3", "rating >= 3", "ad"),
+        ("2.5 N/A 2.6 3", "rating >= 3", "d"),
+        ("76561198007712554 76561198007712555 76561198007712553 1", "rating <> '76561198007712555'", "acd"),
+        ("1000000000000000000000 1000000000000000000001 2 NULL", "rating = '1000000000000000000001'", "b"),
+        ("-1 1.5 1e3 nan", "rating > 1", "bc"),
+    ],
+)
+def test_keep_reads_numbers_as_they_are(call, rating, expression, kept):
+    """Words for nothing are no values, and long numbers, such as ids, are not rounded to one another."""
+    rows = [f"{item},a,{value}\n{item},b,{value}" for item, value in zip("abcd", rating.split(), strict=True)]
+    write("i.csv", "\n".join(["user,item,rating", *rows]))
+    write("m.csv", "item,title\na,Pen\nb,Ink\n")
+    call(COMMAND.format("i.csv") + f"--keep {shlex.quote(expression)}")
+    assert list(named_lists()) == list(kept)
+
+
+@pytest.mark.parametrize(
     ("expression", "said"),
     [
         ("stars > 3", "no column 'stars'"),
@@ -344,6 +365,8 @@ def test_keep(call, capsys, expressions, kept, kind):
         ("item", "Could not convert"),
         ("lower(rating, 3) = 3", "lower"),
         ("rating > 99", "none of 4 rows is left"),
+        ("lpad(item, 2000000000, 'x') = ''", "lpad has no place"),
+        ("printf('%1000000000d', 5) = ''", "printf has no place"),
     ],
 )
 def test_bad_keep(refuse, expression, said):
@@ -437,3 +460,29 @@ def test_what_needs_no_encoder_is_checked_first(refuse, call, monkeypatch, tmp_p
     dump(Path("texts/item_text_dict.pkl"), {0: {"title": "A"}, -1: {}})
     with pytest.raises(InputError, match="item -1"):
         call("--input texts", TextEncoder_batch)
+
+
+def test_keep_that_is_no_unicode_is_refused(tmp_path):
+    table = Table(tmp_path, "csv", "utf-8", None, {"item": Column("c0", "to_json(c0)")}, ("item",))
+    with pytest.raises(InputError, match="condition on the columns"):
+        parse_keep("item = '\udcff'", table)
+
+
+def test_dates_that_are_words_are_no_times(refuse):
+    write("m.csv", "item,title\na,Pen\nb,Ink\n")
+    write("i.csv", "user,item,time\nx,a,31/12/2010\nx,b,infinity\nx,a,30/12/2010\n")
+    refuse(COMMAND.format("i.csv"), "i.csv, line 3: the time (time) is 'infinity'")
+
+
+def test_titles_of_numbers_and_of_names_of_items_are_text(call):
+    write("i.csv", "user,item,time\nx,1984,1\nx,300,2\n")
+    write("m.csv", "item,title,year\n1984,1984,1984\n300,300,2006\n")
+    call(COMMAND.format("i.csv"))
+    assert made()["item_text_dict"] == {0: {"title": "1984"}, 1: {"title": "300"}}
+
+
+def test_rows_without_an_item_are_not_counted_as_replaced(call, capsys):
+    write("i.csv", "user,item,time\nx,a,1\nx,b,2\n")
+    write("m.csv", "item,title\na,Pen\nb,Ink\n,Nothing\n")
+    call(COMMAND.format("i.csv"))
+    assert "later row replaces" not in capsys.readouterr().out
