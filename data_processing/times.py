@@ -20,6 +20,7 @@ WORDS = (
     *("%a %b %d %H:%M:%S %z %Y", "%a %b %d %H:%M:%S %Y", "%a, %d %b %Y %H:%M:%S %z", "%a, %d %b %Y %H:%M:%S GMT"),
     *(date + clock for date in ("%b %d, %Y", "%B %d, %Y", "%d %b %Y", "%d %B %Y", "%m %d, %Y") for clock in CLOCKS),
 )
+NEARLY_ALL = 0.9
 ORDERS = {"day/month/year": "dm", "month/day/year": "md"}
 
 
@@ -68,7 +69,8 @@ def find_reading(tables: Tables, formats: list[str] | None) -> Reading:
         count = tables.value(f"SELECT count({reading.seconds}) FROM said")
         if count > most:
             best, most = reading, count
-        if most == total:
+        # Numbers are hardly ever dates by chance: among dates of digits, one that is none is a mistake, and no second.
+        if most == total or (reading is COMMON[0] and count >= NEARLY_ALL * total):
             break
     return best
 

@@ -468,6 +468,13 @@ def test_keep_that_is_no_unicode_is_refused(tmp_path):
         parse_keep("item = '\udcff'", table)
 
 
+def test_one_wrong_date_of_digits_does_not_make_seconds_of_all(refuse):
+    rows = [f"x,{'ab'[day % 2]},202301{day:02}" for day in range(1, 20)]
+    write("m.csv", "item,title\na,A\nb,B\n")
+    write("i.csv", "user,item,time\n" + "\n".join([*rows, "x,a,20231301"]) + "\n")
+    refuse(SMALL, "i.csv, line 21: the time (time) is '20231301'", "a number, which most others are not")
+
+
 def test_dates_that_are_words_are_no_times(refuse):
     write("m.csv", "item,title\na,Pen\nb,Ink\n")
     write("i.csv", "user,item,time\nx,a,31/12/2010\nx,b,infinity\nx,a,30/12/2010\n")
