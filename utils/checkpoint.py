@@ -33,11 +33,13 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     parts = find_parts(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a directory; give one of the .pt files in it (eval.py tells which is best).")
     if not parts and not path.is_file():
         raise InputError(
             f"{path} does not exist, nor do parts {path.name}{PART}aa, …. Make one (models: pre_train.py, "
             "tokenizers: ae_trainer.py), fetch the release (python data_processing/data_download.py --release weights) "
-            "or name another file."
+            "or name another file (models: --ckpt_path, tokenizers: --vae_ckpt)."
         )
     try:
         with _joined(parts) if parts else path.open("rb") as file:

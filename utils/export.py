@@ -39,7 +39,7 @@ def main() -> None:
         heads, state = model.config.gpt2().n_head, full_model(model.state_dict())
         about = {**about, "config": {**about.get("config", {}), "heads": heads}}
         if heads != RELEASE_HEADS:
-            print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change that there")
+            print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change its code")
     else:
         state, about = full_tokenizer(load_tokenizer(args.input).state_dict()), read_about(args.input)
     save_state(args.output, state, about)

@@ -92,7 +92,7 @@ def find_state(folder: str | Path, wanted: str) -> Saved | None:
     if damaged:
         raise InputError(damaged[0])
     if wanted == LATEST:
-        raise InputError(f"--resume: {folder} has no training state (*{ENDING}). Start without --resume.")
+        raise InputError(f"--resume: {folder} has no training state (*{ENDING}). Give --resume auto to start.")
     return None
 
 
