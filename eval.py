@@ -29,7 +29,7 @@ from utils.cli import parser, positive_int, run, seed
 from utils.data import training_batch
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.release import Interactions, load_eval
+from utils.release import Interactions, encoders_differ, load_eval
 from utils.report import append_results, print_table
 from utils.util import add_device_flags, pick_device, set_seed
 
@@ -76,7 +76,7 @@ def main() -> None:
     losses: dict[Path, EvalLoss] = {}
     for path in checkpoints:
         model, about = load_model(path, device, args.tf_layer)
-        check_fit(path, model, about.get("tokenizer"), data, args.data_path)
+        check_fit(path, model, about.get("tokenizer"), about.get("encoder"), data, args.data_path)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
 
@@ -101,13 +101,20 @@ def rank(losses: dict[Path, float]) -> list[Path]:
     return sorted(losses, key=lambda path: losses[path] if math.isfinite(losses[path]) else math.inf)
 
 
-def check_fit(path: Path, model: RecGPT, tokenizer: str | None, data: Interactions, folder: str) -> None:
+def check_fit(
+    path: Path, model: RecGPT, tokenizer: str | None, encoder: str | None, data: Interactions, folder: str
+) -> None:
     """InputError unless the checkpoint and the data come from the same encoder and tokenizer."""
     width = data.catalog.embeddings.shape[1]
     if width != model.config.embedding_width:
         raise InputError(
             f"{data.catalog.source} is {width} wide, {path} was trained on embeddings "
             f"{model.config.embedding_width} wide. Encode both with one sentence encoder."
+        )
+    if encoders_differ(encoder, data.encoder):
+        raise InputError(
+            f"{path} was trained on embeddings of the encoder {encoder}, {data.catalog.source} has those of "
+            f"{data.encoder}. Encode both with one sentence encoder."
         )
     if tokenizer and data.tokenizer and tokenizer != data.tokenizer:
         raise InputError(

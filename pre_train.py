@@ -387,7 +387,7 @@ def load_held_out(args: argparse.Namespace, model: RecGPT, data: Interactions) -
     if not args.eval_every:
         return None
     held_out = load_eval(args.eval_path, args.drop_short)
-    check_fit(Path(args.data_path), model, data.tokenizer, held_out, args.eval_path)
+    check_fit(Path(args.data_path), model, data.tokenizer, data.encoder, held_out, args.eval_path)
     return held_out._replace(sequences=held_out.sequences.last(model.config.window))
 
 
@@ -395,7 +395,8 @@ def facts(
     args: argparse.Namespace, config: RecGPTConfig, data: Interactions, accelerator: Accelerator
 ) -> dict[str, Any]:
     """What every checkpoint of the run tells: configuration, settings, data, tokenizer, versions."""
-    known = {"tokenizer": data.tokenizer} if data.tokenizer else {}
+    known = {"tokenizer": data.tokenizer, "encoder": data.encoder}
+    known = {name: value for name, value in known.items() if value}
     if args.eval_every:
         known["held_out"] = [content(Path(args.eval_path) / name) for name in HELD_OUT]
     return {

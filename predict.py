@@ -34,7 +34,7 @@ from utils.errors import InputError
 from utils.files import atomic_write, check_writable, finite
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
-from utils.release import TestSet, dataset_folder, load_test
+from utils.release import TestSet, dataset_folder, encoders_differ, load_test, noted_encoder
 from utils.report import append_results, print_table
 from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
@@ -113,6 +113,12 @@ def check_fit(args: argparse.Namespace, model: RecGPT, about: dict[str, Any], to
         problems.append(
             f"{test.embeddings_path} is {test.embeddings.shape[1]} wide, {args.ckpt_path} was trained on embeddings "
             f"{model.config.embedding_width} wide: encode the texts with the encoder of the checkpoint."
+        )
+    encoder = noted_encoder(test.embeddings_path)
+    if encoders_differ(about.get("encoder"), encoder):
+        problems.append(
+            f"{args.ckpt_path} was trained on embeddings of the encoder {about['encoder']}, {test.embeddings_path} has "
+            f"those of {encoder}: encode the texts with the encoder of the checkpoint."
         )
     if about.get("tokenizer", tokenizer) != tokenizer:
         problems.append(

@@ -407,6 +407,17 @@ def test_the_best_so_far_is_of_the_very_held_out_histories(world, call, few_samp
     assert facts(args, config, packed.open_packed("out")[0], accelerator)["held_out"] != known
 
 
+def test_a_checkpoint_knows_the_encoder_of_its_embeddings(world, call):
+    for name in ("a", "b"):
+        Path(name, "item_text_embeddings.json").write_text('{"encoder": "one"}')
+    for line in PRE_TRAIN:
+        call(line)
+    packed.pack("out")
+    args = argparse.Namespace(eval_every=None, eval_path="out", data_path="out")
+    config, accelerator = RecGPTConfig(layers=1, width=64, embedding_width=WIDTH), argparse.Namespace(num_processes=1)
+    assert facts(args, config, packed.open_packed("out")[0], accelerator)["encoder"] == "one"
+
+
 def test_tables_are_of_the_very_file(tmp_path, few_samples):
     path = tmp_path / "reviews.jsonl"
     path.write_text("a" * 100)

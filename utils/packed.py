@@ -33,7 +33,7 @@ from utils.files import (
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train, noted_encoder
+from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
 from utils.resume import fingerprint, identity, resumable_matrix
 
 FORMAT = 1
@@ -73,7 +73,7 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
             "embedding_width": data.catalog.embeddings.shape[1],
             "guessing_loss": guessing_loss(data.sequences, data.catalog),
             "drop_short": drop_short,
-            "encoder": noted_encoder(folder / EMBEDDINGS),
+            "encoder": data.encoder,
             "tokenizer": data.tokenizer,
             "embeddings": embeddings,
             "dtype": dtype,
@@ -180,7 +180,7 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     expect_random_rows(arrays[embeddings])
     sequences = Sequences(None, arrays["items.npy"], arrays["offsets.npy"])
     catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str((packed / embeddings).resolve()))
-    return Interactions(sequences, catalog, header.get("tokenizer")), header
+    return Interactions(sequences, catalog, header.get("tokenizer"), header.get("encoder")), header
 
 
 def _mapped(path: Path, shape: tuple[int, ...], dtype: str | None, again: str) -> np.ndarray:

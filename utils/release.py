@@ -35,6 +35,7 @@ class Interactions(NamedTuple):
     sequences: Sequences
     catalog: Catalog
     tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
+    encoder: str | None = None  # name of what made the embeddings, where it is known
 
 
 class TestSet(NamedTuple):
@@ -152,6 +153,11 @@ def codes_fingerprint(path: Path) -> str | None:
     return read_json(beside).get("tokenizer") if beside.is_file() else None
 
 
+def made_by(codes: Path, embeddings: Path) -> tuple[str | None, str | None]:
+    """The tokenizer's fingerprint and the encoder's name, of release files None."""
+    return codes_fingerprint(codes), noted_encoder(embeddings)
+
+
 def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
     """InputError where the JSON beside a file has, under `name`, the hash of another source than is there now.
 
@@ -204,6 +210,12 @@ def noted_encoder(embeddings: Path) -> str | None:
     return read_json(about).get("encoder") if about.is_file() else None
 
 
+def encoders_differ(one: Any, other: Any) -> bool:
+    """Whether two encoders are known and differ in the last part of their name or path."""
+    known = isinstance(one, str) and isinstance(other, str) and one and other
+    return bool(known) and Path(one).name != Path(other).name
+
+
 def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:
     """data/pre_train: train.pkl, token_id_list.pkl, all_item_text_embeddings.npy.
 
@@ -227,7 +239,9 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
     remedy = "Make the matrix again (pre_train_data_process.py), and then the codes."
     check_made_from(matrix_path, folder / MAPS, "maps", remedy)
     check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
-    return Interactions(sequences, Catalog(codes, embeddings, source=str(matrix_path)), codes_fingerprint(codes_path))
+    return Interactions(
+        sequences, Catalog(codes, embeddings, source=str(matrix_path)), *made_by(codes_path, matrix_path)
+    )
 
 
 def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
@@ -261,7 +275,9 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
     sequences = Sequences(sequences.users, places, sequences.offsets)
-    return Interactions(sequences, Catalog(codes, embeddings, rows, str(matrix_path)), codes_fingerprint(codes_path))
+    return Interactions(
+        sequences, Catalog(codes, embeddings, rows, str(matrix_path)), *made_by(codes_path, matrix_path)
+    )
 
 
 def dataset_folder(name: str) -> Path:
