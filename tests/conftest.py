@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,10 @@ import torch
 
 from tests.golden import recipe
 from utils.cli import run
+
+# Tests press Ctrl-C, which a shell has its jobs in the background ignore: they and what they start must not.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"

@@ -18,10 +18,12 @@ from tests.conftest import ROOT
 from utils.checkpoint import load_state
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix, load_pickle, save_json, save_pickle, staged_directory
+from utils.manifest import check_whole
 from utils.release import load_sequences
 from utils.report import append_results
 from utils.resume import resumable_matrix
 from utils.tables import workspace
+from utils.Trie import Trie
 
 ALLOWED = 400  # MiB that a small file may take before it is refused
 
@@ -382,3 +384,26 @@ def test_numbers_too_long_to_be_printed(tmp_path):
         save_pickle(tmp_path / f"{number}.pkl", value)
         with pytest.raises(InputError, match="a whole number of 20001 bits"):
             load_sequences(tmp_path / f"{number}.pkl", "")
+
+
+@pytest.mark.parametrize("users", [{(1, 2): [1, 2], (3, 4): [2, 1]}, {(5,): [1, 2]}, {b"a": [1, 2], (): [2, 1]}])
+def test_users_that_are_tuples(tmp_path, users):
+    save_pickle(tmp_path / "x.pkl", users)
+    assert load_sequences(tmp_path / "x.pkl", "").users.tolist() == list(users)
+
+
+@pytest.mark.parametrize("name", [".", "./x", ".a/b", "x" * 300, "." + "x" * 300, "a/../../b", "/x"])
+def test_a_note_that_lists_what_is_no_file_beside_it(tmp_path, name):
+    note = tmp_path / "dataset.json"
+    save_json(note, {"files": {name: None}})
+    with pytest.raises(InputError, match="dataset.json"):
+        check_whole(note)
+
+
+def test_a_note_with_a_nan_does_not_hang(tmp_path):
+    """NaN differs from itself, so that an index always seemed to have been saved anew."""
+    Trie(np.arange(8, dtype=np.int16).reshape(2, 4)).save(tmp_path)
+    note = tmp_path / "trie.json"
+    note.write_text(note.read_text().replace('"items": 2', '"items": NaN'))
+    opens = "from utils.Trie import Trie"
+    assert "trie.json" in refused(opens, "Trie.open(sys.argv[1])", tmp_path)

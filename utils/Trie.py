@@ -119,6 +119,8 @@ class Trie:
             raise InputError(f"{path} is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
         trie = object.__new__(cls)
         try:
+            if type(header["items"]) is not int:
+                raise TypeError(f"{header['items']!r} items")
             files = {name: (path.parent / file, known) for name, (file, known) in header["files"].items()}
             trie._take(lambda name: torch.from_numpy(load_array(files[name][0], REMEDY, mode="c")))
         except (AttributeError, KeyError, TypeError, ValueError) as error:

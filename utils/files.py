@@ -188,7 +188,8 @@ def _advise(matrix: np.ndarray, advice: str) -> None:
 def read_json(path: str | Path) -> dict[str, Any]:
     """Read a JSON object written beside another file; a damaged one is an InputError that names it."""
     try:
-        loaded = json.loads(Path(path).read_text(encoding="utf-8"))
+        # NaN, which is no JSON and differs from itself, becomes None, as `finite` writes it.
+        loaded = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({reason(error)}). Delete or restore it.") from error
     if not isinstance(loaded, dict):

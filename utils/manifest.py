@@ -1,6 +1,7 @@
 """What belongs together in a directory: JSON files that list others with a hash of each, and are in place first."""
 
 import contextlib
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,8 @@ def check_whole(note: Path) -> None:
     if not isinstance(files, dict):
         raise InputError(f'{note}: "files" is {str(files)[:60]}, expected names with hashes. Delete or restore it.')
     for name, known in files.items():
+        if not re.fullmatch(r"\.?\w[\w.-]{0,99}", name):
+            raise InputError(f"{note} lists {name[:60]!r}, which is no file beside it. Delete or restore it.")
         path = note.with_suffix(name) if name.startswith(".") else note.parent / name
         if (content(path) if path.is_file() else None) != known:
             raise InputError(

@@ -66,8 +66,7 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     if items is None:
         user, odd = next((user, item) for user, listed in users.items() for item in listed if not is_id(item))
         raise InputError(f"{path}, user {shown(user)}: item id {shown(odd)} is not a whole number of 63 bits. {remedy}")
-    keys = np.empty(len(users), dtype=object)
-    keys[:] = list(users)
+    keys = np.fromiter(users, dtype=object, count=len(users))  # tuples, too, each one user
     sequences = Sequences(keys, items, cumulate(lengths))
 
     short = np.flatnonzero(lengths < shortest)
