@@ -35,7 +35,7 @@ from utils.checkpoint import fill_module, load_state, load_tensors, save_state, 
 from utils.cli import parse_again, parser, positive_float, positive_int, run, seed
 from utils.ctrl_c import ctrl_c_waits
 from utils.data import check_finite, epoch_batches
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
 from utils.manifest import check_whole
@@ -88,10 +88,9 @@ class AutoEncoder(nn.Module):
         return codes
 
     def _check_width(self, embeddings: np.ndarray, source: str) -> None:
-        kind = str(getattr(embeddings, "dtype", type(embeddings)))
-        if getattr(embeddings, "ndim", 0) != 2 or not any(known in kind for known in ("float", "int")):
-            found = getattr(embeddings, "shape", "no array")
-            raise ValueError(f"{source}: found {found} {kind}, expected a matrix (items, width) of real numbers")
+        """What `tokenize` raises for embeddings as a whole."""
+        if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
+            raise ValueError(f"{source}: expected a matrix (items, width) of real numbers, found {shown(embeddings)}")
         if embeddings.shape[1] != self.embedding_width:
             raise InputError(
                 f"{source}: embeddings are {embeddings.shape[1]} wide, the tokenizer expects {self.embedding_width}. "

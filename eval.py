@@ -29,7 +29,7 @@ from utils.cli import parser, positive_int, run, seed
 from utils.data import training_batch
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.release import Interactions, encoders_differ, load_eval
+from utils.release import Interactions, load_eval, other_encoder
 from utils.report import append_results, print_table
 from utils.util import add_device_flags, pick_device, set_seed
 
@@ -111,11 +111,8 @@ def check_fit(
             f"{data.catalog.source} is {width} wide, {path} was trained on embeddings "
             f"{model.config.embedding_width} wide. Encode both with one sentence encoder."
         )
-    if encoders_differ(encoder, data.encoder):
-        raise InputError(
-            f"{path} was trained on embeddings of the encoder {encoder}, {data.catalog.source} has those of "
-            f"{data.encoder}. Encode both with one sentence encoder."
-        )
+    if other := other_encoder(path, encoder, data.catalog.source, data.encoder):
+        raise InputError(other)
     if tokenizer and data.tokenizer and tokenizer != data.tokenizer:
         raise InputError(
             f"{path} was trained on codes of tokenizer {tokenizer}, {folder} holds codes of {data.tokenizer}. "

@@ -197,8 +197,8 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
             f"{path} holds {held} numbers, too few for {config.layers} layers of width {width}. "
             "Give a checkpoint that pre_train.py wrote, or the release's."
         )
-    if config.window < 2 or width < 1:
-        raise InputError(f"{path} has a window of {config.window} items and width {width}: no model of this kind.")
+    if config.window < 2:
+        raise InputError(f"{path} has a window of {config.window} items: no model of this kind.")
     model = RecGPT(config)
     fill_module(model, state, path)
     return model.to(device).eval(), about

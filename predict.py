@@ -34,7 +34,7 @@ from utils.errors import InputError
 from utils.files import atomic_write, check_writable, finite
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
-from utils.release import TestSet, dataset_folder, encoders_differ, load_test, noted_encoder
+from utils.release import TestSet, dataset_folder, load_test, noted_encoder, other_encoder
 from utils.report import append_results, print_table
 from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
@@ -96,8 +96,8 @@ def main() -> None:
     if args.output:
         write_lists(args.output, test.sequences.users, found)
 
-    rank = baseline_ranks if args.protocol == "corrected" else baseline_ranks_by_id
-    ranks = {"RecGPT": Ranks(found.above, found.tied), **rank(histories, targets, test, candidates, length)}
+    baselines = baseline_ranks(histories, targets, test, candidates, length, by_id=args.protocol == "released")
+    ranks = {"RecGPT": Ranks(found.above, found.tied), **baselines}
     results = measure(ranks, user_groups(histories, targets, test), args.topk)
     report(results, args.topk)
     setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
@@ -115,11 +115,8 @@ def check_fit(args: argparse.Namespace, model: RecGPT, about: dict[str, Any], to
             f"{model.config.embedding_width} wide: encode the texts with the encoder of the checkpoint."
         )
     encoder = noted_encoder(test.embeddings_path)
-    if encoders_differ(about.get("encoder"), encoder):
-        problems.append(
-            f"{args.ckpt_path} was trained on embeddings of the encoder {about['encoder']}, {test.embeddings_path} has "
-            f"those of {encoder}: encode the texts with the encoder of the checkpoint."
-        )
+    if other := other_encoder(args.ckpt_path, about.get("encoder"), test.embeddings_path, encoder):
+        problems.append(other)
     if about.get("tokenizer", tokenizer) != tokenizer:
         problems.append(
             f"{args.ckpt_path} was trained on codes of tokenizer {about['tokenizer']}, {args.vae_ckpt} is {tokenizer}: "
@@ -238,28 +235,30 @@ def recommend(
 
 
 def baseline_ranks(
-    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int
+    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int, by_id: bool
 ) -> dict[str, Ranks]:
-    """Ranks of the recommenders that need no training; popularity needs the domain's interactions."""
-    last_items = histories.items[histories.offsets[1:] - 1]
-    ranks = {"repeat recent": list_ranks(torch.from_numpy(repeat_recent(histories, k)), torch.from_numpy(targets))}
+    """Ranks of the recommenders that need no training; popularity needs the domain's interactions.
+
+    With `by_id`, ids decide among equal scores, as in the published evaluation.
+    """
+    wanted, last_items = torch.from_numpy(targets), histories.items[histories.offsets[1:] - 1]
+
+    def listed(items: np.ndarray) -> Ranks:
+        return list_ranks(torch.tensor(items), wanted)
+
+    ranks = {"repeat recent": listed(repeat_recent(histories, k))}
     if test.popularity is not None:
-        ranks["popularity (train.pkl)"] = popularity_ranks(test.popularity, targets)
-    ranks["nearest text"] = nearest_text_ranks(last_items, targets, test.embeddings, candidates)
+        ranks["popularity (train.pkl)"] = (
+            listed(most_popular(test.popularity, len(histories), k))
+            if by_id
+            else popularity_ranks(test.popularity, targets)
+        )
+    ranks["nearest text"] = (
+        listed(nearest_text(last_items, test.embeddings, candidates, k))
+        if by_id
+        else nearest_text_ranks(last_items, targets, test.embeddings, candidates)
+    )
     return ranks
-
-
-def baseline_ranks_by_id(
-    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int
-) -> dict[str, Ranks]:
-    """The same where ids decide among equal scores, as in the published evaluation."""
-    last_items = histories.items[histories.offsets[1:] - 1]
-    lists = {"repeat recent": repeat_recent(histories, k)}
-    if test.popularity is not None:
-        lists["popularity (train.pkl)"] = most_popular(test.popularity, len(histories), k)
-    lists["nearest text"] = nearest_text(last_items, test.embeddings, candidates, k)
-    wanted = torch.from_numpy(targets)
-    return {method: list_ranks(torch.tensor(items), wanted) for method, items in lists.items()}
 
 
 def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:

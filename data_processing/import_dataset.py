@@ -38,8 +38,7 @@ hidden file beside OUTPUT. A run that was killed goes on.
 Splits, of which lists with one item are left out:
     leave_last_out   everyone is a test user, the last item is the target; train.pkl has the lists without it
     time             train.pkl has what was before --split_time; test.pkl that and each user's next item, the target
-    users            --test_share of the users are test users, with whole lists, as in the release; the split for
-                     make_eval.py, which reads train.pkl and test.pkl
+    users            --test_share of the users are test users, with whole lists, as in the release
 With the first two the pieces in cold_test.pkl end with the target: all that comes before it is in train.pkl.
 
 Writes to OUTPUT what make_dataset.py writes (test_times.pkl, in seconds, where there are times), with the names of
@@ -423,9 +422,9 @@ def tell_left_out(tables: Tables, args: argparse.Namespace) -> None:
     )
     if (users, items) != (all_users, all_items):
         print(
-            f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out "
-            f"({unused} of them unused) by --min_user_interactions {args.min_user_interactions} and "
-            f"--min_item_interactions {args.min_item_interactions}; 0 keeps all but unused items without text"
+            f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out, "
+            f"{unused} of which nobody had, by --min_user_interactions {args.min_user_interactions} and "
+            f"--min_item_interactions {args.min_item_interactions}; 0 keeps them, but no item without text or user"
         )
 
 

@@ -14,7 +14,7 @@ from data_processing.histories import Histories
 from data_processing.prefixes import history_columns, leave_out_missing, unfold
 from data_processing.row_filter import keep_rows, kept_columns
 from data_processing.texts import MARKED, NOTHING, look_at, missing_in
-from data_processing.times import check_times, find_reading, seconds
+from data_processing.times import check_times, seconds
 from utils.data import cumulate
 from utils.errors import InputError
 from utils.tables import Tables
@@ -128,10 +128,10 @@ def read_interactions(tables: Tables, interactions: Source, output: Path) -> Non
     needed = {"user_name": interactions.user, "item_name": interactions.item or interactions.history}
     needed |= {"time": interactions.time} if interactions.time else {}
     leave_out(tables, "interaction_rows", "said", needed, table, output)
+    order = "NULL"
     if interactions.time is not None:
-        check_times(tables, table, interactions.time, interactions.time_formats, output)
+        order = check_times(tables, table, interactions.time, interactions.time_formats, output).seconds
     if interactions.history is not None:
-        order = "NULL" if interactions.time is None else find_reading(tables, interactions.time_formats).seconds
         unfold(tables, table, interactions.history, interactions.item, order, output)
     refuse_header(tables, interactions, "--names")
 

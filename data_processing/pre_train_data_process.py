@@ -49,12 +49,12 @@ def main() -> None:
     output = Path(args.output)
     check_whole(output / MANIFEST)
     directories = named_directories(args.datasets)
-    known = catalogs(directories)
-    if (output / MANIFEST).is_file() and read_json(output / MANIFEST).get("catalogs", known) != known:
-        raise InputError(f"{output / MAPS} is of other items than {' '.join(args.datasets)} have now. {MAPS_REMEDY}")
     maps = load_id_maps(output / MAPS, list(directories))
     matrices = load_embeddings(list(directories.values()))
     encoder = common_encoder(list(directories.values()))
+    known = catalogs(directories)
+    if (output / MANIFEST).is_file() and read_json(output / MANIFEST).get("catalogs", known) != known:
+        raise InputError(f"{output / MAPS} is of other items than {' '.join(args.datasets)} have now. {MAPS_REMEDY}")
     merged = output / EMBEDDINGS
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
     about = {"encoder": encoder, "rows": rows, "width": width, "maps": content(output / MAPS), "catalogs": known}

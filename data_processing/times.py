@@ -75,8 +75,8 @@ def find_reading(tables: Tables, formats: list[str] | None) -> Reading:
     return best
 
 
-def check_times(tables: Tables, table: Table, column: str, formats: list[str] | None, beside: Path) -> None:
-    """Tell how times are read.
+def check_times(tables: Tables, table: Table, column: str, formats: list[str] | None, beside: Path) -> Reading:
+    """How times are read, which is told.
 
     Raises:
         InputError: times in another form, or in another unit, than most; names the lines. Dates of which nothing tells
@@ -108,6 +108,7 @@ def check_times(tables: Tables, table: Table, column: str, formats: list[str] | 
             )
     elif formats is None and reading.name != "a date":
         tell_reading(tables, reading, table, column)
+    return reading
 
 
 def reads(tables: Tables, seconds: str, value: str | None) -> bool:

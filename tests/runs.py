@@ -4,9 +4,11 @@ import importlib
 import json
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -105,3 +107,33 @@ def same(left: Path, right: Path) -> bool:
     """Whether two checkpoints hold the same bits."""
     one, other = weights(left), weights(right)
     return list(one) == list(other) and all(torch.equal(one[name], other[name]) for name in one)
+
+
+class AtWrite:
+    """For `hurt`: `act` at the n-th time that a file is written and about to get its name; `on`: and ever after."""
+
+    def __init__(self, number: int, act: Callable[[], None], on: bool = False):
+        self.number, self.act, self.on = number, act, on
+
+    def __call__(self) -> None:
+        synced, left = os.fsync, [self.number]
+
+        def fsync(file):
+            left[0] -= 1
+            if left[0] == 0 or (self.on and left[0] < 0):
+                self.act()
+            synced(file)
+
+        os.fsync = fsync
+
+
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def press_ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def fill_the_disk() -> None:
+    raise OSError(28, "No space left on device")

@@ -88,26 +88,9 @@ def test_starting_anew_tells_what_it_replaces(train):
 
 def test_a_state_of_an_earlier_training_never_stands_beside_new_weights(tmp_path, train):
     train("--lr 1e-3")
-    train(expect=-signal.SIGKILL, hurt=KillAtWrite(3))  # of JSON, weights and state
+    train(expect=-signal.SIGKILL, hurt=runs.AtWrite(3, runs.die))  # of JSON, weights and state
     assert not (tmp_path / STATE).exists()
     assert "does not exist" in train("--resume", expect=2)
-
-
-class KillAtWrite:
-    """SIGKILL at the n-th time that a file is written and about to get its name."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __call__(self):
-        left = [self.number]
-
-        def fsync(file):
-            left[0] -= 1
-            if not left[0]:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        os.fsync = fsync
 
 
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, train):

@@ -44,24 +44,10 @@ def place(data, request):
     return folder
 
 
-class CtrlCAtWrite:
-    """Ctrl-C at the n-th time that a file is written and about to get its name, and `times` of them."""
-
-    def __init__(self, number: int, times: int = 1):
-        self.number, self.times = number, times
-
-    def __call__(self):
-        synced, left = os.fsync, [self.number]
-
-        def fsync(file):
-            left[0] -= 1
-            if not left[0]:
-                for _ in range(self.times):
-                    os.kill(os.getpid(), signal.SIGINT)
-                    time.sleep(1.2 if self.times > 1 else 0)
-            synced(file)
-
-        os.fsync = fsync
+def press_twice():
+    for _ in range(2):
+        runs.press_ctrl_c()
+        time.sleep(1.2)
 
 
 # During imports
@@ -106,7 +92,7 @@ def test_pre_training_saves_and_goes_on(place):
 
 
 def test_pre_training_finishes_the_checkpoint_it_is_writing(place):
-    said = runs.finish(place, RUN, expect=130, hurt=CtrlCAtWrite(2))
+    said = runs.finish(place, RUN, expect=130, hurt=runs.AtWrite(2, runs.press_ctrl_c))
     assert said.splitlines()[-1].startswith("told to stop (Ctrl-C) after step 4 of 42: go on with --resume")
     assert {path.name for path in (place / "ckpt").glob("*.resume")} == {
         "layer_1_epoch_0_model_01.resume",
@@ -116,7 +102,7 @@ def test_pre_training_finishes_the_checkpoint_it_is_writing(place):
 
 
 def test_pressed_twice_it_ends_at_once(place):
-    said = runs.finish(place, RUN, expect=130, hurt=CtrlCAtWrite(5, times=2))
+    said = runs.finish(place, RUN, expect=130, hurt=runs.AtWrite(5, press_twice))
     assert said.splitlines()[-1] == "interrupted" and "Traceback" not in said
     assert not list((place / "ckpt").glob(".*")) and find_state(place / "ckpt", "latest")
 
@@ -147,7 +133,9 @@ def rows(place):
 
 
 def test_the_tokenizer_tells_what_is_kept(place, rows):
-    said = runs.finish(place, rows + "--epoch 1000", expect=130, hurt=CtrlCAtWrite(3), script="ae_trainer")
+    said = runs.finish(
+        place, rows + "--epoch 1000", expect=130, hurt=runs.AtWrite(3, runs.press_ctrl_c), script="ae_trainer"
+    )
     assert said.splitlines()[-1] == "interrupted in epoch 0: 1 of 1000 epochs are kept in vae; go on with --resume"
     names = {"vae_len4_fsq88865_ep0.pt", "vae_len4_fsq88865_ep0.json", "vae_len4_fsq88865.resume"}
     assert {path.name for path in (place / "vae").iterdir()} == names, "weights and state, or neither"
@@ -189,7 +177,7 @@ def test_a_data_set_is_whole_or_not_there(place, number):
     raw = ROOT / "data/sample/pets"
     flags = f"--input {raw} --embeddings {raw}/embeddings.npy --output made"
     script = "data_processing.make_dataset"
-    said = runs.finish(place, flags, expect=130, hurt=CtrlCAtWrite(number), script=script)
+    said = runs.finish(place, flags, expect=130, hurt=runs.AtWrite(number, runs.press_ctrl_c), script=script)
     assert said.splitlines()[-1] == "interrupted" and "Traceback" not in said
     kept = [path.name for path in place.rglob("*") if path.is_file()]
     assert all(name == "said" or name.startswith(".item_text_embeddings.npy.partial") for name in kept), kept

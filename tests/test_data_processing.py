@@ -26,7 +26,7 @@ from data_processing import (
 from utils import resume
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.release import load_pre_train, load_test
+from utils.release import catalogs, load_pre_train, load_test
 from utils.resume import Filling, content, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -582,7 +582,8 @@ def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsy
     call("pre_train_data_process", "--datasets", *directories[::-1], "--output", output, "--dtype", "float16")
     merged = output / "all_item_text_embeddings.npy"
     np.testing.assert_array_equal(np.load(merged), embeddings.astype(np.float16))
-    about = {"encoder": None, "rows": 8, "width": WIDTH, "maps": content(output / "item_id_maps.pkl"), "catalogs": {}}
+    known = {"maps": content(output / "item_id_maps.pkl"), "catalogs": catalogs({d.name: d for d in directories})}
+    about = {"encoder": None, "rows": 8, "width": WIDTH, **known}
     assert json.loads(merged.with_suffix(".json").read_text()) == about | {"files": {".npy": fingerprint(merged)}}
 
     codes_file = output / "token_id_list.pkl"

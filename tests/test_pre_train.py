@@ -59,34 +59,13 @@ def undisturbed(data):
 # Resuming
 
 
-def die_at_write(number):
-    """SIGKILL in place of the `number`-th time that a file is written and about to get its name."""
-    synced, left = os.fsync, [number]
-
-    def fsync(file):
-        left[0] -= 1
-        if not left[0]:
-            os.kill(os.getpid(), signal.SIGKILL)
-        synced(file)
-
-    os.fsync = fsync
-
-
-class DieAtWrite:
-    def __init__(self, number):
-        self.number = number
-
-    def __call__(self):
-        die_at_write(self.number)
-
-
 def test_killed_at_random_moments_the_weights_are_the_same(place, undisturbed):
     """Fourteen kills: every other at a random moment, the others while a file of a checkpoint is being written."""
     moments, log, epochs = random.Random(11), place / "log.jsonl", []
     for number in range(14):
         flags = RUN + "--resume auto"
         if number % 2:
-            process = runs.start(place, flags, DieAtWrite(moments.randrange(1, 5)))
+            process = runs.start(place, flags, runs.AtWrite(moments.randrange(1, 5), runs.die))
             process.join()
         else:
             process = runs.start(place, flags)
@@ -542,28 +521,11 @@ class OverflowAt:
 
 
 def test_a_full_disk_keeps_the_checkpoints_before(place, data):
-    runs.finish(place, RUN + "--eval_every 1000", expect=2, hurt=FullDisk(9))
+    runs.finish(place, RUN + "--eval_every 1000", expect=2, hurt=runs.AtWrite(9, runs.fill_the_disk, on=True))
     said = (place / "said").read_text()
     assert "could not be written (No space left on device)" in said
     assert find_state(place / "ckpt", "latest").place.step > 0
     assert not list((place / "ckpt").glob(".*"))
-
-
-class FullDisk:
-    """The n-th file that is written finds the disk full."""
-
-    def __init__(self, number):
-        self.number = number
-
-    def __call__(self):
-        left = [self.number]
-
-        def fsync(file):
-            left[0] -= 1
-            if left[0] <= 0:
-                raise OSError(28, "No space left on device")
-
-        os.fsync = fsync
 
 
 # Watching

@@ -380,8 +380,8 @@ def test_what_the_core_leaves_out_is_told(call):
     events = [f"u{user}:{item}:{user}" for user in range(6) for item in "abcde"] + ["new:a:1", "new:rare:2"]
     write_small(" ".join(events), "a b c d e rare novel fresh")
     told = call("--interactions i.csv --items m.csv --output out ")
-    said = "1 of 7 users and 3 of 8 items left out (2 of them unused) by --min_user_interactions 5 "
-    assert said + "and --min_item_interactions 5; 0 keeps all but unused items without text" in told
+    said = "1 of 7 users and 3 of 8 items left out, 2 of which nobody had, by --min_user_interactions 5 "
+    assert said + "and --min_item_interactions 5; 0 keeps them, but no item without text or user" in told
     told = call(SMALL)
     assert "left out" not in told
 

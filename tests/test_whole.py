@@ -298,8 +298,11 @@ def test_a_matrix_that_is_not_the_one_of_its_notes_is_not_read(world, call, comm
         call(command)
 
 
-def test_merged_embeddings_of_other_items_of_equal_number_are_refused(world, call):
+@pytest.mark.parametrize("listed", [True, False])  # in a dataset.json, which the release's directories do not have
+def test_merged_embeddings_of_other_items_of_equal_number_are_refused(world, call, listed):
     call(CASES["own data"].first[0])
+    if not listed:
+        Path("out/dataset.json").unlink()
     for command in PRE_TRAIN:
         call(command.replace("a b", "out").replace("--output out", "--output merged").replace(" out/", " merged/"))
     load_pre_train(Path("merged"))
@@ -307,6 +310,8 @@ def test_merged_embeddings_of_other_items_of_equal_number_are_refused(world, cal
     lines = [{"id": item, "text": {"title": f"other {item}"}} for item in range(12)]
     write_lines(Path("own/items.jsonl.gz"), lines)
     call(CASES["own data"].first[0])
+    if not listed:
+        Path("out/dataset.json").unlink()
     with pytest.raises(InputError, match="is of other items than out have now.*data_process_2.py"):
         call("pre_train_data_process --datasets out --output merged")
     call("data_process_2 --datasets out --output merged")

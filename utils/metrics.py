@@ -82,6 +82,7 @@ class TopKAccumulator:
             first, end = above.clamp(max=k), (above + tied).clamp(max=k)
             self.sums[2 * place] += ((end - first) * share).sum()
             self.sums[2 * place + 1] += ((gains[end] - gains[first]) * share).sum()
+        # Up to the last k, the longest list.
         self.sums[-1] += ((reciprocals[end] - reciprocals[first]) * share).sum()
         self.users += len(above)
 

@@ -181,10 +181,9 @@ def check_encoded(embeddings: Path) -> None:
 
 
 def catalogs(directories: dict[str, Path]) -> dict[str, list[str | None]]:
-    """Data set name -> hashes of its texts and of its items' names, of the sets that list them."""
-    of_items = ("item_text_dict.pkl", "item_ids.jsonl")
-    listed = {name: read_json(path / MANIFEST) for name, path in directories.items() if (path / MANIFEST).is_file()}
-    return {name: [about.get("files", {}).get(file) for file in of_items] for name, about in listed.items()}
+    """Data set name -> hashes of its texts and of its items' names; None for a file that is not there."""
+    files = {name: (path / "item_text_dict.pkl", path / "item_ids.jsonl") for name, path in directories.items()}
+    return {name: [content(path) if path.is_file() else None for path in paths] for name, paths in files.items()}
 
 
 def check_catalogs(folder: Path) -> None:
@@ -209,10 +208,18 @@ def noted_encoder(embeddings: Path) -> str | None:
     return read_json(about).get("encoder") if about.is_file() else None
 
 
-def encoders_differ(one: Any, other: Any) -> bool:
-    """Whether two encoders are known and differ in the last part of their name or path."""
-    known = isinstance(one, str) and isinstance(other, str) and one and other
-    return bool(known) and Path(one).name != Path(other).name
+def other_encoder(trained: str | Path, encoder: Any, source: str | Path, found: Any) -> str | None:
+    """What is wrong where `trained` is of another encoder than the embeddings `source`; None if nothing is known to be.
+
+    Only the last part of their names or paths counts.
+    """
+    known = isinstance(encoder, str) and isinstance(found, str) and encoder and found
+    if not known or Path(encoder).name == Path(found).name:
+        return None
+    return (
+        f"{trained} was trained on embeddings of the encoder {encoder}, {source} has those of {found}. Encode the "
+        'texts with the first; if it is the same under two names, mend "encoder" in the JSON beside the embeddings.'
+    )
 
 
 def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:
