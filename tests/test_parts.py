@@ -14,7 +14,7 @@ from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popu
 from utils.data import Sequences, cumulate, epoch_batches, equal_work_batches, prefetched
 from utils.errors import InputError
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
-from utils.plan import Place, Plan
+from utils.training.plan import Place, Plan
 
 
 def sequences_of(histories):

@@ -22,9 +22,9 @@ from utils import plot_logs, processes, training_state
 from utils.data import IGNORED, training_batch
 from utils.errors import InputError
 from utils.files import save_json
-from utils.plan import Place, Plan, Work
 from utils.release import load_pre_train
 from utils.TimeLogger import TimeLogger
+from utils.training.plan import Place, Plan, Work
 from utils.training_state import find_state, step_seed
 
 HISTORIES = 161  # in batches of 8 one is left over: fewer than two processes

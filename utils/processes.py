@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, gather_object
 
 from utils.errors import InputError
-from utils.plan import Place
+from utils.training.plan import Place
 
 AGAIN = 1.0  # seconds
 PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may differ in

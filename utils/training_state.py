@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.state_dict import (
 
 from utils.checkpoint import about_path, load_tensors, save_state, save_tensors
 from utils.errors import InputError, reason, shown
-from utils.plan import Place
 from utils.resume import locked
+from utils.training.plan import Place
 
 ENDING = ".resume"
 FORMAT = 2

@@ -1,0 +1,1 @@
+"""What the training loop of pre_train.py stands on."""
