@@ -43,7 +43,7 @@ from utils.release import HELD_OUT, Interactions, load_eval
 from utils.resume import content
 from utils.TimeLogger import TimeLogger
 from utils.training.plan import Place, Plan, Work
-from utils.training_state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
+from utils.training.state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
 from utils.util import set_seed
 
 FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change

@@ -12,7 +12,7 @@ from accelerate.utils import DistributedType
 import pre_train
 from utils.processes import HostSum, sharding, start_accelerator
 from utils.training.plan import Place, Plan
-from utils.training_state import Checkpoints, read_state
+from utils.training.state import Checkpoints, read_state
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from utils.cli import run
 from utils.packed import pack
 from utils.processes import Notice
-from utils.training_state import find_state
+from utils.training.state import find_state
 
 FOLDERS = (".", "data_processing", "benchmarks", "utils")
 BEGINNING = """if __name__ == "__main__":

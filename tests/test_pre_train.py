@@ -18,14 +18,15 @@ import torch
 import pre_train
 from tests import runs
 from tests.conftest import House
-from utils import plot_logs, processes, training_state
+from utils import plot_logs, processes
 from utils.data import IGNORED, training_batch
 from utils.errors import InputError
 from utils.files import save_json
 from utils.release import load_pre_train
 from utils.TimeLogger import TimeLogger
+from utils.training import state
 from utils.training.plan import Place, Plan, Work
-from utils.training_state import find_state, step_seed
+from utils.training.state import find_state, step_seed
 
 HISTORIES = 161  # in batches of 8 one is left over: fewer than two processes
 MODEL = "--data_path ../pt --width 64 --tf_layer 1 --lr 2e-3 --device cpu --log_file log.jsonl --ckpt_dir ckpt "
@@ -599,6 +600,6 @@ def test_a_missing_tracker_is_told_how_to_install(place, data):
 
 
 def test_states_are_written_with_plain_values_only(undisturbed):
-    saved = training_state.read_state(undisturbed / "ckpt/layer_1_epoch_1.resume")
+    saved = state.read_state(undisturbed / "ckpt/layer_1_epoch_1.resume")
     save_json(undisturbed / "about.json", saved.about)  # json takes nothing else
     assert json.loads((undisturbed / "about.json").read_text()) == saved.about
