@@ -10,8 +10,8 @@ import torch
 from accelerate.utils import DistributedType
 
 import pre_train
-from utils.processes import HostSum, sharding, start_accelerator
 from utils.training.plan import Place, Plan
+from utils.training.processes import HostSum, sharding, start_accelerator
 from utils.training.state import Checkpoints, read_state
 
 

@@ -16,7 +16,7 @@ from tests import runs
 from tests.conftest import ROOT
 from utils.cli import run
 from utils.packed import pack
-from utils.processes import Notice
+from utils.training.processes import Notice
 from utils.training.state import find_state
 
 FOLDERS = (".", "data_processing", "benchmarks", "utils")

@@ -18,13 +18,13 @@ import torch
 import pre_train
 from tests import runs
 from tests.conftest import House
-from utils import plot_logs, processes
+from utils import plot_logs
 from utils.data import IGNORED, training_batch
 from utils.errors import InputError
 from utils.files import save_json
 from utils.release import load_pre_train
 from utils.TimeLogger import TimeLogger
-from utils.training import state
+from utils.training import processes, state
 from utils.training.plan import Place, Plan, Work
 from utils.training.state import find_state, step_seed
 
