@@ -27,9 +27,9 @@ from model import RecGPT, load_model
 from utils.checkpoint import find_checkpoints
 from utils.cli import parser, positive_int, run, seed
 from utils.data import training_batch
+from utils.datasets import Interactions, load_eval, other_encoder
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.release import Interactions, load_eval, other_encoder
 from utils.report import append_results, print_table
 from utils.util import add_device_flags, pick_device, set_seed
 

@@ -34,11 +34,11 @@ from model import HEAD_WIDTH, RecGPT, RecGPTConfig
 from utils.cli import SWITCH, non_negative_float, parse_again, parser, positive_float, positive_int, run, seed, share
 from utils.ctrl_c import INTERRUPTED
 from utils.data import WINDOW, SeqBatch, prefetched
+from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM, check_width
 from utils.packed import data_fingerprint, fits, open_packed, pack
-from utils.release import HELD_OUT, Interactions, load_eval
 from utils.resume import content
 from utils.TimeLogger import TimeLogger
 from utils.training.plan import Place, Plan, Work

@@ -30,11 +30,11 @@ from model import RecGPT, load_model
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.cli import SWITCH, parser, positive_int, run, seed
 from utils.data import Catalog, Sequences, make_batch
+from utils.datasets import TestSet, dataset_folder, load_test, noted_encoder, other_encoder
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable, finite
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
-from utils.release import TestSet, dataset_folder, load_test, noted_encoder, other_encoder
 from utils.report import append_results, print_table
 from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie

@@ -16,10 +16,10 @@ import transformers
 
 from utils.cli import parser, positive_int, seed
 from utils.data import WINDOW, Catalog, Sequences, cumulate
+from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.release import load_sequences
 from utils.report import append_results
 from utils.util import add_device_flags
 

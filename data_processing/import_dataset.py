@@ -86,11 +86,11 @@ from data_processing.TextEncoder_batch import (
 )
 from utils.check import check_directory
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
+from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import load_matrix, save_dict
 from utils.fsq import check_width
 from utils.manifest import staged_set
-from utils.release import DATA_SET
 from utils.tables import MEMORY, Tables, first_line, source, workspace
 from utils.util import add_device_flags, pick_device
 

@@ -50,10 +50,10 @@ from data_processing.TextEncoder_batch import (
 from data_processing.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
+from utils.datasets import DATA_SET, is_time, noted_encoder
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, read_json_lines, read_jsonl, save_pickle
 from utils.manifest import staged_set
-from utils.release import DATA_SET, is_time, noted_encoder
 from utils.resume import identity, resumable_matrix
 from utils.util import add_device_flags, pick_device
 

@@ -29,10 +29,10 @@ from data_processing.make_token_list import save_token_list
 from data_processing.pre_train_data_process import common_encoder, load_embeddings, merged_matrix
 from utils.cli import parser, positive_int, run, seed
 from utils.data import Sequences, cumulate
+from utils.datasets import HELD_OUT
 from utils.errors import InputError
 from utils.files import save_json, save_pickle
 from utils.manifest import staged_set
-from utils.release import HELD_OUT
 from utils.util import add_device_flags, pick_device
 
 

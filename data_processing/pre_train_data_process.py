@@ -27,10 +27,10 @@ from tqdm import tqdm
 from data_processing.data_process_2 import named_directories
 from utils.cli import parser, run
 from utils.data import check_finite
+from utils.datasets import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_encoder, whole_numbers
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json, staged_directory
 from utils.manifest import MANIFEST, check_whole
-from utils.release import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_encoder, whole_numbers
 from utils.resume import content, identity, resumable_matrix
 
 CHUNK = 16_384  # rows copied at once

@@ -25,8 +25,8 @@ from data_processing import (
 )
 from utils import resume
 from utils.data import Sequences
+from utils.datasets import catalogs, load_pre_train, load_test
 from utils.errors import InputError
-from utils.release import catalogs, load_pre_train, load_test
 from utils.resume import Filling, content, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,10 +16,10 @@ import torch
 
 from tests.conftest import ROOT
 from utils.checkpoint import load_state
+from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix, load_pickle, save_json, save_pickle, staged_directory
 from utils.manifest import check_whole
-from utils.release import load_sequences
 from utils.report import append_results
 from utils.resume import resumable_matrix
 from utils.tables import workspace
@@ -373,7 +373,7 @@ def test_values_that_are_short_in_a_file_and_endless_in_a_message(tmp_path, star
 from pathlib import Path
 from data_processing.data_process_2 import load_item_texts
 from utils.files import load_pickle
-from utils.release import codes_array, load_sequences
+from utils.datasets import codes_array, load_sequences
 path = Path(sys.argv[1])
 """
     assert name in refused(imports, reads[name], tmp_path / name)

@@ -22,10 +22,10 @@ from data_processing import pack as pack_script
 from data_processing.data_process_2 import load_histories
 from utils import packed, resume, tables
 from utils.data import Sequences, epoch_batches, training_batch
+from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
 from utils.files import load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
 from utils.packed import data_fingerprint, fits, open_packed, pack
-from utils.release import load_pre_train
 from utils.resume import fingerprint, resumable_matrix
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -20,9 +20,9 @@ from tests import runs
 from tests.conftest import House
 from utils import plot_logs
 from utils.data import IGNORED, training_batch
+from utils.datasets import load_pre_train
 from utils.errors import InputError
 from utils.files import save_json
-from utils.release import load_pre_train
 from utils.TimeLogger import TimeLogger
 from utils.training import processes, state
 from utils.training.plan import Place, Plan, Work

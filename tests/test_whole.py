@@ -43,9 +43,9 @@ from tests.test_data_processing import (
 )
 from utils import packed, resume, tables
 from utils.check import check_directory
+from utils.datasets import CODES as CODES_LIST
+from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
 from utils.errors import InputError
-from utils.release import CODES as CODES_LIST
-from utils.release import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
 from utils.Trie import Trie
 
 SCRIPTS = (

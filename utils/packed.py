@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data import Catalog, Sequences, check_finite
+from utils.datasets import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
 from utils.errors import InputError
 from utils.files import (
     expect_random_rows,
@@ -33,7 +34,6 @@ from utils.files import (
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.release import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
 from utils.resume import fingerprint, identity, resumable_matrix
 
 FORMAT = 1

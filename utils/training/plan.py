@@ -15,8 +15,8 @@ from utils.data import (
     equal_work_batches,
     training_batch,
 )
+from utils.datasets import Interactions
 from utils.fsq import CODES_PER_ITEM
-from utils.release import Interactions
 
 TENTHS = 10
 
