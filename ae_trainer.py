@@ -39,7 +39,7 @@ from utils.errors import InputError, shown
 from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
 from utils.manifest import check_whole
-from utils.resume import locked
+from utils.matrices import locked
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 
 NAME = "vae_len4_fsq88865"

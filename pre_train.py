@@ -38,8 +38,8 @@ from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM, check_width
+from utils.matrices import content
 from utils.packed import data_fingerprint, fits, open_packed, pack
-from utils.resume import content
 from utils.TimeLogger import TimeLogger
 from utils.training.plan import Place, Plan, Work
 from utils.training.processes import HostSum, Notice, check_same_start, lost_processes_told, start_accelerator

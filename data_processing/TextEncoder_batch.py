@@ -37,7 +37,7 @@ from utils.cli import parser, positive_int, run
 from utils.errors import InputError
 from utils.files import load_matrix, read_json, require_file, save_json, staged_directory
 from utils.manifest import MANIFEST, check_whole
-from utils.resume import content, resumable_matrix
+from utils.matrices import content, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"

@@ -54,7 +54,7 @@ from utils.datasets import DATA_SET, is_time, noted_encoder
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, read_json_lines, read_jsonl, save_pickle
 from utils.manifest import staged_set
-from utils.resume import identity, resumable_matrix
+from utils.matrices import identity, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 CHUNK = 1 << 14  # rows of given embeddings copied at once

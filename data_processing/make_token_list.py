@@ -32,7 +32,7 @@ from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, save_json, save_list, staged_directory
 from utils.fsq import CODES_PER_ITEM
 from utils.manifest import check_whole
-from utils.resume import Filling, content, fingerprint, identity, resumable_matrix
+from utils.matrices import Filling, content, fingerprint, identity, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 CHUNK = 65_536  # rows between two steps of the progress bar

@@ -31,7 +31,7 @@ from utils.datasets import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_enco
 from utils.errors import InputError
 from utils.files import forget_pages, load_matrix, load_pickle, read_json, save_json, staged_directory
 from utils.manifest import MANIFEST, check_whole
-from utils.resume import content, identity, resumable_matrix
+from utils.matrices import content, identity, resumable_matrix
 
 CHUNK = 16_384  # rows copied at once
 REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."

@@ -23,11 +23,11 @@ from data_processing import (
     make_token_list,
     pre_train_data_process,
 )
-from utils import resume
+from utils import matrices
 from utils.data import Sequences
 from utils.datasets import catalogs, load_pre_train, load_test
 from utils.errors import InputError
-from utils.resume import Filling, content, fingerprint
+from utils.matrices import Filling, content, fingerprint
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {
@@ -303,7 +303,7 @@ def test_texts_that_changed_since_a_run_was_killed_are_encoded_again(call, tmp_p
     encoder = Breaking()
     monkeypatch.setattr(make_dataset, "load_encoder", lambda name, device: encoder)
     monkeypatch.setattr(TextEncoder_batch, "CHUNK", 4)
-    monkeypatch.setattr(resume, "NOTE_EVERY", 0.0)
+    monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     write_own_data(tmp_path / "in")
     with pytest.raises(KeyboardInterrupt):
         call("make_dataset", "--input", tmp_path / "in", "--output", tmp_path / "out")
@@ -420,7 +420,7 @@ def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
     encoder = Breaking()
     monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: encoder)
     monkeypatch.setattr(TextEncoder_batch, "CHUNK", 4)
-    monkeypatch.setattr(resume, "NOTE_EVERY", 0.0)
+    monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     call("TextEncoder_batch", "--input", tmp_path / "a")
     Breaking.left = encoder.left = 2
     with pytest.raises(KeyboardInterrupt):

@@ -20,8 +20,8 @@ from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable, load_matrix, load_pickle, save_json, save_pickle, staged_directory
 from utils.manifest import check_whole
+from utils.matrices import resumable_matrix
 from utils.report import append_results
-from utils.resume import resumable_matrix
 from utils.tables import workspace
 from utils.Trie import Trie
 

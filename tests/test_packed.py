@@ -20,13 +20,13 @@ from ae_trainer import AutoEncoder
 from benchmarks import scale
 from data_processing import pack as pack_script
 from data_processing.data_process_2 import load_histories
-from utils import packed, resume, tables
+from utils import matrices, packed, tables
 from utils.data import Sequences, epoch_batches, training_batch
 from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
 from utils.files import load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
+from utils.matrices import fingerprint, resumable_matrix
 from utils.packed import data_fingerprint, fits, open_packed, pack
-from utils.resume import fingerprint, resumable_matrix
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 32
@@ -142,8 +142,8 @@ def test_a_changed_source_no_longer_fits(pre_train_folder, monkeypatch, capsys):
 @pytest.fixture
 def few_samples(monkeypatch):
     """Fingerprints read the first bytes only, as they read 4 MiB of a large file."""
-    monkeypatch.setattr(resume, "BLOCKS", 1)
-    monkeypatch.setattr(resume, "BLOCK", 16)
+    monkeypatch.setattr(matrices, "BLOCKS", 1)
+    monkeypatch.setattr(matrices, "BLOCK", 16)
 
 
 def change_in_place(path: Path) -> None:
@@ -265,8 +265,8 @@ def test_a_fingerprint_sees_size_and_content(tmp_path):
         small.write_bytes(content)
         seen.add(fingerprint(small))
     assert len(seen) == 4
-    block = np.random.default_rng(0).bytes(resume.BLOCK)
-    large.write_bytes(block * (3 * resume.BLOCKS))
+    block = np.random.default_rng(0).bytes(matrices.BLOCK)
+    large.write_bytes(block * (3 * matrices.BLOCKS))
     whole = fingerprint(large)
     with large.open("r+b") as file:
         file.seek(-1, os.SEEK_END)
@@ -275,7 +275,7 @@ def test_a_fingerprint_sees_size_and_content(tmp_path):
 
 
 def test_a_matrix_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "NOTE_EVERY", 0.0)
+    monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     path, job = tmp_path / "m.npy", {"from": "a"}
     with pytest.raises(KeyboardInterrupt), resumable_matrix(path, (4, 2), np.float32, job) as filling:
         filling.matrix[:2] = 1
@@ -294,7 +294,7 @@ def test_a_matrix_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
 
 def test_a_matrix_of_another_job_starts_anew(tmp_path, monkeypatch):
-    monkeypatch.setattr(resume, "NOTE_EVERY", 0.0)
+    monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     for job, shape in (({"from": "a"}, (4, 2)), ({"from": "b"}, (4, 2)), ({"from": "b"}, (3, 2))):
         with pytest.raises(KeyboardInterrupt), resumable_matrix(tmp_path / "m.npy", shape, np.float32, job) as filling:
             assert filling.done == 0

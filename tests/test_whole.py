@@ -41,7 +41,7 @@ from tests.test_data_processing import (
     write_own_data,
     write_reviews,
 )
-from utils import packed, resume, tables
+from utils import matrices, packed, tables
 from utils.check import check_directory
 from utils.datasets import CODES as CODES_LIST
 from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
@@ -341,17 +341,17 @@ def test_an_index_is_old_or_new_whenever_its_saving_was_killed(tmp_path):
 @pytest.fixture
 def few_samples(monkeypatch):
     """Fingerprints read the first bytes only, as they read 4 MiB of a large file."""
-    monkeypatch.setattr(resume, "BLOCKS", 1)
-    monkeypatch.setattr(resume, "BLOCK", 16)
+    monkeypatch.setattr(matrices, "BLOCKS", 1)
+    monkeypatch.setattr(matrices, "BLOCK", 16)
 
 
 def change_in_place(path: Path) -> None:
     """Another byte near the end of a file, which keeps its length."""
-    known = resume.fingerprint(path)
+    known = matrices.fingerprint(path)
     changed = bytearray(path.read_bytes())
     changed[-20] ^= 1
     path.write_bytes(changed)
-    assert resume.fingerprint(path) == known
+    assert matrices.fingerprint(path) == known
 
 
 @pytest.mark.parametrize(
@@ -371,7 +371,7 @@ def test_half_a_matrix_of_a_file_that_changed_since_is_not_gone_on_with(
 
     def noted(path, shape, dtype, job):
         jobs.append(job)
-        return resume.resumable_matrix(path, shape, dtype, job)
+        return matrices.resumable_matrix(path, shape, dtype, job)
 
     shutil.copy("0.npy", "given.npy")
     for line in PRE_TRAIN:

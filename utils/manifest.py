@@ -8,7 +8,7 @@ from typing import Any
 
 from utils.errors import InputError
 from utils.files import read_json, save_json, staged_directory
-from utils.resume import content
+from utils.matrices import content
 
 MANIFEST = "dataset.json"  # of a data set directory, of data/pre_train and of data/eval
 

@@ -34,7 +34,7 @@ from utils.files import (
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.resume import fingerprint, identity, resumable_matrix
+from utils.matrices import fingerprint, identity, resumable_matrix
 
 FORMAT = 1
 HEADER = "packed.json"

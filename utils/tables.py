@@ -15,7 +15,7 @@ import numpy as np
 
 from utils.errors import DiskError, InputError
 from utils.files import check_writable, resolved
-from utils.resume import identity
+from utils.matrices import identity
 
 MEMORY = 3.0  # GiB that DuckDB may hold before it spills; Python and its own overhead come on top
 FETCHED = 1 << 16  # rows fetched at once
