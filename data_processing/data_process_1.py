@@ -39,6 +39,7 @@ from tqdm import tqdm
 
 from data_processing.data_download import RAW, local_file
 from data_processing.histories import Histories, save_histories
+from data_processing.parts.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 from data_processing.texts import NOTHING, is_missing, missing_in
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import cumulate
@@ -46,7 +47,6 @@ from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file, save_dict
 from utils.manifest import staged_set
-from utils.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
 REMEDY = "Fetch it with data_processing/data_download.py --amazon CATEGORY."

@@ -17,6 +17,7 @@ import duckdb
 
 from data_processing.columns import Column, Table, clean, clean_names, literal
 from data_processing.delimited import delimited, first_of, fits, records
+from data_processing.parts.tables import Tables, first_line, is_of_the_file
 from data_processing.text_files import (
     DAMAGED,
     REMEDY,
@@ -32,7 +33,6 @@ from data_processing.text_files import (
 )
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file
-from utils.tables import Tables, first_line, is_of_the_file
 
 FORMATS = ("csv", "tsv", "blanks", "parquet", "jsonl", "json", "python", "recbole", "ml-100k", "ml-1m", "mind")
 ENDINGS = {

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_processing.parts.tables import Tables
 from utils.data import Sequences, cumulate, spans
 from utils.files import atomic_write, save_dict
-from utils.tables import Tables
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
 AT_ONCE = 1 << 16  # histories turned into lists

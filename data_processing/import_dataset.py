@@ -73,6 +73,7 @@ from data_processing.formats import FORMATS, open_table
 from data_processing.histories import Histories, save_histories
 from data_processing.interactions import REPEATS, SPLITS, Source, gather, read_files, split
 from data_processing.make_dataset import given_rows
+from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
 from data_processing.row_filter import parse_keep
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
@@ -91,7 +92,6 @@ from utils.errors import InputError
 from utils.files import load_matrix, save_dict
 from utils.fsq import check_width
 from utils.manifest import staged_set
-from utils.tables import MEMORY, Tables, first_line, source, workspace
 from utils.util import add_device_flags, pick_device
 
 MIND_TIME = ["%m/%d/%Y %I:%M:%S %p"]

@@ -11,13 +11,13 @@ from data_processing.columns import CLEANED, Table, columns_of, folded
 from data_processing.data_process_1 import draw_test
 from data_processing.formats import field_names, json_column, place_of, read_table
 from data_processing.histories import Histories
+from data_processing.parts.tables import Tables
 from data_processing.prefixes import history_columns, leave_out_missing, unfold
 from data_processing.row_filter import keep_rows, kept_columns
 from data_processing.texts import MARKED, NOTHING, look_at, missing_in
 from data_processing.times import check_times, seconds
 from utils.data import cumulate
 from utils.errors import InputError
-from utils.tables import Tables
 
 DEFAULT_SPLIT_TIME = 0.9  # share of the interactions
 SHORTEST = 2  # items of a list: a history and a target

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from data_processing.columns import Column, Table
 from data_processing.formats import places_of
+from data_processing.parts.tables import Tables
 from data_processing.text_files import EXAMPLES
 from data_processing.texts import missing_in
 from utils.errors import InputError
-from utils.tables import Tables
 
 # A field with a list in text: ["a", "b"], ['a', 'b'], [1 2 3], a|b|c, a;b;c, a,b,c or a b c; NULL where it is none.
 LIST = r"""

@@ -7,9 +7,9 @@ from typing import Any
 import duckdb
 
 from data_processing.columns import Table, columns_of
+from data_processing.parts.tables import Tables, first_line
 from data_processing.texts import missing_in
 from utils.errors import InputError
-from utils.tables import Tables, first_line
 
 ALLOWED = {
     "COMPARISON",

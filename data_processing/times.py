@@ -6,9 +6,9 @@ from typing import NamedTuple
 from data_processing.columns import Table, literal
 from data_processing.data_process_1 import in_another_unit, unit
 from data_processing.formats import places_of
+from data_processing.parts.tables import Tables
 from data_processing.text_files import EXAMPLES
 from utils.errors import InputError
-from utils.tables import Tables
 
 NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOUBLE) END"
 MOMENT = """

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from data_processing.parts.tables import workspace
 from tests.conftest import ROOT
 from utils.checkpoint import load_state
 from utils.datasets import load_sequences
@@ -22,7 +23,6 @@ from utils.files import check_writable, load_matrix, load_pickle, save_json, sav
 from utils.manifest import check_whole
 from utils.matrices import resumable_matrix
 from utils.report import append_results
-from utils.tables import workspace
 from utils.Trie import Trie
 
 ALLOWED = 400  # MiB that a small file may take before it is refused

@@ -17,13 +17,13 @@ import torch
 import predict
 from ae_trainer import AutoEncoder
 from data_processing import import_dataset, make_dataset
+from data_processing.parts.tables import Tables
 from model import RecGPT, RecGPTConfig
 from tests.conftest import ROOT, dump
 from tests.test_data_processing import WIDTH, HashEncoder, load, write_lines, write_own_data
 from utils.cli import run
 from utils.errors import InputError
 from utils.matrices import content
-from utils.tables import Tables
 
 EVERYTHING = "--min_user_interactions 0 --min_item_interactions 0"
 GENRE_FLAGS = "|".join("01" + "0" * 17)

@@ -20,7 +20,8 @@ from ae_trainer import AutoEncoder
 from benchmarks import scale
 from data_processing import pack as pack_script
 from data_processing.data_process_2 import load_histories
-from utils import matrices, packed, tables
+from data_processing.parts import tables
+from utils import matrices, packed
 from utils.data import Sequences, epoch_batches, training_batch
 from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
@@ -342,7 +343,7 @@ def test_tables_survive_and_are_removed(tmp_path):
 
 
 def test_a_second_run_in_the_same_place_is_refused(tmp_path):
-    program = "import sys; from pathlib import Path; from utils import tables\n"
+    program = "import sys; from pathlib import Path; from data_processing.parts import tables\n"
     program += "with tables.workspace(Path(sys.argv[1]), {}): print('here', flush=True); input()"
     command = [sys.executable, "-c", program, str(tmp_path / "o")]
     other = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

@@ -1,0 +1,1 @@
+"""What the data scripts are made of; nothing here is run by itself."""
