@@ -73,6 +73,7 @@ from data_processing.formats import FORMATS, open_table
 from data_processing.histories import Histories, save_histories
 from data_processing.interactions import REPEATS, SPLITS, Source, gather, read_files, split
 from data_processing.make_dataset import given_rows
+from data_processing.parts.check import check_directory
 from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
 from data_processing.row_filter import parse_keep
 from data_processing.TextEncoder_batch import (
@@ -85,7 +86,6 @@ from data_processing.TextEncoder_batch import (
     save_about,
     written_texts,
 )
-from utils.check import check_directory
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
 from utils.datasets import DATA_SET
 from utils.errors import InputError

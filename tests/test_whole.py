@@ -30,6 +30,7 @@ from data_processing import (
     pre_train_data_process,
 )
 from data_processing.parts import tables
+from data_processing.parts.check import check_directory
 from model import RecGPTConfig
 from pre_train import facts
 from tests.test_data_processing import (
@@ -43,7 +44,6 @@ from tests.test_data_processing import (
     write_reviews,
 )
 from utils import matrices, packed
-from utils.check import check_directory
 from utils.datasets import CODES as CODES_LIST
 from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
 from utils.errors import InputError
