@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from data_processing.columns import KNOWN_NAMES, Column, Layout, Table, clean_names, folded, literal, plain_name
+from data_processing.parts.columns import KNOWN_NAMES, Column, Layout, Table, clean_names, folded, literal, plain_name
 from data_processing.text_files import REWRITES, decode_start, decoded, open_bytes, whole_lines
 from utils.errors import InputError
 

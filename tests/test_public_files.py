@@ -8,7 +8,7 @@ import duckdb
 import pytest
 
 from data_processing import TextEncoder_batch, import_dataset
-from data_processing.columns import Column, Table
+from data_processing.parts.columns import Column, Table
 from data_processing.row_filter import parse_keep
 from tests import test_import
 from tests.conftest import dump
