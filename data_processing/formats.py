@@ -18,7 +18,7 @@ import duckdb
 from data_processing.parts.columns import Column, Table, clean, clean_names, literal
 from data_processing.parts.delimited import delimited, first_of, fits, records
 from data_processing.parts.tables import Tables, first_line, is_of_the_file
-from data_processing.text_files import (
+from data_processing.parts.text_files import (
     DAMAGED,
     REMEDY,
     REWRITES,

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_processing.parts.columns import KNOWN_NAMES, Column, Layout, Table, clean_names, folded, literal, plain_name
-from data_processing.text_files import REWRITES, decode_start, decoded, open_bytes, whole_lines
+from data_processing.parts.text_files import REWRITES, decode_start, decoded, open_bytes, whole_lines
 from utils.errors import InputError
 
 FIELD_LIMIT = 1 << 30  # characters of a CSV field that the search for a bad line accepts
