@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data_processing.data_process_1 import draw_test
-from data_processing.formats import field_names, json_column, place_of, read_table
 from data_processing.histories import Histories
 from data_processing.parts.columns import CLEANED, Table, columns_of, folded
+from data_processing.parts.formats import field_names, json_column, place_of, read_table
 from data_processing.parts.tables import Tables
 from data_processing.prefixes import history_columns, leave_out_missing, unfold
 from data_processing.row_filter import keep_rows, kept_columns

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data_processing.formats import places_of
 from data_processing.parts.columns import Column, Table
+from data_processing.parts.formats import places_of
 from data_processing.parts.tables import Tables
 from data_processing.parts.text_files import EXAMPLES
 from data_processing.texts import missing_in

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_processing.data_process_1 import in_another_unit, unit
-from data_processing.formats import places_of
 from data_processing.parts.columns import Table, literal
+from data_processing.parts.formats import places_of
 from data_processing.parts.tables import Tables
 from data_processing.parts.text_files import EXAMPLES
 from utils.errors import InputError
