@@ -32,7 +32,7 @@ import torch
 from tqdm import tqdm
 
 from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
-from data_processing.texts import has_text
+from data_processing.parts.texts import has_text
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
 from utils.files import load_matrix, read_json, require_file, save_json, staged_directory

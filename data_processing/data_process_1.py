@@ -40,7 +40,7 @@ from tqdm import tqdm
 from data_processing.data_download import RAW, local_file
 from data_processing.histories import Histories, save_histories
 from data_processing.parts.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
-from data_processing.texts import NOTHING, is_missing, missing_in
+from data_processing.parts.texts import NOTHING, is_missing, missing_in
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import cumulate
 from utils.datasets import DATA_SET

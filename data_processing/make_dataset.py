@@ -37,6 +37,7 @@ import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, draw_test
 from data_processing.histories import cold_pieces
+from data_processing.parts.texts import has_text, is_missing
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
@@ -47,7 +48,6 @@ from data_processing.TextEncoder_batch import (
     save_about,
     written_texts,
 )
-from data_processing.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.datasets import DATA_SET, is_time, noted_encoder

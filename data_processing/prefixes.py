@@ -6,7 +6,7 @@ from data_processing.parts.columns import Column, Table
 from data_processing.parts.formats import places_of
 from data_processing.parts.tables import Tables
 from data_processing.parts.text_files import EXAMPLES
-from data_processing.texts import missing_in
+from data_processing.parts.texts import missing_in
 from utils.errors import InputError
 
 # A field with a list in text: ["a", "b"], ['a', 'b'], [1 2 3], a|b|c, a;b;c, a,b,c or a b c; NULL where it is none.

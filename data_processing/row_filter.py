@@ -8,7 +8,7 @@ import duckdb
 
 from data_processing.parts.columns import Table, columns_of
 from data_processing.parts.tables import Tables, first_line
-from data_processing.texts import missing_in
+from data_processing.parts.texts import missing_in
 from utils.errors import InputError
 
 ALLOWED = {

@@ -12,8 +12,8 @@ import pytest
 from data_processing import TextEncoder_batch, data_process_1, import_dataset, make_dataset
 from data_processing.histories import cold_pieces
 from data_processing.parts.formats import literal
-from data_processing.texts import NOTHING as NOTHING_THERE
-from data_processing.texts import has_text
+from data_processing.parts.texts import NOTHING as NOTHING_THERE
+from data_processing.parts.texts import has_text
 from tests.conftest import dump
 from tests.test_data_processing import HashEncoder, load, write_lines
 from tests.test_import import SMALL, item_names, made, write, write_small
