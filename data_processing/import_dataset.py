@@ -74,8 +74,8 @@ from data_processing.make_dataset import given_rows
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import Table, clean, columns_of, find_column, find_history
 from data_processing.parts.formats import FORMATS, open_table
+from data_processing.parts.row_filter import parse_keep
 from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
-from data_processing.row_filter import parse_keep
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,

@@ -9,7 +9,7 @@ import pytest
 
 from data_processing import TextEncoder_batch, import_dataset
 from data_processing.parts.columns import Column, Table
-from data_processing.row_filter import parse_keep
+from data_processing.parts.row_filter import parse_keep
 from tests import test_import
 from tests.conftest import dump
 from tests.test_import import EVERYTHING, SMALL, item_names, made, write, write_small
