@@ -15,7 +15,7 @@ from data_processing.parts.prefixes import history_columns, leave_out_missing, u
 from data_processing.parts.row_filter import keep_rows, kept_columns
 from data_processing.parts.tables import Tables
 from data_processing.parts.texts import MARKED, NOTHING, look_at, missing_in
-from data_processing.times import check_times, seconds
+from data_processing.parts.times import check_times, seconds
 from utils.data import cumulate
 from utils.errors import InputError
 
