@@ -38,7 +38,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data_processing.data_download import RAW, local_file
-from data_processing.histories import Histories, save_histories
+from data_processing.parts.splits import Histories, save_histories
 from data_processing.parts.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 from data_processing.parts.texts import NOTHING, is_missing, missing_in
 from utils.cli import parser, positive_float, positive_int, run, seed

@@ -68,13 +68,13 @@ import duckdb
 import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, unit
-from data_processing.histories import Histories, save_histories
 from data_processing.make_dataset import given_rows
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import Table, clean, columns_of, find_column, find_history
 from data_processing.parts.formats import FORMATS, open_table
 from data_processing.parts.interactions import REPEATS, SPLITS, Source, gather, read_files, split
 from data_processing.parts.row_filter import parse_keep
+from data_processing.parts.splits import Histories, save_histories
 from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,

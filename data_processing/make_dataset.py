@@ -36,7 +36,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, draw_test
-from data_processing.histories import cold_pieces
+from data_processing.parts.splits import cold_pieces
 from data_processing.parts.texts import has_text, is_missing
 from data_processing.TextEncoder_batch import (
     DEFAULT_BATCH,

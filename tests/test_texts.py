@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from data_processing import TextEncoder_batch, data_process_1, import_dataset, make_dataset
-from data_processing.histories import cold_pieces
 from data_processing.parts.formats import literal
+from data_processing.parts.splits import cold_pieces
 from data_processing.parts.texts import NOTHING as NOTHING_THERE
 from data_processing.parts.texts import has_text
 from tests.conftest import dump

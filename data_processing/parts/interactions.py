@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from data_processing.data_process_1 import draw_test
-from data_processing.histories import Histories
 from data_processing.parts.columns import CLEANED, Table, columns_of, folded
 from data_processing.parts.formats import field_names, json_column, place_of, read_table
 from data_processing.parts.prefixes import history_columns, leave_out_missing, unfold
 from data_processing.parts.row_filter import keep_rows, kept_columns
+from data_processing.parts.splits import Histories
 from data_processing.parts.tables import Tables
 from data_processing.parts.texts import MARKED, NOTHING, look_at, missing_in
 from data_processing.parts.times import check_times, seconds
