@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_processing import make_sample
-from data_processing.sample_words import DOMAINS
+from data_processing.sample import make_sample
+from data_processing.sample.words import DOMAINS
 from utils.files import load_matrix, read_jsonl
 
-SAMPLE = Path(make_sample.__file__).parents[1] / "data" / "sample"
-REMEDY = "python data_processing/make_sample.py makes it."
+SAMPLE = Path(make_sample.__file__).parents[2] / "data" / "sample"
+REMEDY = "python data_processing/sample/make_sample.py makes it."
 
 
 def committed(domain: str, name: str) -> list[dict]:

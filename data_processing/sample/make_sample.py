@@ -1,7 +1,7 @@
 """Write the embedded sample: six small invented catalogs and the purchases of their users.
 
-    python data_processing/make_sample.py                                  # items and sequences
-    python data_processing/make_sample.py --encoder all-MiniLM-L6-v2       # and the embeddings, float16
+    python data_processing/sample/make_sample.py                                  # items and sequences
+    python data_processing/sample/make_sample.py --encoder all-MiniLM-L6-v2       # and the embeddings, float16
 
 A product line is a brand and a theme on one shelf: main products, extras that go with them, refills that are used up.
 A series has numbered parts. Users follow tastes that drift; what they buy next depends most on what they bought last.
@@ -17,15 +17,15 @@ from random import Random
 from typing import Any, NamedTuple
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 if __name__ == "__main__":
     from utils.ctrl_c import end_at_ctrl_c
 
     end_at_ctrl_c()
 
-from data_processing import sample_words
-from data_processing.sample_words import DOMAINS, THEMES, Category
+from data_processing.sample import words as vocabulary
+from data_processing.sample.words import DOMAINS, THEMES, Category
 from utils.cli import parser, run, seed
 from utils.files import atomic_write, save_matrix
 
@@ -82,7 +82,7 @@ def one(rng: Random, options: Sequence) -> Any:
 
 def brands_of(name: str) -> tuple[str, ...]:
     """The brands that a domain sells: those found everywhere, then its own."""
-    return sample_words.BRANDS["everywhere"] + sample_words.BRANDS[name]
+    return vocabulary.BRANDS["everywhere"] + vocabulary.BRANDS[name]
 
 
 def make_line(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
@@ -95,8 +95,8 @@ def make_line(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
         "brand": one(rng, brands_of(name)),
         "quality": one(rng, domain.qualities),
         "audience": one(rng, domain.audiences),
-        "edition": one(rng, sample_words.EDITIONS),
-        "pack": one(rng, sample_words.PACKS),
+        "edition": one(rng, vocabulary.EDITIONS),
+        "pack": one(rng, vocabulary.PACKS),
         "category": category.name,
         "product": mains[0],
         "phrase": phrase,
@@ -106,9 +106,9 @@ def make_line(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
     nouns += [("refill", noun) for noun in pick(rng, category.refills, 1)]
     line = []
     for role, noun in nouns:
-        text: dict[str, Any] = {"title": one(rng, sample_words.TITLES[role]).format(noun=noun, **words)}
+        text: dict[str, Any] = {"title": one(rng, vocabulary.TITLES[role]).format(noun=noun, **words)}
         if rng.random() < 0.6:
-            description = one(rng, sample_words.DESCRIPTIONS[role]).format(noun=noun, **words)
+            description = one(rng, vocabulary.DESCRIPTIONS[role]).format(noun=noun, **words)
             text["description"] = ". ".join(part[:1].upper() + part[1:] for part in description.split(". "))
         text["categories"] = [domain.department, shelf.section, category.name]
         if rng.random() < 0.7:
@@ -121,11 +121,11 @@ def make_series(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
     """The parts of a category's series, in order."""
     series, unit = shelf.category.series
     items = []
-    for part, subtitle in enumerate(pick(rng, sample_words.SUBTITLES, PARTS), start=1):
+    for part, subtitle in enumerate(pick(rng, vocabulary.SUBTITLES, PARTS), start=1):
         words = {"series": series, "unit": unit, "part": part, "parts": PARTS, "subtitle": subtitle}
-        text: dict[str, Any] = {"title": sample_words.PART_TITLE.format(**words)}
+        text: dict[str, Any] = {"title": vocabulary.PART_TITLE.format(**words)}
         if rng.random() < 0.5:
-            text["description"] = sample_words.PART_DESCRIPTION.format(phrase=THEMES[theme][1], **words)
+            text["description"] = vocabulary.PART_DESCRIPTION.format(phrase=THEMES[theme][1], **words)
         text["categories"] = [DOMAINS[name].department, shelf.section, shelf.category.name]
         items.append(Item(text, shelf.number, "part", theme, part=part))
     return items
