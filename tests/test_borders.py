@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import export
 from ae_trainer import AutoEncoder, codebook_report
 from model import RecGPT, RecGPTConfig, load_model
 from tests import runs
-from utils import export
 from utils.baselines import most_popular, nearest_text, popularity_ranks, repeat_recent
 from utils.data import Catalog, Sequences, cumulate, group_by_length, make_batch, training_batch
 from utils.errors import InputError

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+import export
 from eval import rank
 from tests import runs
 from tests.conftest import ROOT
-from utils import export
 from utils.checkpoint import save_state
 
 METRICS = "hit@1 = {:.4f}, ndcg@1 = {:.4f}, hit@3 = {:.4f}, ndcg@3 = {:.4f}, hit@5 = {:.4f}, ndcg@5 = {:.4f}"

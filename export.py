@@ -1,7 +1,7 @@
 """Write a checkpoint or a tokenizer in the full form of the release, which the published program loads.
 
-    python -m utils.export --input ckpt/layer_3_epoch_4.pt --output exported/recgpt_layer_3_weight.pt
-    python -m utils.export --input vae_ckpt/vae_len4_fsq88865_ep90.pt --output exported/vae_len4_fsq88865_ep90.pt
+    python -m export --input ckpt/layer_3_epoch_4.pt --output exported/recgpt_layer_3_weight.pt
+    python -m export --input vae_ckpt/vae_len4_fsq88865_ep90.pt --output exported/vae_len4_fsq88865_ep90.pt
 
 Our files leave out what is never used; the published `load_state_dict` asks for it: a token embedding of 50,257 rows,
 of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. Both are filled with zeros. The JSON
