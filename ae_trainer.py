@@ -34,12 +34,13 @@ from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
 from utils.cli import parse_again, parser, positive_float, positive_int, run, seed
 from utils.ctrl_c import ctrl_c_waits
-from utils.data import check_finite, epoch_batches
+from utils.data import check_finite
 from utils.errors import InputError, shown
 from utils.files import check_writable, load_matrix
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
 from utils.manifest import check_whole
 from utils.matrices import locked
+from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 
 NAME = "vae_len4_fsq88865"

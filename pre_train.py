@@ -33,7 +33,7 @@ from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
 from utils.cli import SWITCH, non_negative_float, parse_again, parser, positive_float, positive_int, run, seed, share
 from utils.ctrl_c import INTERRUPTED
-from utils.data import WINDOW, SeqBatch, prefetched
+from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
@@ -41,6 +41,7 @@ from utils.fsq import CODES_PER_ITEM, check_width
 from utils.matrices import content
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.TimeLogger import TimeLogger
+from utils.training.batches import prefetched
 from utils.training.plan import Place, Plan, Work
 from utils.training.processes import HostSum, Notice, check_same_start, lost_processes_told, start_accelerator
 from utils.training.state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed

@@ -413,8 +413,9 @@ def probe_opening(folder: Path, scale: float) -> dict[str, Any]:
 def open_for_training(packed: Path, together: Any, found: Any) -> None:
     """Open, draw an epoch's order, make a batch; what that takes beyond the imports, in seconds and MiB."""
     import pre_train  # noqa: F401 - what training imports is not counted
-    from utils.data import epoch_batches, training_batch
+    from utils.data import training_batch
     from utils.packed import open_packed
+    from utils.training.batches import epoch_batches
 
     together.wait()
     before, started = memory("Private"), time.perf_counter()
@@ -448,8 +449,9 @@ def probe_batches(folder: Path, scale: float) -> dict[str, Any]:
 
     import pre_train
     from model import RecGPT, RecGPTConfig
-    from utils.data import epoch_batches, training_batch
+    from utils.data import training_batch
     from utils.packed import open_packed
+    from utils.training.batches import epoch_batches
 
     data, _ = open_packed(packed_release(folder, scale))
     order = epoch_batches(len(data.sequences), 40, seed=0, epoch=0)

@@ -22,12 +22,13 @@ from data_processing import pack as pack_script
 from data_processing.data_process_2 import load_histories
 from data_processing.parts import tables
 from utils import matrices, packed
-from utils.data import Sequences, epoch_batches, training_batch
+from utils.data import Sequences, training_batch
 from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
 from utils.files import load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
 from utils.matrices import fingerprint, resumable_matrix
 from utils.packed import data_fingerprint, fits, open_packed, pack
+from utils.training.batches import epoch_batches
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH = 32

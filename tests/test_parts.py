@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from predict import batches
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
-from utils.data import Sequences, cumulate, epoch_batches, equal_work_batches, prefetched
+from utils.data import Sequences, cumulate
 from utils.errors import InputError
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
+from utils.training.batches import epoch_batches, equal_work_batches, prefetched
 from utils.training.plan import Place, Plan
 
 

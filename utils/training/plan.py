@@ -8,15 +8,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from utils.data import (
-    IGNORED,
-    SeqBatch,
-    epoch_batches,
-    equal_work_batches,
-    training_batch,
-)
+from utils.data import IGNORED, SeqBatch, training_batch
 from utils.datasets import Interactions
 from utils.fsq import CODES_PER_ITEM
+from utils.training.batches import epoch_batches, equal_work_batches
 
 TENTHS = 10
 
