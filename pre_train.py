@@ -36,9 +36,8 @@ from utils.ctrl_c import INTERRUPTED
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError
-from utils.files import check_writable
+from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM, check_width
-from utils.matrices import content
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched

@@ -35,9 +35,9 @@ from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
 from data_processing.parts.texts import has_text
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import load_matrix, read_json, require_file, save_json, staged_directory
+from utils.files import content, load_matrix, read_json, require_file, save_json, staged_directory
 from utils.manifest import MANIFEST, check_whole
-from utils.matrices import content, resumable_matrix
+from utils.matrices import resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"

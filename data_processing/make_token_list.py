@@ -29,10 +29,19 @@ from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, codebook_report, describe
 from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import forget_pages, load_matrix, save_json, save_list, staged_directory
+from utils.files import (
+    content,
+    fingerprint,
+    forget_pages,
+    identity,
+    load_matrix,
+    save_json,
+    save_list,
+    staged_directory,
+)
 from utils.fsq import CODES_PER_ITEM
 from utils.manifest import check_whole
-from utils.matrices import Filling, content, fingerprint, identity, resumable_matrix
+from utils.matrices import Filling, resumable_matrix
 from utils.util import add_device_flags, pick_device
 
 CHUNK = 65_536  # rows between two steps of the progress bar

@@ -27,7 +27,8 @@ from utils import matrices
 from utils.data import Sequences
 from utils.datasets import catalogs, load_pre_train, load_test
 from utils.errors import InputError
-from utils.matrices import Filling, content, fingerprint
+from utils.files import content, fingerprint
+from utils.matrices import Filling
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = {

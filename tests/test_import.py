@@ -23,7 +23,7 @@ from tests.conftest import ROOT, dump
 from tests.test_data_processing import WIDTH, HashEncoder, load, write_lines, write_own_data
 from utils.cli import run
 from utils.errors import InputError
-from utils.matrices import content
+from utils.files import content
 
 EVERYTHING = "--min_user_interactions 0 --min_item_interactions 0"
 GENRE_FLAGS = "|".join("01" + "0" * 17)

@@ -21,12 +21,12 @@ from benchmarks import scale
 from data_processing import pack as pack_script
 from data_processing.data_process_2 import load_histories
 from data_processing.parts import tables
-from utils import matrices, packed
+from utils import files, matrices, packed
 from utils.data import Sequences, training_batch
 from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
-from utils.files import load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
-from utils.matrices import fingerprint, resumable_matrix
+from utils.files import fingerprint, load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
+from utils.matrices import resumable_matrix
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.training.batches import epoch_batches
 
@@ -144,8 +144,8 @@ def test_a_changed_source_no_longer_fits(pre_train_folder, monkeypatch, capsys):
 @pytest.fixture
 def few_samples(monkeypatch):
     """Fingerprints read the first bytes only, as they read 4 MiB of a large file."""
-    monkeypatch.setattr(matrices, "BLOCKS", 1)
-    monkeypatch.setattr(matrices, "BLOCK", 16)
+    monkeypatch.setattr(files, "BLOCKS", 1)
+    monkeypatch.setattr(files, "BLOCK", 16)
 
 
 def change_in_place(path: Path) -> None:
@@ -267,8 +267,8 @@ def test_a_fingerprint_sees_size_and_content(tmp_path):
         small.write_bytes(content)
         seen.add(fingerprint(small))
     assert len(seen) == 4
-    block = np.random.default_rng(0).bytes(matrices.BLOCK)
-    large.write_bytes(block * (3 * matrices.BLOCKS))
+    block = np.random.default_rng(0).bytes(files.BLOCK)
+    large.write_bytes(block * (3 * files.BLOCKS))
     whole = fingerprint(large)
     with large.open("r+b") as file:
         file.seek(-1, os.SEEK_END)

@@ -43,7 +43,7 @@ from tests.test_data_processing import (
     write_own_data,
     write_reviews,
 )
-from utils import matrices, packed
+from utils import files, matrices, packed
 from utils.datasets import CODES as CODES_LIST
 from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
 from utils.errors import InputError
@@ -342,17 +342,17 @@ def test_an_index_is_old_or_new_whenever_its_saving_was_killed(tmp_path):
 @pytest.fixture
 def few_samples(monkeypatch):
     """Fingerprints read the first bytes only, as they read 4 MiB of a large file."""
-    monkeypatch.setattr(matrices, "BLOCKS", 1)
-    monkeypatch.setattr(matrices, "BLOCK", 16)
+    monkeypatch.setattr(files, "BLOCKS", 1)
+    monkeypatch.setattr(files, "BLOCK", 16)
 
 
 def change_in_place(path: Path) -> None:
     """Another byte near the end of a file, which keeps its length."""
-    known = matrices.fingerprint(path)
+    known = files.fingerprint(path)
     changed = bytearray(path.read_bytes())
     changed[-20] ^= 1
     path.write_bytes(changed)
-    assert matrices.fingerprint(path) == known
+    assert files.fingerprint(path) == known
 
 
 @pytest.mark.parametrize(

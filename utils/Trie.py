@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.files import load_array, read_json, require_file, save_json, staged_directory
+from utils.files import fingerprint, load_array, read_json, require_file, save_json, staged_directory
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.matrices import fingerprint
 
 FORMAT = 2
 ARRAYS = ("codes", "items", "postings", "code_starts")

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.errors import InputError, reason, shown
-from utils.files import MOST_UNPACKED, atomic_write, limited_memory, read_json, save_json
-from utils.matrices import fingerprint
+from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
 
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
 TENSOR_MEMORY = 4  # times the size of a file: it is read into memory, and a tensor may have two names

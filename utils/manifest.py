@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.errors import InputError
-from utils.files import read_json, save_json, staged_directory
-from utils.matrices import content
+from utils.files import content, read_json, save_json, staged_directory
 
 MANIFEST = "dataset.json"  # of a data set directory, of data/pre_train and of data/eval
 

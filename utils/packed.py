@@ -25,7 +25,9 @@ from utils.datasets import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interac
 from utils.errors import InputError
 from utils.files import (
     expect_random_rows,
+    fingerprint,
     forget_pages,
+    identity,
     load_array,
     load_matrix,
     read_json,
@@ -34,7 +36,7 @@ from utils.files import (
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.matrices import fingerprint, identity, resumable_matrix
+from utils.matrices import resumable_matrix
 
 FORMAT = 1
 HEADER = "packed.json"

@@ -14,8 +14,7 @@ import duckdb
 import numpy as np
 
 from utils.errors import DiskError, InputError
-from utils.files import check_writable, resolved
-from utils.matrices import identity
+from utils.files import check_writable, identity, resolved
 
 MEMORY = 3.0  # GiB that DuckDB may hold before it spills; Python and its own overhead come on top
 FETCHED = 1 << 16  # rows fetched at once

@@ -1,4 +1,4 @@
-"""Which histories each step of an epoch reads, in an order that the seed alone decides, and batches made ahead of time."""
+"""Which histories each step of an epoch reads, in an order that the seed alone decides; batches made ahead of time."""
 
 import time
 from collections.abc import Callable, Iterator

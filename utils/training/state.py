@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from utils.checkpoint import about_path, load_tensors, save_state, save_tensors
 from utils.errors import InputError, reason, shown
-from utils.matrices import locked
+from utils.files import locked
 from utils.training.plan import Place
 
 ENDING = ".resume"
