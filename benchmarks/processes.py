@@ -29,7 +29,7 @@ import torch
 from benchmarks import common
 from utils.cli import parser, positive_int, run, seed
 from utils.errors import InputError
-from utils.files import save_pickle
+from utils.pickles import save_pickle
 
 ROOT = Path(__file__).resolve().parents[1]
 CHECKED = 3  # steps whose losses are compared

@@ -38,7 +38,8 @@ import numpy as np
 from benchmarks import common
 from utils.cli import parser, positive_float, run
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, save_dict, save_list
+from utils.files import atomic_write, check_writable
+from utils.pickles import save_dict, save_list
 from utils.report import append_results
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -52,9 +52,10 @@ from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.datasets import DATA_SET, is_time, noted_encoder
 from utils.errors import InputError
-from utils.files import forget_pages, identity, load_matrix, read_json_lines, read_jsonl, save_pickle
+from utils.files import forget_pages, identity, load_matrix, read_json_lines, read_jsonl
 from utils.manifest import staged_set
 from utils.matrices import resumable_matrix
+from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 
 CHUNK = 1 << 14  # rows of given embeddings copied at once

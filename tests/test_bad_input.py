@@ -13,7 +13,8 @@ import torch
 
 from tests.conftest import dump
 from utils.errors import InputError
-from utils.files import atomic_write, load_matrix, load_pickle, save_pickle, staged_directory
+from utils.files import atomic_write, load_matrix, staged_directory
+from utils.pickles import load_pickle, save_pickle
 
 PREDICT = "python predict.py --ckpt_path ckpt/recgpt_layer_3_weight.pt --dataset "
 

@@ -25,9 +25,10 @@ from utils import files, matrices, packed
 from utils.data import Sequences, training_batch
 from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
-from utils.files import fingerprint, load_pickle, save_dict, save_list, save_matrix, save_pickle, staged_directory
+from utils.files import fingerprint, save_matrix, staged_directory
 from utils.matrices import resumable_matrix
 from utils.packed import data_fingerprint, fits, open_packed, pack
+from utils.pickles import load_pickle, save_dict, save_list, save_pickle
 from utils.training.batches import epoch_batches
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,10 @@ import numpy as np
 
 from utils.data import Catalog, Sequences, cumulate
 from utils.errors import InputError, shown
-from utils.files import content, load_matrix, load_pickle, read_json
+from utils.files import content, load_matrix, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.manifest import MANIFEST, check_whole
+from utils.pickles import load_pickle
 
 MAKE_PRE_TRAIN = (
     "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."

@@ -4,13 +4,27 @@ The interpreter's own unpickler reads them. Whatever a pickle names it gets one 
 which make what real files hold, out of what real files give them, and which nothing in a pickle can change.
 """
 
+import contextlib
+import gc
+import io
 import math
 import pickle
 import re
-from collections.abc import Callable
-from typing import Any
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
+
+from utils.errors import InputError, reason
+from utils.files import atomic_write, limited_memory, require_file
+
+PICKLE_MEMORY = 64  # bytes that a byte of a pickle may take: a list of its own takes two bytes there
+STACK_PER_BYTE, MOST_STACK = 128, 1 << 30
+AT_ONCE = 1000  # values of a stream that are pickled together
 
 
 class ForbiddenError(Exception):
@@ -165,3 +179,104 @@ class PlainUnpickler(pickle.Unpickler):
         if (module, name) not in CONSTRUCTORS:
             raise ForbiddenError(f"{module}.{name}")
         return CONSTRUCTORS[module, name]
+
+
+def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str) -> Any:
+    """Load a pickle of plain containers and numpy arrays (release layout), executing nothing from it.
+
+    Raises:
+        InputError: missing, truncated or corrupt file, a forbidden class, or not an object of type `expected`.
+    """
+    path = require_file(path, remedy)
+    try:
+        with path.open("rb") as file, _without_garbage_collection():
+            loaded = _unpickle(file, path.stat().st_size)
+    except ForbiddenError as error:
+        raise InputError(
+            f"{path} asks for {error}, which is neither a plain container nor an array of numbers or text: refused, "
+            "nothing was executed. Use a file from a source you trust, saved as plain dicts, lists and arrays."
+        ) from None
+    except MemoryError as error:
+        raise InputError(
+            f"{path} asks for more memory than a pickle of its {path.stat().st_size} bytes needs: refused. {remedy}"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {reason(error)}.") from error
+    except Exception as error:  # a damaged pickle may raise nearly anything
+        raise InputError(
+            f"{path} is not a whole pickle file ({reason(error)}); it is truncated or corrupt. {remedy}"
+        ) from error
+    if not isinstance(loaded, expected):
+        names = expected.__name__ if isinstance(expected, type) else " or ".join(kind.__name__ for kind in expected)
+        raise InputError(f"{path} holds a {type(loaded).__name__}, expected a {names}. {remedy}")
+    return loaded
+
+
+def _unpickle(file: IO[bytes], size: int) -> Any:
+    """The content of a pickle, read where neither its size in memory nor the depth of its keys can end the process.
+
+    Tuples in tuples are hashed, as keys, by a recursion in C that only the end of the stack stops: it runs in a thread
+    whose stack is large enough for as many as the file has bytes.
+    """
+
+    def load() -> Any:
+        with limited_memory(PICKLE_MEMORY * size):
+            return PlainUnpickler(file).load()
+
+    previous = threading.stack_size((1 << 24) + min(STACK_PER_BYTE * size, MOST_STACK) // 4096 * 4096)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            loaded = pool.submit(load).result()
+    finally:
+        threading.stack_size(previous)
+    keys = [key for key in loaded if type(key) is tuple] if isinstance(loaded, dict) else []
+    if any(type(part) is tuple for key in keys for part in key):
+        raise ForbiddenError("keys that are tuples in tuples")
+    return loaded
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """Millions of new lists would set it off again and again, to find nothing: half of the time of loading them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def save_pickle(path: str | Path, value: Any) -> None:
+    """Write a pickle atomically."""
+    with atomic_write(path) as file:
+        pickle.dump(value, file, protocol=4)
+
+
+def save_dict(path: str | Path, pairs: Iterable[tuple[Any, Any]]) -> None:
+    """Write the pickle of a dict atomically, from pairs as they come: the dict is never in memory."""
+    _save_stream(path, dict, pairs)
+
+
+def save_list(path: str | Path, values: Iterable[Any]) -> None:
+    """Write the pickle of a list atomically, from values as they come: the list is never in memory."""
+    _save_stream(path, list, values)
+
+
+def _save_stream(path: str | Path, kind: type[dict] | type[list], values: Iterable[Any]) -> None:
+    """An empty container, then a few values at a time that are added to it: no class is asked for."""
+    values = iter(values)
+    with atomic_write(path) as file:
+        file.write(_pickled(kind())[:-1])  # without the stop
+        while batch := kind(islice(values, AT_ONCE)):
+            file.write(_pickled(batch)[3:-1])  # without the protocol and the empty container either
+        file.write(pickle.STOP)
+
+
+def _pickled(value: Any) -> bytes:
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, protocol=3)  # the last one without frames, of which no part could be taken
+    # No memo of what was written: it would make the bytes depend on which equal values are one.
+    pickler.fast = True
+    pickler.dump(value)
+    return buffer.getvalue()

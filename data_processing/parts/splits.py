@@ -10,7 +10,8 @@ import numpy as np
 
 from data_processing.parts.tables import Tables
 from utils.data import Sequences, cumulate, spans
-from utils.files import atomic_write, save_dict
+from utils.files import atomic_write
+from utils.pickles import save_dict
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
 AT_ONCE = 1 << 16  # histories turned into lists
