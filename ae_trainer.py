@@ -36,9 +36,8 @@ from utils.cli import parse_again, parser, positive_float, positive_int, run, se
 from utils.ctrl_c import ctrl_c_waits
 from utils.data import check_finite
 from utils.errors import InputError, shown
-from utils.files import check_writable, load_matrix, locked
+from utils.files import check_whole, check_writable, load_matrix, locked
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
-from utils.manifest import check_whole
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 

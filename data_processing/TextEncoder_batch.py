@@ -35,8 +35,16 @@ from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
 from data_processing.parts.texts import has_text
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import content, load_matrix, read_json, require_file, save_json, staged_directory
-from utils.manifest import MANIFEST, check_whole
+from utils.files import (
+    MANIFEST,
+    check_whole,
+    content,
+    load_matrix,
+    read_json,
+    require_file,
+    save_json,
+    staged_directory,
+)
 from utils.matrices import resumable_matrix
 from utils.util import add_device_flags, pick_device
 

@@ -45,8 +45,7 @@ from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.data import cumulate
 from utils.datasets import DATA_SET
 from utils.errors import InputError
-from utils.files import read_jsonl, require_file
-from utils.manifest import staged_set
+from utils.files import read_jsonl, require_file, staged_set
 from utils.pickles import save_dict
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order

@@ -29,8 +29,7 @@ from utils.cli import parser, run
 from utils.data import Sequences
 from utils.datasets import HISTORIES, MAPS, catalogs, check_encoded, check_ids, is_id, load_sequences
 from utils.errors import InputError, shown
-from utils.files import load_matrix, require_file
-from utils.manifest import MANIFEST, check_whole, staged_set
+from utils.files import MANIFEST, check_whole, load_matrix, require_file, staged_set
 from utils.pickles import load_pickle, save_dict
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."

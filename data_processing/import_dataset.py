@@ -89,9 +89,8 @@ from data_processing.TextEncoder_batch import (
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
 from utils.datasets import DATA_SET
 from utils.errors import InputError
-from utils.files import load_matrix
+from utils.files import load_matrix, staged_set
 from utils.fsq import check_width
-from utils.manifest import staged_set
 from utils.pickles import save_dict
 from utils.util import add_device_flags, pick_device
 

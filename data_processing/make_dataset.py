@@ -52,8 +52,7 @@ from utils.cli import parser, positive_int, run
 from utils.data import check_finite
 from utils.datasets import DATA_SET, is_time, noted_encoder
 from utils.errors import InputError
-from utils.files import forget_pages, identity, load_matrix, read_json_lines, read_jsonl
-from utils.manifest import staged_set
+from utils.files import forget_pages, identity, load_matrix, read_json_lines, read_jsonl, staged_set
 from utils.matrices import resumable_matrix
 from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device

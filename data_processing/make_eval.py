@@ -31,8 +31,7 @@ from utils.cli import parser, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.datasets import HELD_OUT
 from utils.errors import InputError
-from utils.files import save_json
-from utils.manifest import staged_set
+from utils.files import save_json, staged_set
 from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 

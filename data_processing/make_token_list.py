@@ -29,9 +29,17 @@ from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, codebook_report, describe
 from utils.cli import parser, run
 from utils.data import check_finite
 from utils.errors import InputError
-from utils.files import content, fingerprint, forget_pages, identity, load_matrix, save_json, staged_directory
+from utils.files import (
+    check_whole,
+    content,
+    fingerprint,
+    forget_pages,
+    identity,
+    load_matrix,
+    save_json,
+    staged_directory,
+)
 from utils.fsq import CODES_PER_ITEM
-from utils.manifest import check_whole
 from utils.matrices import Filling, resumable_matrix
 from utils.pickles import save_list
 from utils.util import add_device_flags, pick_device

@@ -29,8 +29,17 @@ from utils.cli import parser, run
 from utils.data import check_finite
 from utils.datasets import EMBEDDINGS, MAPS, catalogs, check_encoded, noted_encoder, whole_numbers
 from utils.errors import InputError
-from utils.files import content, forget_pages, identity, load_matrix, read_json, save_json, staged_directory
-from utils.manifest import MANIFEST, check_whole
+from utils.files import (
+    MANIFEST,
+    check_whole,
+    content,
+    forget_pages,
+    identity,
+    load_matrix,
+    read_json,
+    save_json,
+    staged_directory,
+)
 from utils.matrices import resumable_matrix
 from utils.pickles import load_pickle
 

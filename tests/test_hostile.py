@@ -19,8 +19,7 @@ from tests.conftest import ROOT
 from utils.checkpoint import load_state
 from utils.datasets import load_sequences
 from utils.errors import InputError
-from utils.files import check_writable, load_matrix, save_json, staged_directory
-from utils.manifest import check_whole
+from utils.files import check_whole, check_writable, load_matrix, save_json, staged_directory
 from utils.matrices import resumable_matrix
 from utils.pickles import load_pickle, save_pickle
 from utils.report import append_results

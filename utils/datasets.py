@@ -9,9 +9,8 @@ import numpy as np
 
 from utils.data import Catalog, Sequences, cumulate
 from utils.errors import InputError, shown
-from utils.files import content, load_matrix, read_json
+from utils.files import MANIFEST, check_whole, content, load_matrix, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.manifest import MANIFEST, check_whole
 from utils.pickles import load_pickle
 
 MAKE_PRE_TRAIN = (
