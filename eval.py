@@ -30,8 +30,7 @@ from utils.data import training_batch
 from utils.datasets import Interactions, load_eval, other_encoder
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.report import append_results, print_table
-from utils.util import add_device_flags, pick_device, set_seed
+from utils.util import add_device_flags, append_results, pick_device, print_table, set_seed
 
 
 class EvalLoss(NamedTuple):

@@ -35,10 +35,9 @@ from utils.errors import InputError
 from utils.files import atomic_write, check_writable, finite
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
-from utils.report import append_results, print_table
 from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
-from utils.util import add_device_flags, pick_device, set_seed
+from utils.util import add_device_flags, append_results, pick_device, print_table, set_seed
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
 

@@ -20,8 +20,7 @@ from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.report import append_results
-from utils.util import add_device_flags
+from utils.util import add_device_flags, append_results
 
 EMBEDDING_WIDTH = 768
 TOP = 20  # items in a list

@@ -40,7 +40,7 @@ from utils.cli import parser, positive_float, run
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable
 from utils.pickles import save_dict, save_list
-from utils.report import append_results
+from utils.util import append_results
 
 ROOT = Path(__file__).resolve().parents[1]
 USERS, INTERACTIONS, ITEMS = 12_472_073, 131_657_450, 15_491_643  # of the release

@@ -22,8 +22,8 @@ from utils.errors import InputError
 from utils.files import check_whole, check_writable, load_matrix, save_json, staged_directory
 from utils.matrices import resumable_matrix
 from utils.pickles import load_pickle, save_pickle
-from utils.report import append_results
 from utils.Trie import Trie
+from utils.util import append_results
 
 ALLOWED = 400  # MiB that a small file may take before it is refused
 
