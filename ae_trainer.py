@@ -12,7 +12,7 @@ unit-norm embeddings, whose entries are near 0.05, to one code: --init plain is 
 """
 
 if __name__ == "__main__":
-    from utils.ctrl_c import end_at_ctrl_c
+    from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
 
@@ -32,8 +32,7 @@ from tqdm import tqdm
 from decoder import Decoder
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
-from utils.cli import parse_again, parser, positive_float, positive_int, run, seed
-from utils.ctrl_c import ctrl_c_waits
+from utils.cli import ctrl_c_waits, parse_again, parser, positive_float, positive_int, run, seed
 from utils.data import check_finite
 from utils.errors import InputError, shown
 from utils.files import check_whole, check_writable, load_matrix, locked

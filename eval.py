@@ -9,7 +9,7 @@ it. Ends with one line per checkpoint, best first, and the name of the best.
 """
 
 if __name__ == "__main__":
-    from utils.ctrl_c import end_at_ctrl_c
+    from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
 

@@ -11,7 +11,7 @@ others are typed; on the CPU the weights come out as if nothing had stopped the 
 """
 
 if __name__ == "__main__":
-    from utils.ctrl_c import end_at_ctrl_c
+    from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
 
@@ -31,8 +31,18 @@ from torch import Tensor, nn
 
 from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
-from utils.cli import SWITCH, non_negative_float, parse_again, parser, positive_float, positive_int, run, seed, share
-from utils.ctrl_c import INTERRUPTED
+from utils.cli import (
+    INTERRUPTED,
+    SWITCH,
+    non_negative_float,
+    parse_again,
+    parser,
+    positive_float,
+    positive_int,
+    run,
+    seed,
+    share,
+)
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError

@@ -10,7 +10,7 @@ other candidates counts with its expected rank, since nothing but ids orders the
 """
 
 if __name__ == "__main__":
-    from utils.ctrl_c import end_at_ctrl_c
+    from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
 

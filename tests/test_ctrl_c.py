@@ -19,9 +19,9 @@ from utils.packed import pack
 from utils.training.processes import Notice
 from utils.training.state import find_state
 
-FOLDERS = (".", "data_processing", "benchmarks", "utils")
+FOLDERS = (".", "data_processing", "data_processing/sample", "benchmarks", "utils")
 BEGINNING = """if __name__ == "__main__":
-    from utils.ctrl_c import end_at_ctrl_c
+    from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
 """

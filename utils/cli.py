@@ -1,19 +1,23 @@
 """What the scripts share on the command line: flags of one meaning everywhere, errors without tracebacks, Ctrl-C."""
 
 import argparse
+import contextlib
 import math
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
-from utils.ctrl_c import INTERRUPTED, ctrl_c_noted
 from utils.errors import InputError
 
 BAD_INPUT = 2  # exit code
 DEFECT = 1
+
+INTERRUPTED = 130  # exit code
 
 
 def yes_or_no(text: str) -> bool:
@@ -160,3 +164,44 @@ def _stop(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     print(message, file=sys.stderr)
     sys.exit(code)
+
+
+def end_at_ctrl_c() -> None:
+    """From here on Ctrl-C ends the process at once, in one line: before `utils.cli.run` runs a script, and after."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
+        signal.signal(signal.SIGINT, _end)
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(INTERRUPTED)
+
+
+@contextlib.contextmanager
+def ctrl_c_noted(pressed: list[bool]) -> Iterator[None]:
+    """KeyboardInterrupt at Ctrl-C, and word of it in `pressed`: some libraries make another exception of it."""
+
+    def note(number: int, frame: FrameType | None) -> None:
+        pressed.append(True)
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def ctrl_c_waits() -> Iterator[None]:
+    """Ctrl-C is heeded at the end of the block, in which files that belong together are written."""
+    pressed = []
+    before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed and callable(before):
+        before(signal.SIGINT, None)

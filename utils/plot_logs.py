@@ -7,7 +7,7 @@ Of a run that was resumed, steps taken twice count once, as they were taken last
 """
 
 if __name__ == "__main__":
-    from utils.ctrl_c import end_at_ctrl_c
+    from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
 
