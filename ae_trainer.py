@@ -29,14 +29,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from decoder import Decoder
+from decoder import Decoder, check_width
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
 from utils.cli import ctrl_c_waits, parse_again, parser, positive_float, positive_int, run, seed
 from utils.data import check_finite
 from utils.errors import InputError, shown
 from utils.files import check_whole, check_writable, load_matrix, locked
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS, check_width
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 

@@ -1,13 +1,18 @@
 """The tokenizer's decoder: a small transformer that rebuilds an item embedding from its four quantized slices."""
 
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from utils.fsq import CODES_PER_ITEM, DECODER_HEADS
+from utils.errors import InputError
+from utils.fsq import CODES_PER_ITEM
 
 DROPOUT = 0.2
 START = 0.02  # deviation of the weights before training
+
+DECODER_HEADS = 8  # attention heads over one slice
 
 
 class Attention(nn.Module):
@@ -105,3 +110,12 @@ def _start(module: nn.Module) -> None:
         nn.init.normal_(module.weight, std=START)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
+
+
+def check_width(width: int, source: str | Path) -> None:
+    """InputError unless an embedding width divides into four slices of eight heads each."""
+    if not width or width % (CODES_PER_ITEM * DECODER_HEADS):
+        raise InputError(
+            f"{source}: embeddings are {width} wide, expected a multiple of {CODES_PER_ITEM * DECODER_HEADS} "
+            f"({CODES_PER_ITEM} slices, {DECODER_HEADS} heads). Choose a sentence encoder of such a width."
+        )

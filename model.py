@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, GPT2Config
 
+from decoder import check_width
 from modeling_gpt2_rec import GPT2ItemModel
 from utils.checkpoint import fill_module, load_state, noted_heads, read_about
 from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
 from utils.errors import InputError, reason
-from utils.fsq import CODES_PER_ITEM, VOCABULARY, check_width
+from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.util import check_count
 
 HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768

@@ -29,6 +29,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from decoder import check_width
 from eval import check_fit, evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
 from utils.cli import (
@@ -47,7 +48,7 @@ from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError
 from utils.files import check_writable, content
-from utils.fsq import CODES_PER_ITEM, check_width
+from utils.fsq import CODES_PER_ITEM
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched

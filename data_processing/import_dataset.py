@@ -86,11 +86,11 @@ from data_processing.TextEncoder_batch import (
     save_about,
     written_texts,
 )
+from decoder import check_width
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
 from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import load_matrix, staged_set
-from utils.fsq import check_width
 from utils.pickles import save_dict
 from utils.util import add_device_flags, pick_device
 

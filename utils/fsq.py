@@ -5,12 +5,8 @@ the shift is ``tan(offset / half)``, not ``atanh``, and the half-range shrinks b
 published weights give other codes under any other choice.
 """
 
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
-
-from utils.errors import InputError
 
 CODES_PER_ITEM = 4  # K
 LEVELS = (8, 8, 8, 6, 5)
@@ -18,16 +14,6 @@ BASIS = (1, 8, 64, 512, 3072)
 CODEBOOK_SIZE = 15360  # prod(LEVELS)
 PADDING = CODEBOOK_SIZE  # the token that stands where no item is
 VOCABULARY = CODEBOOK_SIZE + 1  # V
-DECODER_HEADS = 8  # attention heads over one slice
-
-
-def check_width(width: int, source: str | Path) -> None:
-    """InputError unless an embedding width divides into four slices of eight heads each."""
-    if not width or width % (CODES_PER_ITEM * DECODER_HEADS):
-        raise InputError(
-            f"{source}: embeddings are {width} wide, expected a multiple of {CODES_PER_ITEM * DECODER_HEADS} "
-            f"({CODES_PER_ITEM} slices, {DECODER_HEADS} heads). Choose a sentence encoder of such a width."
-        )
 
 
 class FSQ(nn.Module):

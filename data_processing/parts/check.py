@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from decoder import check_width
 from utils.data import cumulate
 from utils.datasets import check_encoded, is_id, is_time, whole_numbers
 from utils.errors import InputError, shown
 from utils.files import MANIFEST, check_whole, forget_pages, load_matrix, read_json, read_jsonl
-from utils.fsq import check_width
 from utils.pickles import load_pickle
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
