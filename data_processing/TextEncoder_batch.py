@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data_processing.data_process_2 import REMEDY, count_ids, load_item_texts
+from data_processing.parts.merging import REMEDY, count_ids, load_item_texts
 from data_processing.parts.texts import has_text
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError

@@ -24,9 +24,17 @@ if __name__ == "__main__":
 import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
-from data_processing.data_process_2 import REMEDY, id_maps, load_histories, merge_histories, named_directories
 from data_processing.make_token_list import save_token_list
-from data_processing.pre_train_data_process import common_encoder, load_embeddings, merged_matrix
+from data_processing.parts.merging import (
+    REMEDY,
+    common_encoder,
+    id_maps,
+    load_embeddings,
+    load_histories,
+    merge_histories,
+    merged_matrix,
+    named_directories,
+)
 from utils.cli import parser, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.datasets import HELD_OUT

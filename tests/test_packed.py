@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from ae_trainer import AutoEncoder
 from benchmarks import scale
 from data_processing import pack as pack_script
-from data_processing.data_process_2 import load_histories
 from data_processing.parts import tables
+from data_processing.parts.merging import load_histories
 from utils import files, matrices, packed
 from utils.data import Sequences, training_batch
 from utils.datasets import load_pre_train

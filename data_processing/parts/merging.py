@@ -1,0 +1,195 @@
+"""Several data sets as one: their directories, items, histories and embeddings under merged ids."""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from utils.data import Sequences, check_finite
+from utils.datasets import check_encoded, check_ids, is_id, load_sequences, noted_encoder
+from utils.errors import InputError, shown
+from utils.files import MANIFEST, check_whole, forget_pages, identity, load_matrix
+from utils.matrices import resumable_matrix
+from utils.pickles import load_pickle
+
+REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
+ENCODE = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
+AT_ONCE = 1 << 16  # histories turned into lists
+MOST_ITEMS = 1 << 31  # ids are int32 in the packed form
+CHUNK = 16_384  # rows copied at once
+
+
+def named_directories(paths: list[str]) -> dict[str, Path]:
+    """Data set name (the directory's own name) -> directory.
+
+    Raises:
+        InputError: not a directory, one that does not hold what it lists, or two of the same name.
+    """
+    named: dict[str, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"--datasets: {path} is not a directory. {REMEDY}")
+        check_whole(path / MANIFEST)
+        name = path.resolve().name
+        if name in named:
+            raise InputError(
+                f"--datasets: {named[name]} and {path} are both called {name!r}, "
+                "by which item_id_maps.pkl tells data sets apart. Rename one of them."
+            )
+        named[name] = path
+    return named
+
+
+def load_histories(path: Path, count: int) -> Sequences:
+    """A pickled dict user -> list of item ids below `count`, each list with an item or more.
+
+    Raises:
+        InputError: missing or damaged file, or a history that is none; names the user.
+    """
+    histories = load_sequences(path, REMEDY, shortest=0)
+    if not histories.lengths.all():
+        user = histories.users[np.argmin(histories.lengths)]
+        raise InputError(f"{path}, user {shown(user)}: the list is empty, expected one or more item ids. {REMEDY}")
+    check_ids(histories, count, path, "the data set's items")
+    return histories
+
+
+def load_item_texts(path: Path) -> dict[int, dict]:
+    """A pickled dict item id -> dict of text fields, checked.
+
+    Raises:
+        InputError: missing or damaged file, or an entry of another form; names the item.
+    """
+    texts = load_pickle(path, dict, REMEDY)
+    for item, fields in texts.items():
+        if not is_id(item) or item < 0 or not isinstance(fields, dict):
+            raise InputError(
+                f"{path}, item {shown(item)}: found {shown(fields)}, expected item id -> dict of text fields. {REMEDY}"
+            )
+    return texts
+
+
+def count_items(directory: Path) -> int:
+    """Items of a data set: the rows of its embeddings, or, before these are made, one more than its largest item id.
+
+    Raises:
+        InputError: a damaged file, or embeddings of other texts than the data set's.
+    """
+    if (directory / "item_text_embeddings.npy").is_file():
+        check_encoded(directory / "item_text_embeddings.npy")
+        return len(load_matrix(directory / "item_text_embeddings.npy", REMEDY))
+    return count_ids(directory)
+
+
+def count_ids(directory: Path) -> int:
+    """One more than the largest item id in a data set's texts and histories: the rows its embeddings must have.
+
+    Raises:
+        InputError: a damaged file, or an id that is no row of anything.
+    """
+    largest = -1
+    if (directory / "item_text_dict.pkl").is_file():
+        largest = max(load_item_texts(directory / "item_text_dict.pkl"), default=-1)
+    for name in ("train.pkl", "test.pkl"):
+        if (directory / name).is_file():
+            largest = max(largest, load_sequences(directory / name, REMEDY, shortest=0).items.max(initial=-1))
+    if largest >= MOST_ITEMS:
+        raise InputError(
+            f"{directory}: the largest item id is {largest}, expected 0, 1, 2, … up to the number of items. Number the "
+            "items again, for example with import_dataset.py."
+        )
+    return int(largest) + 1
+
+
+def id_maps(counts: dict[str, int]) -> dict[str, np.ndarray]:
+    """Items of each data set -> its merged ids, (n,) int64: one block after the other."""
+    maps, offset = {}, 0
+    for name, count in counts.items():
+        maps[name] = np.arange(offset, offset + count, dtype=np.int64)
+        offset += count
+    return maps
+
+
+def merge_histories(data_sets: Iterable[Sequences], maps: Iterable[np.ndarray]) -> Iterator[list[int]]:
+    """All histories with merged item ids, in the order of the data sets, of which one at a time is in memory."""
+    for histories, id_map in zip(data_sets, maps, strict=True):
+        for start in range(0, len(histories), AT_ONCE):
+            part = histories.select(np.arange(start, min(start + AT_ONCE, len(histories))))
+            yield from replace(part, items=id_map[part.items]).lists()
+
+
+def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
+    """File -> memory-mapped embeddings (n, E) of each data set, all of one width.
+
+    Raises:
+        InputError: missing or damaged file, embeddings of other texts than the data set's, or two widths.
+    """
+    paths = [directory / "item_text_embeddings.npy" for directory in directories]
+    matrices = {path: load_matrix(path, ENCODE) for path in paths}
+    for path in paths:
+        check_encoded(path)
+    first = paths[0]
+    for path, matrix in matrices.items():
+        if matrix.shape[1] != matrices[first].shape[1]:
+            raise InputError(
+                f"{path}: embeddings are {matrix.shape[1]} wide, {first} has {matrices[first].shape[1]}. "
+                "Encode all data sets with one encoder (data_processing/TextEncoder_batch.py)."
+            )
+    return matrices
+
+
+def common_encoder(directories: list[Path]) -> str | None:
+    """The encoder that made all embeddings, where that is known; only the last part of its name or path counts.
+
+    Raises:
+        InputError: two encoders, whose embeddings cannot be compared even where the width is the same.
+    """
+    known: dict[str, Path] = {}
+    for directory in directories:
+        encoder = noted_encoder(directory / "item_text_embeddings.npy")
+        if encoder and isinstance(encoder, str):
+            known.setdefault(Path(encoder).name, directory / "item_text_embeddings.json")
+    if len(known) > 1:
+        (one, one_path), (other, other_path) = list(known.items())[:2]
+        raise InputError(
+            f"{one_path} names the encoder {one}, {other_path} names {other}. Encode all data sets with one encoder "
+            "(data_processing/TextEncoder_batch.py); if it is the same under two names, mend one of the two files."
+        )
+    return next(iter(known), None)
+
+
+@contextlib.contextmanager
+def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.ndarray], dtype: str) -> Iterator[str]:
+    """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E).
+
+    Gives its fingerprint. It appears under its name when the block ends without an error; a killed run goes on where
+    it stopped.
+
+    Raises:
+        InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.
+    """
+    for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
+        if len(matrix) != len(id_map):
+            raise InputError(
+                f"{path} has {len(matrix)} rows, the data set has {len(id_map)} items. "
+                "Run data_process_2.py and TextEncoder_batch.py again, so that both see the same items."
+            )
+    total, width = sum(map(len, maps)), next(iter(matrices.values())).shape[1]
+    job = {"from": [identity(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
+    with resumable_matrix(output, (total, width), dtype, job) as filling:
+        with tqdm(total=total, initial=filling.done, desc="embeddings", unit=" items") as progress:
+            before = 0  # rows of the matrices in front
+            for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
+                for start in range(max(0, filling.done - before), len(matrix), CHUNK):
+                    with np.errstate(over="ignore"):
+                        chunk = matrix[start : start + CHUNK].astype(dtype)
+                    check_finite(chunk, start, f"{path} as {dtype}")
+                    filling.matrix[id_map[start : start + CHUNK]] = chunk
+                    forget_pages(matrix)
+                    filling.note(before + start + len(chunk))
+                    progress.update(len(chunk))
+                before += len(matrix)
+        yield filling.finish()
