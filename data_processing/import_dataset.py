@@ -68,24 +68,24 @@ import duckdb
 import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, unit
-from data_processing.make_dataset import given_rows
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import Table, clean, columns_of, find_column, find_history
-from data_processing.parts.formats import FORMATS, open_table
-from data_processing.parts.interactions import REPEATS, SPLITS, Source, gather, read_files, split
-from data_processing.parts.row_filter import parse_keep
-from data_processing.parts.splits import Histories, save_histories
-from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
-from data_processing.TextEncoder_batch import (
+from data_processing.parts.encoding import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
     Encoding,
     embedding_matrix,
+    given_rows,
     load_encoder,
     require_encoder,
     save_about,
     written_texts,
 )
+from data_processing.parts.formats import FORMATS, open_table
+from data_processing.parts.interactions import REPEATS, SPLITS, Source, gather, read_files, split
+from data_processing.parts.row_filter import parse_keep
+from data_processing.parts.splits import Histories, save_histories
+from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
 from decoder import check_width
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
 from utils.datasets import DATA_SET

@@ -17,8 +17,6 @@ test_times.pkl, and dataset.json, which lists them with hashes, so that no reade
 data set. --test_share 1 makes everyone a test user: a zero-shot test.
 """
 
-import contextlib
-import hashlib
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -36,28 +34,26 @@ if __name__ == "__main__":
 import numpy as np
 
 from data_processing.data_process_1 import add_split_flags, draw_test
-from data_processing.parts.splits import cold_pieces
-from data_processing.parts.texts import has_text, is_missing
-from data_processing.TextEncoder_batch import (
+from data_processing.parts.encoding import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
     Encoding,
     embedding_matrix,
+    given_rows,
     load_encoder,
     require_encoder,
     save_about,
     written_texts,
 )
+from data_processing.parts.splits import cold_pieces
+from data_processing.parts.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
-from utils.data import check_finite
-from utils.datasets import DATA_SET, is_time, noted_encoder
+from utils.datasets import DATA_SET, is_time
 from utils.errors import InputError
-from utils.files import forget_pages, identity, load_matrix, read_json_lines, read_jsonl, staged_set
-from utils.matrices import resumable_matrix
+from utils.files import read_json_lines, read_jsonl, staged_set
 from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 
-CHUNK = 1 << 14  # rows of given embeddings copied at once
 REMEDY = "See --help for the three files that make_dataset.py reads."
 
 
@@ -230,33 +226,6 @@ def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
                     "items in sequences.jsonl with them."
                 )
         yield line, times
-
-
-@contextlib.contextmanager
-def given_rows(output: Path, source: Path, rows: np.ndarray, expected: int, which: str) -> Iterator[dict[str, Any]]:
-    """Copy rows (N,) int64 of a matrix (expected, E) to OUTPUT/item_text_embeddings.npy; zero rows for negative ones.
-
-    It appears under its name when the block ends without an error, in which what this gives, the contents of
-    item_text_embeddings.json, is put into place; a killed run goes on where it stopped.
-
-    Raises:
-        InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
-    """
-    matrix = load_matrix(source, "Leave out --embeddings to encode the texts.")
-    if len(matrix) != expected:
-        raise InputError(f"--embeddings {source} has {len(matrix)} rows, expected {expected}: {which}.")
-    encoder, path, shape = noted_encoder(source), output / "item_text_embeddings.npy", (len(rows), matrix.shape[1])
-    job = {"from": identity(source), "rows": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
-    with resumable_matrix(path, shape, matrix.dtype, job) as filling:
-        for start in range(filling.done, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            known = np.flatnonzero(part >= 0)
-            values = matrix[part[known]]
-            check_finite(values, part[known], f"--embeddings {source}")
-            filling.matrix[start + known] = values
-            forget_pages(matrix)
-            filling.note(start + len(part))
-        yield {"encoder": encoder, "rows": shape[0], "width": shape[1], "files": {path.suffix: filling.finish()}}
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ae_trainer
-from data_processing.TextEncoder_batch import process_pool
+from data_processing.parts.encoding import process_pool
 from tests import runs
 from tests.conftest import ROOT
 from utils.cli import run

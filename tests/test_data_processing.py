@@ -23,6 +23,7 @@ from data_processing import (
     make_token_list,
     pre_train_data_process,
 )
+from data_processing.parts import encoding
 from utils import matrices
 from utils.data import Sequences
 from utils.datasets import catalogs, load_pre_train, load_test
@@ -257,7 +258,7 @@ def test_make_dataset(call, tmp_path, encoder):
     files = {".npy": fingerprint(tmp_path / "out/item_text_embeddings.npy")}
     assert about == {
         "texts": content(tmp_path / "out/item_text_dict.pkl"),
-        "encoder": TextEncoder_batch.DEFAULT_ENCODER,
+        "encoder": encoding.DEFAULT_ENCODER,
         "rows": 12,
         "width": WIDTH,
         "files": files,
@@ -303,7 +304,7 @@ def test_texts_that_changed_since_a_run_was_killed_are_encoded_again(call, tmp_p
 
     encoder = Breaking()
     monkeypatch.setattr(make_dataset, "load_encoder", lambda name, device: encoder)
-    monkeypatch.setattr(TextEncoder_batch, "CHUNK", 4)
+    monkeypatch.setattr(encoding, "CHUNK", 4)
     monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     write_own_data(tmp_path / "in")
     with pytest.raises(KeyboardInterrupt):
@@ -391,7 +392,7 @@ def test_bad_files_of_own_data_are_named(call, tmp_path, encoder):
 
 def test_item_text_is_the_releases():
     fields = {"title": "A {b}", "categories": ["x"], "details": '{"Brand": "B"}'}
-    assert TextEncoder_batch.item_text(fields) == "'title': 'A b', 'categories': ['x'], 'details': '\"Brand\": \"B\"'"
+    assert encoding.item_text(fields) == "'title': 'A b', 'categories': ['x'], 'details': '\"Brand\": \"B\"'"
 
 
 def test_text_encoder_covers_every_item(call, tmp_path, encoder):
@@ -419,8 +420,8 @@ def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
             return super().encode(texts, **how)
 
     encoder = Breaking()
-    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: encoder)
-    monkeypatch.setattr(TextEncoder_batch, "CHUNK", 4)
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(encoding, "CHUNK", 4)
     monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     call("TextEncoder_batch", "--input", tmp_path / "a")
     Breaking.left = encoder.left = 2
@@ -443,7 +444,7 @@ def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
 
 def test_encoder_that_cannot_be_loaded(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="is not a directory"):
-        TextEncoder_batch.load_encoder(str(tmp_path / "none"), "cpu")
+        encoding.load_encoder(str(tmp_path / "none"), "cpu")
 
     def unreachable(*_, **__):
         raise OSError("We couldn't connect\nand more")
@@ -451,7 +452,7 @@ def test_encoder_that_cannot_be_loaded(monkeypatch, tmp_path):
     sentence_transformers = pytest.importorskip("sentence_transformers")
     monkeypatch.setattr(sentence_transformers, "SentenceTransformer", unreachable)
     with pytest.raises(InputError, match="connect.*name a local directory"):
-        TextEncoder_batch.load_encoder("some/model", "cpu")
+        encoding.load_encoder("some/model", "cpu")
 
 
 def test_bad_item_texts_are_named(call, tmp_path, encoder):

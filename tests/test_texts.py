@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from data_processing import TextEncoder_batch, data_process_1, import_dataset, make_dataset
+from data_processing.parts import encoding
 from data_processing.parts.formats import literal
 from data_processing.parts.splits import cold_pieces
 from data_processing.parts.texts import NOTHING as NOTHING_THERE
@@ -265,7 +266,7 @@ def test_tokens_are_counted_by_the_encoders_own_tokenizer(monkeypatch, tmp_path)
     )
     words = encoder.max_seq_length - 2  # and a mark at both ends
     fits = "a " * words
-    assert TextEncoder_batch.count_longer(encoder, [fits, fits + "a", "b " * 2000, "d"] * 2) == 4
+    assert encoding.count_longer(encoder, [fits, fits + "a", "b " * 2000, "d"] * 2) == 4
     embeddings = encoder.encode([fits, fits + "a", fits + "z"])
     np.testing.assert_array_equal(embeddings[1], embeddings[2])
     np.testing.assert_array_equal(embeddings[0], embeddings[1])
@@ -328,7 +329,7 @@ def test_a_title_comes_before_what_would_push_it_out(call):
     story = "once upon a time " * 200
     write("m.csv", f"item,pictures,story,title\na,{pictures},{story},red\nb,{pictures},{story},blue\n")
     call(SMALL)
-    texts = [TextEncoder_batch.item_text(fields) for fields in made()["item_text_dict"].values()]
+    texts = [encoding.item_text(fields) for fields in made()["item_text_dict"].values()]
     assert texts[0].startswith("'title': 'red'") and texts[1].startswith("'title': 'blue'")
     assert "example.com" not in texts[0]
 

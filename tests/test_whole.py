@@ -29,7 +29,7 @@ from data_processing import (
     pack,
     pre_train_data_process,
 )
-from data_processing.parts import tables
+from data_processing.parts import encoding, tables
 from data_processing.parts.check import check_directory
 from model import RecGPTConfig
 from pre_train import facts
@@ -128,8 +128,8 @@ def call(monkeypatch):
 def world(tmp_path, monkeypatch):
     """Input for every script."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: HashEncoder())
-    monkeypatch.setattr(TextEncoder_batch, "item_text", lambda fields: str(fields))
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: HashEncoder())
+    monkeypatch.setattr(encoding, "item_text", lambda fields: str(fields))
     random = np.random.default_rng(0)
     write_own_data(Path("own"))
     write_own_data(Path("no_times"), with_times=False)

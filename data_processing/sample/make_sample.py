@@ -233,7 +233,7 @@ def main() -> None:
     args = flags.parse_args()
 
     if args.encoder:
-        from data_processing.TextEncoder_batch import DEFAULT_BATCH, Encoding, item_text, load_encoder  # needs torch
+        from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
 
         encoding = Encoding(load_encoder(args.encoder, "cpu"), DEFAULT_BATCH, "cpu")
     for name, domain in DOMAINS.items():

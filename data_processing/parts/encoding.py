@@ -1,0 +1,196 @@
+"""Item texts to sentence embeddings, on disk, by an encoder or as given."""
+
+import contextlib
+import hashlib
+import math
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from data_processing.parts.merging import REMEDY
+from data_processing.parts.texts import has_text
+from utils.data import check_finite
+from utils.datasets import noted_encoder
+from utils.errors import InputError
+from utils.files import content, forget_pages, identity, load_matrix, save_json
+from utils.matrices import resumable_matrix
+
+DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
+DEFAULT_BATCH = 64  # texts
+CHUNK = 1 << 12  # items whose texts are sorted by length, and encoded, together
+
+
+def item_text(fields: dict[str, Any]) -> str:
+    """The text of an item as the release encodes it: Python's str() of the fields without any { or }."""
+    return str(fields).replace("{", "").replace("}", "")
+
+
+def require_encoder(name: str) -> None:
+    """InputError if a directory is named as the encoder and is not there."""
+    if name.startswith((".", "/")) and not Path(name).is_dir():
+        raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
+
+
+def load_encoder(name: str, device: torch.device | str) -> Any:
+    """The SentenceTransformer of that name or directory.
+
+    Raises:
+        InputError: it cannot be fetched or loaded.
+    """
+    require_encoder(name)
+    try:
+        from sentence_transformers import SentenceTransformer  # heavy, and only needed here
+    except ImportError as error:
+        raise InputError(
+            f"Encoding texts needs sentence-transformers ({error}): pip install -r requirements.txt."
+        ) from error
+    try:
+        return SentenceTransformer(name, device=str(device), trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        reason = str(error).strip().splitlines()[:1]
+        raise InputError(
+            f"--encoder {name} cannot be loaded ({''.join(reason)}). Where the Hub is out of reach, name a local "
+            "directory with a sentence-transformers model, or a mirror in HF_ENDPOINT."
+        ) from error
+
+
+class Encoding(NamedTuple):
+    """An encoder and how to use it."""
+
+    encoder: Any  # a SentenceTransformer
+    batch_size: int  # texts encoded at once
+    device: torch.device | str
+    pool: dict[str, Any] | None = None  # processes that share the work, see `process_pool`
+
+    def encode(self, texts: list[str]) -> np.ndarray:
+        """Texts -> (n, E) float32 sentence embeddings of unit length."""
+        where = {"device": str(self.device)} if self.pool is None else {"pool": self.pool}
+        embeddings = self.encoder.encode(
+            texts,
+            batch_size=self.batch_size,
+            normalize_embeddings=True,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+            **where,
+        )
+        return np.asarray(embeddings, dtype=np.float32)
+
+
+@contextlib.contextmanager
+def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, Any] | None]:
+    """sentence-transformers' processes, one for each device; None where no devices are named.
+
+    They leave Ctrl-C, which a terminal sends to every process, to this one, and are ended by it.
+    """
+    if devices is None:
+        yield None
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        pool = encoder.start_multi_process_pool(devices)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    try:
+        yield pool
+    finally:
+        encoder.stop_multi_process_pool(pool)
+
+
+def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> dict[int, str]:
+    """Item id -> text, of the items that have one.
+
+    Raises:
+        InputError: no item has any text.
+    """
+    texts = {item: item_text(fields) for item, fields in item_texts.items() if has_text(list(fields.values()))}
+    if not texts:
+        raise InputError(f"{source}: no item has any text; expected fields such as title. {REMEDY}")
+    return texts
+
+
+def count_longer(encoder: Any, texts: list[str]) -> int:
+    """How many texts the encoder reads only in part, by its own tokenizer; 0 where it has no limit."""
+    limit = getattr(encoder, "max_seq_length", None) or math.inf
+    # A token has a byte or more, and two mark beginning and end: most texts need no look.
+    long = [text for text in texts if len(text.encode(errors="surrogatepass")) + 2 > limit]
+    longer = 0
+    for start in range(0, len(long), CHUNK):
+        tokens = encoder.tokenizer(long[start : start + CHUNK], truncation=False, verbose=False)["input_ids"]
+        longer += sum(len(ids) > limit for ids in tokens)
+    return longer
+
+
+def digest(texts: dict[int, str]) -> str:
+    """What tells whether embeddings that a killed run has left are of these texts."""
+    made = hashlib.blake2b(digest_size=16)
+    for item, text in texts.items():
+        made.update(f"{item} {len(text)} {text}".encode(errors="surrogatepass"))
+    return made.hexdigest()
+
+
+@contextlib.contextmanager
+def embedding_matrix(
+    directory: Path, texts: dict[int, str], count: int, encoding: Encoding, encoder: str
+) -> Iterator[dict[str, Any]]:
+    """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; zero rows for other items.
+
+    It appears under its name when the block ends without an error, in which what this gives, the contents of
+    item_text_embeddings.json, is put into place; a killed run goes on where it stopped. Which texts are encoded
+    together does not depend on where that was. Told: how many texts are longer than what the encoder reads.
+    """
+    longer = count_longer(encoding.encoder, list(texts.values()))
+    if longer:
+        print(
+            f"{directory}: {longer} of {len(texts)} texts are longer than the {encoding.encoder.max_seq_length} tokens "
+            "that the encoder reads, and are cut"
+        )
+    path = directory / "item_text_embeddings.npy"
+    shape = (count, encoding.encoder.get_embedding_dimension())
+    job = {"encoder": encoder, "text_digest": digest(texts), "batch_size": encoding.batch_size}
+    with resumable_matrix(path, shape, np.float32, job) as filling:
+        with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
+            for start in range(filling.done, count, CHUNK):
+                end = min(start + CHUNK, count)
+                written = [item for item in range(start, end) if item in texts]
+                if written:
+                    filling.matrix[written] = encoding.encode([texts[item] for item in written])
+                filling.note(end)
+                progress.update(end - start)
+        yield {"encoder": encoder, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
+
+
+def save_about(staging: Path, about: dict[str, Any]) -> None:
+    """Write item_text_embeddings.json, which ties the matrix to the item_text_dict.pkl in the same folder."""
+    save_json(staging / "item_text_embeddings.json", {"texts": content(staging / "item_text_dict.pkl"), **about})
+
+
+@contextlib.contextmanager
+def given_rows(output: Path, source: Path, rows: np.ndarray, expected: int, which: str) -> Iterator[dict[str, Any]]:
+    """Copy rows (N,) int64 of a matrix (expected, E) to OUTPUT/item_text_embeddings.npy; zero rows for negative ones.
+
+    It appears under its name when the block ends without an error, in which what this gives, the contents of
+    item_text_embeddings.json, is put into place; a killed run goes on where it stopped.
+
+    Raises:
+        InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
+    """
+    matrix = load_matrix(source, "Leave out --embeddings to encode the texts.")
+    if len(matrix) != expected:
+        raise InputError(f"--embeddings {source} has {len(matrix)} rows, expected {expected}: {which}.")
+    encoder, path, shape = noted_encoder(source), output / "item_text_embeddings.npy", (len(rows), matrix.shape[1])
+    job = {"from": identity(source), "rows": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
+    with resumable_matrix(path, shape, matrix.dtype, job) as filling:
+        for start in range(filling.done, len(rows), CHUNK):
+            part = rows[start : start + CHUNK]
+            known = np.flatnonzero(part >= 0)
+            values = matrix[part[known]]
+            check_finite(values, part[known], f"--embeddings {source}")
+            filling.matrix[start + known] = values
+            forget_pages(matrix)
+            filling.note(start + len(part))
+        yield {"encoder": encoder, "rows": shape[0], "width": shape[1], "files": {path.suffix: filling.finish()}}
