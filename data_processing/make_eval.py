@@ -24,7 +24,7 @@ if __name__ == "__main__":
 import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
-from data_processing.make_token_list import save_token_list
+from data_processing.parts.codes import save_token_list
 from data_processing.parts.merging import (
     REMEDY,
     common_encoder,

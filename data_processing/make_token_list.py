@@ -11,7 +11,6 @@ goes on where it stopped.
 """
 
 import sys
-from itertools import chain
 from pathlib import Path
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
@@ -23,28 +22,22 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import numpy as np
-from tqdm import tqdm
 
-from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, codebook_report, describe, load_tokenizer
+from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
+from data_processing.parts.codes import save_token_list, tokenize_rows
 from utils.cli import parser, run
-from utils.data import check_finite
 from utils.errors import InputError
 from utils.files import (
     check_whole,
-    content,
     fingerprint,
-    forget_pages,
     identity,
     load_matrix,
-    save_json,
     staged_directory,
 )
 from utils.fsq import CODES_PER_ITEM
-from utils.matrices import Filling, resumable_matrix
-from utils.pickles import save_list
+from utils.matrices import resumable_matrix
 from utils.util import add_device_flags, pick_device
 
-CHUNK = 65_536  # rows between two steps of the progress bar
 REMEDY = "Make it with data_processing/pre_train_data_process.py, TextEncoder_batch.py or make_dataset.py."
 
 
@@ -73,47 +66,11 @@ def main() -> None:
         print(describe(codebook_report(filling.matrix)))
 
 
-def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | Path, filling: Filling) -> None:
-    """(N, E) float -> codes (N, K) int16 in a matrix to fill, with a progress bar.
-
-    Raises:
-        InputError: another width than the tokenizer's, or an embedding that is not finite; names the row of `source`.
-    """
-    total, done = len(embeddings), filling.done
-    with tqdm(total=total, initial=done, desc=f"codes of {source}", unit=" items") as progress:
-        for start in range(done, total, CHUNK):
-            with np.errstate(over="ignore"):
-                chunk = np.array(embeddings[start : start + CHUNK], dtype=np.float32)
-            check_finite(chunk, start, str(source))  # names the row in the file; tokenize would name it in the chunk
-            filling.matrix[start : start + CHUNK] = tokenizer.tokenize(chunk, str(source))
-            forget_pages(embeddings)
-            filling.note(start + len(chunk))
-            progress.update(len(chunk))
-
-
 def check_name(path: str | Path) -> Path:
     """InputError unless the codes are to go into a .pkl: files of that name with other endings come beside it."""
     if Path(path).suffix != ".pkl":
         raise InputError(f"{path}: the codes go into a .pkl, and a .json beside it. Name a file that ends in .pkl.")
     return Path(path)
-
-
-def save_token_list(
-    path: Path, codes: np.ndarray, tokenizer: AutoEncoder, embeddings: str, array: str | None = None
-) -> None:
-    """Write codes (N, K) as a pickled list of lists, and beside it, as JSON, which tokenizer made them of what.
-
-    Args:
-        path: of the pickle.
-        codes: (N, K) integers.
-        tokenizer: that made them.
-        embeddings: fingerprint of the matrix that the codes must not be used without.
-        array: fingerprint of the same codes as a `.npy`, where there is one.
-    """
-    about = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
-    save_list(path, chain.from_iterable(codes[start : start + CHUNK].tolist() for start in range(0, len(codes), CHUNK)))
-    files = {".pkl": content(path)} | ({".npy": array} if array else {})
-    save_json(path.with_suffix(".json"), about | {"embeddings": embeddings, "files": files})
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from data_processing import (
     make_token_list,
     pre_train_data_process,
 )
-from data_processing.parts import encoding
+from data_processing.parts import codes, encoding
 from utils import matrices
 from utils.data import Sequences
 from utils.datasets import catalogs, load_pre_train, load_test
@@ -693,9 +693,9 @@ def test_bad_embeddings_are_named(call, tmp_path, two_data_sets, tokenizer_file)
 
 
 def test_row_is_named_beyond_the_first_chunk(monkeypatch, tokenizer_file):
-    monkeypatch.setattr(make_token_list, "CHUNK", 4)
+    monkeypatch.setattr(codes, "CHUNK", 4)
     embeddings = np.zeros((10, WIDTH), dtype=np.float32)
     embeddings[9] = np.inf
     with pytest.raises(InputError, match="rows.npy, row 9"):
         filling = Filling(np.empty((10, 4), dtype=np.int16), 0, lambda rows: None, Path())
-        make_token_list.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy", filling)
+        codes.tokenize_rows(make_token_list.load_tokenizer(tokenizer_file), embeddings, "rows.npy", filling)
