@@ -16,7 +16,6 @@ Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden
 killed goes on with the tables that were finished.
 """
 
-import argparse
 import glob
 import json
 import math
@@ -38,10 +37,11 @@ import numpy as np
 from tqdm import tqdm
 
 from data_processing.data_download import RAW, local_file
-from data_processing.parts.splits import Histories, save_histories
+from data_processing.parts.splits import Histories, add_split_flags, draw_test, save_histories
 from data_processing.parts.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 from data_processing.parts.texts import NOTHING, is_missing, missing_in
-from utils.cli import parser, positive_float, positive_int, run, seed
+from data_processing.parts.times import in_another_unit, unit
+from utils.cli import parser, positive_float, positive_int, run
 from utils.data import cumulate
 from utils.datasets import DATA_SET
 from utils.errors import InputError
@@ -50,8 +50,6 @@ from utils.pickles import save_dict
 
 TEXT_FIELDS = ("main_category", "title", "description", "categories", "details")  # in the release's order
 REMEDY = "Fetch it with data_processing/data_download.py --amazon CATEGORY."
-UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
-RECENT = 1e8  # seconds: since March 1973
 
 REVIEWS = """
     SELECT row_number() OVER () AS line, user_id AS reviewer, parent_asin AS item, TRY_CAST(timestamp AS DOUBLE) AS time
@@ -118,23 +116,6 @@ def main() -> None:
         )
 
 
-def add_split_flags(flags: argparse.ArgumentParser) -> None:
-    """--test_share and --seed."""
-    flags.add_argument("--test_share", type=share, default=0.1, help="share of the users that go to test.pkl, 0 to 1")
-    flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
-
-
-def share(text: str) -> float:
-    """argparse type for a share from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
-    return value
-
-
 def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Histories:
     """Users with enough interactions, numbered by first appearance in the file; items by first one in the histories.
 
@@ -162,16 +143,6 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
     columns = tables.columns(HISTORIES)
     offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
     return Histories(columns["item"], columns["time"] / unit(largest), offsets)
-
-
-def unit(number: float) -> float:
-    """Of a time: what a second is in it, as its size tells."""
-    return next(per_second for limit, per_second in UNITS.items() if abs(number) < limit)
-
-
-def in_another_unit(time: str, largest: float) -> str:
-    """SQL that tells whether a time is a recent one in seconds, say, where the largest can only be milliseconds."""
-    return f"abs({time}) >= {RECENT} AND abs({time}) < {RECENT * unit(largest)}"
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
@@ -239,13 +210,6 @@ def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:
     if "details" in fields and not isinstance(fields["details"], str):
         fields["details"] = json.dumps(fields["details"])
     return fields
-
-
-def draw_test(users: int, test_share: float, seed: int) -> np.ndarray:
-    """(users,) bool: the share of the users, drawn at random, that go to test.pkl."""
-    in_test = np.zeros(users, dtype=bool)
-    in_test[np.random.default_rng(seed).permutation(users)[: round(test_share * users)]] = True
-    return in_test
 
 
 if __name__ == "__main__":

@@ -67,7 +67,6 @@ if __name__ == "__main__":
 import duckdb
 import numpy as np
 
-from data_processing.data_process_1 import add_split_flags, unit
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import Table, clean, columns_of, find_column, find_history
 from data_processing.parts.encoding import (
@@ -82,10 +81,11 @@ from data_processing.parts.encoding import (
     written_texts,
 )
 from data_processing.parts.formats import FORMATS, open_table
-from data_processing.parts.interactions import REPEATS, SPLITS, Source, gather, read_files, split
+from data_processing.parts.interactions import REPEATS, Source, gather, read_files
 from data_processing.parts.row_filter import parse_keep
-from data_processing.parts.splits import Histories, save_histories
+from data_processing.parts.splits import SPLITS, Histories, add_split_flags, save_histories, split
 from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
+from data_processing.parts.times import unit
 from decoder import check_width
 from utils.cli import non_negative_int, parser, positive_float, positive_int, run
 from utils.datasets import DATA_SET

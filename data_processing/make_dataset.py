@@ -33,7 +33,6 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from data_processing.data_process_1 import add_split_flags, draw_test
 from data_processing.parts.encoding import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
@@ -45,7 +44,7 @@ from data_processing.parts.encoding import (
     save_about,
     written_texts,
 )
-from data_processing.parts.splits import cold_pieces
+from data_processing.parts.splits import add_split_flags, cold_pieces, draw_test
 from data_processing.parts.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
 from utils.datasets import DATA_SET, is_time

@@ -1,13 +1,11 @@
 """Interactions and items in DuckDB: read, checked, numbered, filtered; and the lists split for training and test."""
 
 import argparse
-import datetime
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data_processing.data_process_1 import draw_test
 from data_processing.parts.columns import CLEANED, Table, columns_of, folded
 from data_processing.parts.formats import field_names, json_column, place_of, read_table
 from data_processing.parts.prefixes import history_columns, leave_out_missing, unfold
@@ -19,8 +17,6 @@ from data_processing.parts.times import check_times, seconds
 from utils.data import cumulate
 from utils.errors import InputError
 
-DEFAULT_SPLIT_TIME = 0.9  # share of the interactions
-SHORTEST = 2  # items of a list: a history and a target
 IN_ORDER = "OVER (PARTITION BY person, item ORDER BY time {0}, line {0})"
 REPEATS = {  # what is left of the items that a user has several times
     "keep": "",
@@ -293,64 +289,3 @@ def gather(tables: Tables, args: argparse.Namespace, interactions: Source) -> Hi
         None if interactions.time is None else columns["time"],
         cumulate(np.bincount(columns["user_id"], minlength=users)),
     )
-
-
-def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """How many items of each user's list train.pkl and test.pkl have, 0 or two and more: (U,) int64 each.
-
-    Raises:
-        InputError: nobody is left to test, or, where --test_share is 0, to train on.
-    """
-    train, test = (np.where(lengths < SHORTEST, 0, lengths) for lengths in SPLITS[args.split](histories, args))
-    if not test.any() and (args.split != "users" or not train.any()):
-        remedy = "Give users with longer histories"
-        if args.split == "time":
-            remedy += ", or choose another --split_time"
-        raise InputError(
-            f"{args.interactions}: none of {len(test)} users has a history and a target with --split {args.split}. "
-            f"{remedy}."
-        )
-    return train, test
-
-
-def leave_last_out(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """How many items, from the first on, of each user's go to train.pkl and to test.pkl: (U,) int64 each."""
-    return histories.lengths - 1, histories.lengths
-
-
-def split_at_time(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """The same: what was before a time; and that and one more item, of users with items on both sides.
-
-    Raises:
-        InputError: there are no such users.
-    """
-    cut = DEFAULT_SPLIT_TIME if args.split_time is None else args.split_time
-    if 0 < cut < 1:
-        place = int(cut * len(histories.times))
-        cut = float(np.partition(histories.times, place)[place])
-    users = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
-    before = np.bincount(users[histories.times < cut], minlength=len(histories.lengths))
-    both = (before > 0) & (before < histories.lengths)
-    first, at, last = map(date, (histories.times.min(), cut, histories.times.max()))
-    print(f"split at {at} (the interactions are from {first} to {last})")
-    return before, np.where(both, before + 1, 0)
-
-
-def date(time: float) -> str:
-    """Unix seconds for people to read."""
-    try:
-        return f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
-    except (OverflowError, ValueError, OSError):
-        return f"{time:g}"
-
-
-def split_users(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """The same: whole lists, of users drawn at random among those with two items or more."""
-    lengths = histories.lengths
-    in_test = np.zeros(len(lengths), dtype=bool)
-    eligible = np.flatnonzero(lengths >= SHORTEST)
-    in_test[eligible[draw_test(len(eligible), args.test_share, args.seed)]] = True
-    return np.where(in_test, 0, lengths), np.where(in_test, lengths, 0)
-
-
-SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_users}

@@ -1,7 +1,10 @@
 """Histories from DuckDB to a data set directory: lists under the users' names, cold-start pieces, names of items."""
 
+import argparse
+import datetime
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,12 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data_processing.parts.tables import Tables
+from utils.cli import seed
 from utils.data import Sequences, cumulate, spans
+from utils.errors import InputError
 from utils.files import atomic_write
 from utils.pickles import save_dict
 
 SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
 AT_ONCE = 1 << 16  # histories turned into lists
+DEFAULT_SPLIT_TIME = 0.9  # share of the interactions
+SHORTEST = 2  # items of a list: a history and a target
 
 
 class Histories(NamedTuple):
@@ -88,3 +95,88 @@ def cold_pieces(
         length = int(random.integers(SHORTEST_PIECE, min(LONGEST_PIECE, len(items)) + 1))
         start = int(random.integers(max(0, len(items) - LONGEST_PIECE) + 1))
         yield user, items[-length:] if last else items[start : start + length]
+
+
+def add_split_flags(flags: argparse.ArgumentParser) -> None:
+    """--test_share and --seed."""
+    flags.add_argument("--test_share", type=share, default=0.1, help="share of the users that go to test.pkl, 0 to 1")
+    flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
+
+
+def share(text: str) -> float:
+    """argparse type for a share from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value
+
+
+def draw_test(users: int, test_share: float, seed: int) -> np.ndarray:
+    """(users,) bool: the share of the users, drawn at random, that go to test.pkl."""
+    in_test = np.zeros(users, dtype=bool)
+    in_test[np.random.default_rng(seed).permutation(users)[: round(test_share * users)]] = True
+    return in_test
+
+
+def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """How many items of each user's list train.pkl and test.pkl have, 0 or two and more: (U,) int64 each.
+
+    Raises:
+        InputError: nobody is left to test, or, where --test_share is 0, to train on.
+    """
+    train, test = (np.where(lengths < SHORTEST, 0, lengths) for lengths in SPLITS[args.split](histories, args))
+    if not test.any() and (args.split != "users" or not train.any()):
+        remedy = "Give users with longer histories"
+        if args.split == "time":
+            remedy += ", or choose another --split_time"
+        raise InputError(
+            f"{args.interactions}: none of {len(test)} users has a history and a target with --split {args.split}. "
+            f"{remedy}."
+        )
+    return train, test
+
+
+def leave_last_out(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """How many items, from the first on, of each user's go to train.pkl and to test.pkl: (U,) int64 each."""
+    return histories.lengths - 1, histories.lengths
+
+
+def split_at_time(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """The same: what was before a time; and that and one more item, of users with items on both sides.
+
+    Raises:
+        InputError: there are no such users.
+    """
+    cut = DEFAULT_SPLIT_TIME if args.split_time is None else args.split_time
+    if 0 < cut < 1:
+        place = int(cut * len(histories.times))
+        cut = float(np.partition(histories.times, place)[place])
+    users = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
+    before = np.bincount(users[histories.times < cut], minlength=len(histories.lengths))
+    both = (before > 0) & (before < histories.lengths)
+    first, at, last = map(date, (histories.times.min(), cut, histories.times.max()))
+    print(f"split at {at} (the interactions are from {first} to {last})")
+    return before, np.where(both, before + 1, 0)
+
+
+def date(time: float) -> str:
+    """Unix seconds for people to read."""
+    try:
+        return f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
+    except (OverflowError, ValueError, OSError):
+        return f"{time:g}"
+
+
+def split_users(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """The same: whole lists, of users drawn at random among those with two items or more."""
+    lengths = histories.lengths
+    in_test = np.zeros(len(lengths), dtype=bool)
+    eligible = np.flatnonzero(lengths >= SHORTEST)
+    in_test[eligible[draw_test(len(eligible), args.test_share, args.seed)]] = True
+    return np.where(in_test, 0, lengths), np.where(in_test, lengths, 0)
+
+
+SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_users}

@@ -1,9 +1,9 @@
 """Times in the forms in which files have them, as seconds."""
 
+import math
 from pathlib import Path
 from typing import NamedTuple
 
-from data_processing.data_process_1 import in_another_unit, unit
 from data_processing.parts.columns import Table, literal
 from data_processing.parts.formats import places_of
 from data_processing.parts.tables import Tables
@@ -22,6 +22,9 @@ WORDS = (
 )
 NEARLY_ALL = 0.9
 ORDERS = {"day/month/year": "dm", "month/day/year": "md"}
+
+UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
+RECENT = 1e8  # seconds: since March 1973
 
 
 class Reading(NamedTuple):
@@ -155,3 +158,13 @@ def seconds(tables: Tables, formats: list[str] | None) -> str:
     per_second = unit(tables.value(f"SELECT max(abs({NUMBER})) FROM said"))
     print(f"times: numbers, {per_second:.0f} to a second")
     return f"({NUMBER}) / {per_second:.0f}"
+
+
+def unit(number: float) -> float:
+    """Of a time: what a second is in it, as its size tells."""
+    return next(per_second for limit, per_second in UNITS.items() if abs(number) < limit)
+
+
+def in_another_unit(time: str, largest: float) -> str:
+    """SQL that tells whether a time is a recent one in seconds, say, where the largest can only be milliseconds."""
+    return f"abs({time}) >= {RECENT} AND abs({time}) < {RECENT * unit(largest)}"
