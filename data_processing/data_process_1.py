@@ -36,7 +36,7 @@ import duckdb
 import numpy as np
 from tqdm import tqdm
 
-from data_processing.data_download import RAW, local_file
+from data_processing.parts.hub import RAW, local_file
 from data_processing.parts.splits import Histories, add_split_flags, draw_test, save_histories
 from data_processing.parts.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
 from data_processing.parts.texts import NOTHING, is_missing, missing_in

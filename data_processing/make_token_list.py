@@ -27,13 +27,7 @@ from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokeni
 from data_processing.parts.codes import save_token_list, tokenize_rows
 from utils.cli import parser, run
 from utils.errors import InputError
-from utils.files import (
-    check_whole,
-    fingerprint,
-    identity,
-    load_matrix,
-    staged_directory,
-)
+from utils.files import check_whole, fingerprint, identity, load_matrix, staged_directory
 from utils.fsq import CODES_PER_ITEM
 from utils.matrices import resumable_matrix
 from utils.util import add_device_flags, pick_device

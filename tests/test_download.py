@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from data_processing import data_download
+from data_processing.parts import hub as parts_hub
 from tests.conftest import ROOT
 from tests.hub import COMMIT, Asked, StandInHub, listed, serving
 from utils.errors import InputError
@@ -206,7 +207,7 @@ def test_what_the_hub_does_not_have(download, hub, tmp_path):
 def test_paths_that_lead_out_of_the_folder(path):
     entry = SimpleNamespace(path=path, size=1, blob_id="0" * 40, lfs=None)
     with pytest.raises(InputError, match="leads out of its folder"):
-        data_download._listed([entry], "some/repository", "dataset", "test")
+        parts_hub._listed([entry], "some/repository", "dataset", "test")
 
 
 def test_hub_out_of_reach(download, hub, tmp_path):
@@ -244,7 +245,7 @@ def test_file_named_by_its_place_on_the_hub(python, hub, tmp_path):
 
 
 def test_names_that_are_local_or_wrong(tmp_path):
-    assert data_download.local_file("some/file.jsonl", tmp_path) == Path("some/file.jsonl")
+    assert parts_hub.local_file("some/file.jsonl", tmp_path) == Path("some/file.jsonl")
     for name in (
         "hf://anna/shop/pens.jsonl",
         "hf://datasets/anna/pens.jsonl",
@@ -254,14 +255,14 @@ def test_names_that_are_local_or_wrong(tmp_path):
         "hf://models/anna/shop/pens.pt",
     ):
         with pytest.raises(InputError, match="is not a name of the form hf://datasets/OWNER/REPO/PATH"):
-            data_download.local_file(name, tmp_path)
+            parts_hub.local_file(name, tmp_path)
 
 
 def test_no_room_on_the_disk(monkeypatch, tmp_path):
     monkeypatch.setattr(data_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=5_000_000_000))
-    file = data_download.HubFile("anna/shop", "dataset", None, "a.jsonl", 7_000_000_000, COMMIT, None)
+    file = parts_hub.HubFile("anna/shop", "dataset", None, "a.jsonl", 7_000_000_000, COMMIT, None)
     with pytest.raises(InputError, match="has 5.0 GB free, what is to be fetched needs 7.0 GB"):
-        data_download.fetch([file], tmp_path)
+        parts_hub.fetch([file], tmp_path)
     monkeypatch.setattr(data_download.shutil, "disk_usage", lambda _: SimpleNamespace(free=9))
     write_rar_parts(tmp_path, [1, 2])
     with pytest.raises(InputError, match="unpacking the rar parts needs"):
@@ -449,7 +450,7 @@ def test_two_files_of_one_name_in_an_archive(tmp_path):
 
 
 def test_a_partial_file_that_is_a_link_is_not_written_through(download, hub, tmp_path, outside):
-    file = data_download.HubFile(*AMAZON[::-1], None, REVIEWS, 1500, listed(REVIEWS, noise(1500))["oid"], None)
+    file = parts_hub.HubFile(*AMAZON[::-1], None, REVIEWS, 1500, listed(REVIEWS, noise(1500))["oid"], None)
     partial = file.partial(tmp_path / "data/raw")
     partial.parent.mkdir(parents=True)
     partial.symlink_to(outside)

@@ -8,11 +8,7 @@ from tqdm import tqdm
 
 from ae_trainer import AutoEncoder
 from utils.data import check_finite
-from utils.files import (
-    content,
-    forget_pages,
-    save_json,
-)
+from utils.files import content, forget_pages, save_json
 from utils.matrices import Filling
 from utils.pickles import save_list
 

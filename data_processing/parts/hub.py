@@ -1,0 +1,218 @@
+"""Files of the model hub: looked up, fetched on from where a transfer broke off, held against sizes and checksums."""
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from utils.errors import InputError
+from utils.files import check_writable
+
+RAW = "./data/raw"
+HUB_NAME = re.compile(r"hf://datasets/(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>[^/@]+))?/(?P<path>.+)")
+RAR_PART = re.compile(r"(?P<name>.+)\.part(?P<number>\d+)\.rar")
+
+
+class HubFile(NamedTuple):
+    """A file of a Hub repository, as the Hub lists it."""
+
+    repository: str
+    kind: str  # model or dataset
+    revision: str | None  # None is the main branch
+    path: str
+    size: int  # bytes
+    version: str  # another one for every content
+    checksum: str | None  # SHA-256; the Hub has none for small files
+
+    def partial(self, directory: Path) -> Path:
+        """Where it is kept while it arrives: pieces of two versions never come together."""
+        path = directory / self.path
+        return path.with_name(f".{path.name}.{self.version[:12]}.partial")
+
+
+def local_file(name: str, directory: str | Path) -> Path:
+    """The path of a file that may be named hf://datasets/OWNER/REPO/PATH or hf://datasets/OWNER/REPO@REVISION/PATH.
+
+    Such a file is first fetched to `directory`/OWNER/REPO/PATH (…/REPO@REVISION/PATH), unless it is there in the size
+    that the Hub lists. Any other name is a local path, returned as it is.
+
+    Raises:
+        InputError: another form of hf:// name, no such file, or the Hub is out of reach.
+    """
+    if not name.startswith("hf://"):
+        return Path(name)
+    found = HUB_NAME.fullmatch(name)
+    if not found or {"", ".", ".."} & set(name.removeprefix("hf://").split("/")):
+        raise InputError(
+            f"{name} is not a name of the form hf://datasets/OWNER/REPO/PATH or hf://datasets/OWNER/REPO@REVISION/PATH."
+        )
+    # A folder for each repository and revision: files of one name and size must not be taken for each other.
+    at = f"@{found['revision']}" if found["revision"] else ""
+    folder = Path(directory) / f"{found['repository']}{at}"
+    try:
+        file = find_file(found["repository"], found["path"], found["revision"])
+    except InputError as error:
+        if (folder / found["path"]).is_file():
+            raise InputError(f"{error} Or name {folder / found['path']}, which was fetched earlier.") from error
+        raise
+    return fetch([file], folder)[0]
+
+
+def find_file(repository: str, path: str, revision: str | None = None) -> HubFile:
+    """Look up one file of a Hub dataset.
+
+    Raises:
+        InputError: it is not there, or the Hub is out of reach.
+    """
+    from huggingface_hub import HfApi
+
+    entries = _ask_hub(
+        f"{repository}/{path}", HfApi().get_paths_info, repository, path, repo_type="dataset", revision=revision
+    )
+    return _listed(entries, repository, "dataset", path, revision)[0]
+
+
+def list_folder(repository: str, kind: str, folder: str) -> list[HubFile]:
+    """Look up all files of a folder of a Hub repository, and of the folders in it.
+
+    Raises:
+        InputError: it is not there, is empty, or the Hub is out of reach.
+    """
+    from huggingface_hub import HfApi
+
+    def entries() -> list[Any]:
+        return list(HfApi().list_repo_tree(repository, folder, recursive=True, repo_type=kind))
+
+    return _listed(_ask_hub(f"{repository}/{folder}", entries), repository, kind, folder)
+
+
+def _listed(
+    entries: Iterable[Any], repository: str, kind: str, path: str, revision: str | None = None
+) -> list[HubFile]:
+    """The files among what huggingface_hub lists; there must be one, and none may lead out of the folder."""
+    files = [
+        HubFile(
+            repository, kind, revision, entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None
+        )
+        for entry in entries
+        if hasattr(entry, "size")  # folders have none
+    ]
+    if not files:
+        raise InputError(
+            f"{repository}/{path} is no file of the Hub{f' at {revision}' if revision else ''}. Check the name."
+        )
+    for file in files:
+        if {"", ".", ".."} & set(file.path.split("/")):  # a mirror may list anything
+            raise InputError(
+                f"{repository} lists {file.path!r}, a path that leads out of its folder: nothing is fetched."
+            )
+    return files
+
+
+def fetch(files: list[HubFile], directory: str | Path) -> list[Path]:
+    """Fetch those files that are not in place yet; the paths of all of them, under `directory`.
+
+    Raises:
+        InputError: the Hub is out of reach, a file that arrives is not the one listed, or too little space.
+    """
+    directory = Path(directory)
+    wanted = [file for file in files if not _in_place(file, directory)]
+    if wanted:
+        check_writable(directory / wanted[0].path)
+        missing = sum(file.size - _size(file.partial(directory)) for file in wanted)
+        check_space(directory, missing, "what is to be fetched")
+    for file in wanted:
+        _fetch_file(file, directory)
+    where = directory / os.path.commonpath([file.path for file in files])
+    print(f"{where}: {len(wanted) or 'nothing'} fetched, {len(files) - len(wanted)} of {len(files)} already in place")
+    return [directory / file.path for file in files]
+
+
+def _in_place(file: HubFile, directory: Path) -> bool:
+    """Whether a file is there in the right size, or no longer needed; says so when the size is wrong."""
+    path = directory / file.path
+    if RAR_PART.fullmatch(path.name) and _unpacked(path).is_file():
+        return True
+    if path.is_file() and path.stat().st_size != file.size:
+        print(f"{path} has {path.stat().st_size} bytes, the Hub lists {file.size}: it is fetched again")
+        return False
+    return path.is_file()
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _fetch_file(file: HubFile, directory: Path) -> None:
+    """Fetch one file, going on where an earlier transfer broke off, and give it its name when it is whole.
+
+    hf_hub_download throws away what a broken transfer leaves (huggingface_hub 2.4.0); its http_get can go on.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import build_hf_headers
+
+    path, partial = directory / file.path, file.partial(directory)
+    check_writable(path)
+    if partial.is_symlink() or _size(partial) > file.size:  # not ours; two runs at once wrote to it
+        partial.unlink()
+    url = hf_hub_url(file.repository, file.path, repo_type=file.kind, revision=file.revision)
+    with partial.open("ab") as stream:
+        if stream.tell() < file.size:
+            _ask_hub(
+                f"{file.repository}/{file.path}", http_get, url, stream,
+                resume_size=stream.tell(), headers=build_hf_headers(), displayed_filename=file.path,
+            )  # fmt: skip
+        stream.flush()
+        os.fsync(stream.fileno())
+    problem = _difference(file, partial)
+    if problem:
+        partial.unlink()
+        raise InputError(
+            f"{path}: {problem}. Nothing of it was kept: run the same command again; if that does not help, name "
+            "another mirror in HF_ENDPOINT."
+        )
+    partial.replace(path)
+
+
+def _difference(file: HubFile, arrived: Path) -> str | None:
+    """What tells the file that arrived from the one listed; None if it is the one."""
+    if _size(arrived) != file.size:
+        return f"{_size(arrived)} bytes arrived, the Hub lists {file.size}"
+    if file.checksum:
+        with arrived.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != file.checksum:
+            return f"what arrived has the SHA-256 {found}, the Hub lists {file.checksum}"
+    return None
+
+
+def _ask_hub(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """Call a function of huggingface_hub; `what` is named when it fails."""
+    try:
+        return call(*arguments, **options)
+    except Exception as error:  # of huggingface_hub, of the network library of its version, or of the disk
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"{what} cannot be fetched ({reason}). Check the name, the network and HF_HUB_OFFLINE, name a mirror in "
+            "HF_ENDPOINT, or fetch it on another machine and copy it; what is here is kept, and the same command "
+            "goes on from there."
+        ) from error
+
+
+def check_space(directory: str | Path, needed: int, purpose: str) -> None:
+    """Raise InputError where the disk of a directory has fewer than `needed` bytes free."""
+    free = shutil.disk_usage(directory).free
+    if needed > free:
+        raise InputError(
+            f"{directory} has {free / 1e9:.1f} GB free, {purpose} needs {needed / 1e9:.1f} GB. Free some space, or "
+            "name another place."
+        )
+
+
+def _unpacked(part: Path) -> Path:
+    """The file that a rar part is unpacked to, NAME.npy for NAME.tar.gz….part01.rar."""
+    return part.with_name(part.name.split(".")[0] + ".npy")
