@@ -279,13 +279,13 @@ def train(
             progress.set_postfix(l1=f"{loss:.5f}")
             if epoch % CHECKPOINT_EVERY == 0 or epoch == args.epoch - 1:
                 report = codebook_report(model.tokenize(rows), rows)
-                about = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
-                about |= {"embedding_width": model.embedding_width, "data": args.embeddings}
+                metadata = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
+                metadata |= {"embedding_width": model.embedding_width, "data": args.embeddings}
                 path = folder / f"{NAME}_ep{epoch}.pt"
                 with ctrl_c_waits():
                     if epoch == 0:  # a state of an earlier training must not stand beside these weights
                         (folder / STATE).unlink(missing_ok=True)
-                    save_state(path, model.state_dict(), about)
+                    save_state(path, model.state_dict(), metadata)
                     save_training(folder / STATE, model, optimizer, epoch, facts)
                     kept = epoch + 1
                 progress.write(f"{path}: {describe(report)}")

@@ -74,8 +74,8 @@ def main() -> None:
 
     losses: dict[Path, EvalLoss] = {}
     for path in checkpoints:
-        model, about = load_model(path, device, args.tf_layer)
-        check_fit(path, model, about.get("tokenizer"), about.get("encoder"), data, args.data_path)
+        model, metadata = load_model(path, device, args.tf_layer)
+        check_fit(path, model, metadata.get("tokenizer"), metadata.get("encoder"), data, args.data_path)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
 
@@ -148,7 +148,7 @@ def evaluate(
         rows = np.arange(start, len(sequences))[process * batch_size :][:batch_size]
         batch = training_batch(sequences.select(rows if len(rows) else np.array([0])), data.catalog)
         # Without a share in the last round a process runs along, because the parts of a model may be spread over all.
-        output = model((batch if len(rows) else batch.uncounted()).to(device))
+        output = model((batch if len(rows) else batch.without_targets()).to(device))
         if len(rows):
             total += output.total.item()
             targets += output.targets.item()

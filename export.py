@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ae_trainer import load_tokenizer
 from model import load_model
-from utils.checkpoint import load_state, read_about, save_state
+from utils.checkpoint import load_state, read_metadata, save_state
 from utils.cli import parser, run
 from utils.files import check_writable
 
@@ -35,14 +35,14 @@ def main() -> None:
     args = flags.parse_args()
     check_writable(args.output)
     if EMBEDDING in load_state(args.input):
-        model, about = load_model(args.input, torch.device("cpu"))
+        model, metadata = load_model(args.input, torch.device("cpu"))
         heads, state = model.config.gpt2().n_head, full_model(model.state_dict())
-        about = {**about, "config": {**about.get("config", {}), "heads": heads}}
+        metadata = {**metadata, "config": {**metadata.get("config", {}), "heads": heads}}
         if heads != RELEASE_HEADS:
             print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change its code")
     else:
-        state, about = full_tokenizer(load_tokenizer(args.input).state_dict()), read_about(args.input)
-    save_state(args.output, state, about)
+        state, metadata = full_tokenizer(load_tokenizer(args.input).state_dict()), read_metadata(args.input)
+    save_state(args.output, state, metadata)
     print(f"{args.output}: {len(state)} tensors, {sum(value.numel() for value in state.values()) / 1e6:.1f} M numbers")
 
 

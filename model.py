@@ -11,7 +11,7 @@ from transformers import Cache, GPT2Config
 
 from decoder import check_width
 from modeling_gpt2_rec import GPT2ItemModel
-from utils.checkpoint import fill_module, load_state, noted_heads, read_about
+from utils.checkpoint import fill_module, load_state, noted_heads, read_metadata
 from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
 from utils.errors import InputError, reason
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
@@ -136,7 +136,7 @@ class RecGPT(nn.Module):
             total = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
         return LossOutput(total, (targets != IGNORED).sum())
 
-    def operations_per_token(self) -> float:
+    def flops_per_token(self) -> float:
         """Floating-point operations of training on one token: those of the matrix products, attention left out."""
         tables = (self.gpt2model.wte, self.gpt2model.wpe)
         looked_up = sum(table.weight.numel() for table in tables)
@@ -170,14 +170,14 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
     Raises:
         InputError: damaged file, not a RecGPT model, or `layers` contradicts it.
     """
-    state, about = load_state(path), read_about(path)
+    state, metadata = load_state(path), read_metadata(path)
     try:
         width = state["gpt2model.wte.weight"].shape[1]
         state["gpt2model.wte.weight"] = state["gpt2model.wte.weight"][:VOCABULARY]
         config = RecGPTConfig(
             layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("gpt2model.h.")),
             width=width,
-            heads=heads_of(about, noted_heads(state), width, path),
+            heads=heads_of(metadata, noted_heads(state), width, path),
             embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
             window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
         )
@@ -202,10 +202,10 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         raise InputError(f"{path} has a window of {config.window} items: no model of this kind.")
     model = RecGPT(config)
     fill_module(model, state, path)
-    return model.to(device).eval(), about
+    return model.to(device).eval(), metadata
 
 
-def heads_of(about: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
+def heads_of(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
     """Attention heads, which no shape tells: as `noted` in the weights or in the JSON beside them.
 
     Where neither has them they are taken to be one per 64 of width, which is said unless it is the release's width.
@@ -213,7 +213,7 @@ def heads_of(about: dict[str, Any], noted: Any, width: int, path: str | Path) ->
     Raises:
         InputError: weights and JSON disagree, or the heads do not divide the width.
     """
-    config = about.get("config", {})
+    config = metadata.get("config", {})
     beside = config.get("heads") if isinstance(config, dict) else config
     if None not in (noted, beside) and noted != beside:
         raise InputError(

@@ -147,7 +147,7 @@ def main() -> None:
     data, header = open_data(args, accelerator)
     model, optimizer = build(args, data)
     held_out = load_held_out(args, model, data)
-    operations = model.operations_per_token()
+    flops = model.flops_per_token()
     checkpoints = Checkpoints(args.ckpt_dir, args.keep, accelerator, facts(args, model.config, data, accelerator))
     plan = Plan(
         data, args, model.config.window, accelerator.process_index, accelerator.num_processes, accelerator.device
@@ -159,11 +159,11 @@ def main() -> None:
     steps, log_file = plan.steps(place), Path(args.log_file) if accelerator.is_main_process else None
     accelerator.print(
         f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
-        f"{operations / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); {steps} "
+        f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); {steps} "
         f"steps, {place.step} of them taken; guessing from code frequencies has a loss of "
         f"{header['guessing_loss']:.3f} nats"
     )
-    with TimeLogger(steps, place.step, log_file, operations=operations, track=tracker(args, accelerator)) as logger:
+    with TimeLogger(steps, place.step, log_file, flops=flops, track=tracker(args, accelerator)) as logger:
         logger.note({"start": checkpoints.facts["training"], "processes": accelerator.num_processes}, place.step)
         place, loss, interrupted = train(model, optimizer, plan, place, checkpoints, held_out, logger)
     accelerator.end_training()
@@ -347,10 +347,10 @@ def parse() -> tuple[argparse.Namespace, Saved | None]:
     if saved is None:
         return args, None
     known = vars(args).keys() - set(OF_THIS_START)
-    unknown = saved.about["training"].keys() - known
+    unknown = saved.metadata["training"].keys() - known
     if unknown:
         print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
-    settings = {name: value for name, value in saved.about["training"].items() if name in known}
+    settings = {name: value for name, value in saved.metadata["training"].items() if name in known}
     args, told = parse_again(made, settings, FIXED, saved.path)
     if os.environ.get("RANK", "0") == "0":  # one process tells
         print(f"going on from {saved.path}, step {saved.place.step}{told}")

@@ -75,8 +75,8 @@ def main() -> None:
     test = load_test(folder, args.cold, args.drop_short)
     device = pick_device(args)
     tokenizer = load_tokenizer(args.vae_ckpt, device)
-    model, about = load_model(args.ckpt_path, device, args.tf_layer)
-    check_fit(args, model, about, tokenizer.fingerprint(), test)
+    model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
+    check_fit(args, model, metadata, tokenizer.fingerprint(), test)
 
     codes = tokenizer.tokenize(test.embeddings, str(test.embeddings_path))
     candidates = find_candidates(codes, test.embeddings, args.protocol)
@@ -105,7 +105,7 @@ def main() -> None:
     print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
 
 
-def check_fit(args: argparse.Namespace, model: RecGPT, about: dict[str, Any], tokenizer: str, test: TestSet) -> None:
+def check_fit(args: argparse.Namespace, model: RecGPT, metadata: dict[str, Any], tokenizer: str, test: TestSet) -> None:
     """InputError unless data, tokenizer and checkpoint belong together; all that is wrong is told at once."""
     problems = []
     if test.embeddings.shape[1] != model.config.embedding_width:
@@ -114,12 +114,12 @@ def check_fit(args: argparse.Namespace, model: RecGPT, about: dict[str, Any], to
             f"{model.config.embedding_width} wide: encode the texts with the encoder of the checkpoint."
         )
     encoder = noted_encoder(test.embeddings_path)
-    if other := other_encoder(args.ckpt_path, about.get("encoder"), test.embeddings_path, encoder):
+    if other := other_encoder(args.ckpt_path, metadata.get("encoder"), test.embeddings_path, encoder):
         problems.append(other)
-    if about.get("tokenizer", tokenizer) != tokenizer:
+    if metadata.get("tokenizer", tokenizer) != tokenizer:
         problems.append(
-            f"{args.ckpt_path} was trained on codes of tokenizer {about['tokenizer']}, {args.vae_ckpt} is {tokenizer}: "
-            "name the tokenizer of the checkpoint with --vae_ckpt."
+            f"{args.ckpt_path} was trained on codes of tokenizer {metadata['tokenizer']}, {args.vae_ckpt} is "
+            f"{tokenizer}: name the tokenizer of the checkpoint with --vae_ckpt."
         )
     if problems:
         raise InputError(" ".join(problems))

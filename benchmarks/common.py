@@ -131,7 +131,7 @@ def copy_rate(device: torch.device, size: int = 1 << 28, repeats: int = 10) -> f
     return 2 * size / statistics.median(seconds(lambda: target.copy_(source), device) for _ in range(repeats))
 
 
-def model_operations(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -> float:
+def model_flops(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -> float:
     """Operations of a forward pass that reads (B,) int64 items of each history and computes the logits of every token.
 
     Multiplications and additions of the matrix products and of attention's visible pairs, nothing else.

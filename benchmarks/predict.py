@@ -60,7 +60,7 @@ def main() -> None:
     check(published, histories, catalog, lambda some: predict.recommend(model, some, catalog, search, args).items)
 
     dictionaries = None if args.no_published else dictionary_trie(catalog.codes)
-    useful = operations(histories.lengths, args.tf_layer, args.width)
+    useful = flops(histories.lengths, args.tf_layer, args.width)
     rates, shares, published_rates, matrix_rates = [], [], [], []
     for repeat in range(args.repeats + 1):
         taken = common.seconds(lambda: predict.recommend(model, histories, catalog, search, args), device)
@@ -94,9 +94,9 @@ def main() -> None:
     common.report("predict", args, device, result)
 
 
-def operations(lengths: np.ndarray, layers: int, width: int) -> float:
+def flops(lengths: np.ndarray, layers: int, width: int) -> float:
     """Of a prediction that computes what is read: all of a history but in the last block, there four queries."""
-    whole = common.model_operations(lengths, layers - 1, width, vocabulary=0)
+    whole = common.model_flops(lengths, layers - 1, width, vocabulary=0)
     keys_values = 2 * CODES_PER_ITEM * lengths.sum() * 2 * width**2
     per_query = 10 * width**2 + 2 * width * CODES_PER_ITEM * lengths.mean() + width * VOCABULARY
     return whole + keys_values + 2 * CODES_PER_ITEM * len(lengths) * per_query

@@ -76,7 +76,7 @@ def main() -> None:
     for repeat in range(args.repeats + 1):
         rows = np.arange(repeat * args.batch_size, (repeat + 1) * args.batch_size)
         taken = common.seconds(lambda rows=rows: step(rows), device)
-        useful = 3 * common.model_operations(sequences.lengths[rows] - 1, args.tf_layer, args.width, VOCABULARY)
+        useful = 3 * common.model_flops(sequences.lengths[rows] - 1, args.tf_layer, args.width, VOCABULARY)
         matrix = common.matrix_rate(device, dtype)
         if repeat:  # the first is the warm-up
             rates.append(args.batch_size / taken)

@@ -91,14 +91,14 @@ def encode_directory(directory: Path, name: str, encoding: Callable[[], "Encodin
     known, count = content(source), count_ids(directory)
     if made.is_file() and noted.is_file():
         load_matrix(made, "Delete it and run the same command again.")  # raises if it is not whole
-        about = {"texts": known, "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
-        if about.items() <= read_json(noted).items():
+        metadata = {"texts": known, "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
+        if metadata.items() <= read_json(noted).items():
             print(f"{directory}: encoded already")
             return
     texts = written_texts(load_item_texts(source), directory)
     matrix = embedding_matrix(directory, texts, count, encoding(), name)
-    with matrix as about, staged_directory(directory) as staging:
-        save_json(staging / noted.name, {"texts": known, **about})
+    with matrix as metadata, staged_directory(directory) as staging:
+        save_json(staging / noted.name, {"texts": known, **metadata})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
 

@@ -77,7 +77,7 @@ from data_processing.parts.encoding import (
     given_rows,
     load_encoder,
     require_encoder,
-    save_about,
+    save_metadata,
     written_texts,
 )
 from data_processing.parts.formats import FORMATS, open_table
@@ -355,10 +355,10 @@ def write(
     matrix: contextlib.AbstractContextManager,
 ) -> None:
     """Write the data set: lists, texts, names of items, and the embeddings that `matrix` makes."""
-    with matrix as about, staged_set(Path(args.output), DATA_SET) as staging:
+    with matrix as metadata, staged_set(Path(args.output), DATA_SET) as staging:
         save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
         save_dict(staging / "item_text_dict.pkl", texts.items())
-        save_about(staging, about)
+        save_metadata(staging, metadata)
 
 
 def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:

@@ -41,7 +41,7 @@ from data_processing.parts.encoding import (
     given_rows,
     load_encoder,
     require_encoder,
-    save_about,
+    save_metadata,
     written_texts,
 )
 from data_processing.parts.splits import add_split_flags, cold_pieces, draw_test
@@ -98,7 +98,7 @@ def main() -> None:
         encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
         matrix = embedding_matrix(output, written, len(texts), encoding, args.encoder)
 
-    with matrix as about, staged_set(output, DATA_SET) as staging:
+    with matrix as metadata, staged_set(output, DATA_SET) as staging:
         save_pickle(staging / "train.pkl", train)
         save_pickle(staging / "test.pkl", test)
         save_pickle(staging / "cold_train.pkl", dict(cold_pieces(train.items(), np.random.default_rng((args.seed, 1)))))
@@ -106,7 +106,7 @@ def main() -> None:
         save_pickle(staging / "item_text_dict.pkl", texts)
         if histories.times is not None:
             save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
-        save_about(staging, about)
+        save_metadata(staging, metadata)
     print(
         f"{output}: {len(train)} train users, {len(test)} test users, {sum(map(len, kept.values()))} interactions, "
         f"{len(texts)} items, {sum(not fields for fields in texts.values())} of them without text"

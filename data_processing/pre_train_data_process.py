@@ -50,10 +50,10 @@ def main() -> None:
         raise InputError(f"{output / MAPS} is of other items than {' '.join(args.datasets)} have now. {MAPS_REMEDY}")
     merged = output / EMBEDDINGS
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
-    about = {"encoder": encoder, "rows": rows, "width": width, "maps": content(output / MAPS), "catalogs": known}
+    metadata = {"encoder": encoder, "rows": rows, "width": width, "maps": content(output / MAPS), "catalogs": known}
     in_order = [maps[name] for name in directories]
     with merged_matrix(merged, matrices, in_order, args.dtype) as made, staged_directory(output) as staging:
-        save_json(staging / f"{merged.stem}.json", about | {"files": {merged.suffix: made}})
+        save_json(staging / f"{merged.stem}.json", metadata | {"files": {merged.suffix: made}})
     print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
 
 

@@ -137,21 +137,21 @@ def test_sizes_that_contradict_each_other(refuse, house):
 
 
 def test_another_tokenizer_than_the_checkpoint_knows(refuse, house):
-    about = house / "ckpt/recgpt_layer_3_weight.json"
-    about.write_text(json.dumps({"tokenizer": "0123456789abcdef"}))
+    metadata = house / "ckpt/recgpt_layer_3_weight.json"
+    metadata.write_text(json.dumps({"tokenizer": "0123456789abcdef"}))
     refuse(PREDICT + "steam", "0123456789abcdef", "--vae_ckpt")
-    about.unlink()
+    metadata.unlink()
 
 
 def test_another_encoder_than_the_checkpoint_knows(refuse, house, tmp_path):
     """Embeddings of two encoders may be equally wide."""
-    about = house / "ckpt/recgpt_layer_3_weight.json"
-    about.write_text(json.dumps({"encoder": "sentence-transformers/one"}))
+    metadata = house / "ckpt/recgpt_layer_3_weight.json"
+    metadata.write_text(json.dumps({"encoder": "sentence-transformers/one"}))
     notes = house / "data/test/steam/item_text_embeddings.json", house / "data/eval/all_item_text_embeddings_eval.json"
     for note, command in zip(notes, (PREDICT + "steam", f"python eval.py --ckpt_path {house / 'ckpt'}"), strict=True):
         note.write_text(json.dumps({"encoder": "sentence-transformers/two"}))
         refuse(command, str(note.stem), "sentence-transformers/one", "sentence-transformers/two")
-    for note in (*notes, about):
+    for note in (*notes, metadata):
         note.unlink()
 
 

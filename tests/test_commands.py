@@ -58,8 +58,8 @@ def test_published_pre_training(house):
     shapes = json.loads((ROOT / "tests/golden/shapes.json").read_text())["model"]
     shapes["gpt2model.wte.weight"] = [15361, 768]
     assert {name: list(value.shape) for name, value in state.items()} == shapes
-    about = json.loads((folder / "layer_3_epoch_1.json").read_text())
-    assert about["step"] == 2 and about["config"]["width"] == 768 and about["config"]["heads"] == 12
+    metadata = json.loads((folder / "layer_3_epoch_1.json").read_text())
+    assert metadata["step"] == 2 and metadata["config"]["width"] == 768 and metadata["config"]["heads"] == 12
     shutil.rmtree(folder)
 
 
@@ -128,8 +128,8 @@ def test_tokenizer_resumes_to_the_same_weights(house):
         for folder in ("vae_whole", "vae_resumed")
     )
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
-    about = json.loads((house / "vae_whole/vae_len4_fsq88865_ep2.json").read_text())
-    assert about["report"]["distinct_share"] > 0.95
+    metadata = json.loads((house / "vae_whole/vae_len4_fsq88865_ep2.json").read_text())
+    assert metadata["report"]["distinct_share"] > 0.95
 
 
 def test_from_raw_text_to_recommendations(house):

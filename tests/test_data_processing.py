@@ -254,9 +254,9 @@ def test_make_dataset(call, tmp_path, encoder):
     embeddings = np.load(tmp_path / "out/item_text_embeddings.npy")
     assert embeddings.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
-    about = json.loads((tmp_path / "out/item_text_embeddings.json").read_text())
+    metadata = json.loads((tmp_path / "out/item_text_embeddings.json").read_text())
     files = {".npy": fingerprint(tmp_path / "out/item_text_embeddings.npy")}
-    assert about == {
+    assert metadata == {
         "texts": content(tmp_path / "out/item_text_dict.pkl"),
         "encoder": encoding.DEFAULT_ENCODER,
         "rows": 12,
@@ -585,8 +585,8 @@ def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsy
     merged = output / "all_item_text_embeddings.npy"
     np.testing.assert_array_equal(np.load(merged), embeddings.astype(np.float16))
     known = {"maps": content(output / "item_id_maps.pkl"), "catalogs": catalogs({d.name: d for d in directories})}
-    about = {"encoder": None, "rows": 8, "width": WIDTH, **known}
-    assert json.loads(merged.with_suffix(".json").read_text()) == about | {"files": {".npy": fingerprint(merged)}}
+    metadata = {"encoder": None, "rows": 8, "width": WIDTH, **known}
+    assert json.loads(merged.with_suffix(".json").read_text()) == metadata | {"files": {".npy": fingerprint(merged)}}
 
     codes_file = output / "token_id_list.pkl"
     call("make_token_list", "--embeddings", merged, "--vae_ckpt", tokenizer_file, "--output", codes_file)
@@ -594,8 +594,8 @@ def test_pre_train_pipeline(call, tmp_path, two_data_sets, tokenizer_file, capsy
     assert isinstance(codes, list)
     assert np.shape(codes) == (8, 4)
     assert all(type(code) is int and 0 <= code < 15360 for item in codes for code in item)
-    about = json.loads((output / "token_id_list.json").read_text())
-    assert (about["items"], about["embedding_width"], len(about["tokenizer"])) == (8, WIDTH, 16)
+    metadata = json.loads((output / "token_id_list.json").read_text())
+    assert (metadata["items"], metadata["embedding_width"], len(metadata["tokenizer"])) == (8, WIDTH, 16)
     assert "of 15360 codes in use, perplexity" in capsys.readouterr().out
     assert not list(output.glob(".*"))
 

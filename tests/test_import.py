@@ -286,9 +286,9 @@ def test_given_embeddings_have_the_rows_of_the_items_file(call):
     )
     assert item_names() == ["a", "c", "new"]
     np.testing.assert_array_equal(np.load("out/item_text_embeddings.npy"), [given[3], given[2], np.zeros(WIDTH)])
-    about = json.loads(Path("out/item_text_embeddings.json").read_text())
+    metadata = json.loads(Path("out/item_text_embeddings.json").read_text())
     made_of = {"texts": content("out/item_text_dict.pkl"), "files": {".npy": content("out/item_text_embeddings.npy")}}
-    assert about == {"encoder": "mine", "rows": 3, "width": WIDTH, **made_of}
+    assert metadata == {"encoder": "mine", "rows": 3, "width": WIDTH, **made_of}
     call("--check out")
 
 

@@ -210,8 +210,8 @@ def test_cache_gives_what_the_whole_history_gives(model, catalog):
 def test_checkpoint_round_trip_reads_every_size(model, catalog, sequences, tmp_path):
     path = tmp_path / "m.pt"
     save_state(path, model.state_dict(), {"config": {"heads": 4}, "step": 7})
-    loaded, about = load_model(path, CPU)
-    assert about["step"] == 7
+    loaded, metadata = load_model(path, CPU)
+    assert metadata["step"] == 7
     assert (loaded.config.layers, loaded.config.width, loaded.config.heads) == (2, 64, 4)
     batch = make_batch(sequences, catalog)
     with torch.inference_mode():
@@ -225,8 +225,8 @@ def test_heads_are_read_from_the_weights_themselves(model, tmp_path, capsys):
     path = tmp_path / "m.pt"
     save_state(path, model.state_dict(), {"config": {"heads": 4}})
     path.with_suffix(".json").unlink()
-    loaded, about = load_model(path, CPU)
-    assert (loaded.config.heads, about, capsys.readouterr().out) == (4, {}, "")
+    loaded, metadata = load_model(path, CPU)
+    assert (loaded.config.heads, metadata, capsys.readouterr().out) == (4, {}, "")
     plain = RecGPT(RecGPTConfig(layers=2, width=64, embedding_width=32))
     plain.load_state_dict(torch.load(path, weights_only=True))  # as any program reads it
     path.with_suffix(".json").write_text('{"config": {"heads": 2}}')
@@ -260,8 +260,8 @@ def test_a_json_of_other_weights_is_refused(model, tmp_path, monkeypatch):
         load_model(path, CPU)
     save_state(path, other.state_dict(), {"config": {"heads": 2}})
     assert load_model(path, CPU)[0].config.heads == 2
-    about = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({"config": about["config"]}))  # as older ones are
+    metadata = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({"config": metadata["config"]}))  # as older ones are
     assert load_model(path, CPU)[0].config.heads == 2
 
 

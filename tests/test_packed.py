@@ -151,10 +151,10 @@ def few_samples(monkeypatch):
 
 def change_in_place(path: Path) -> None:
     """Another byte near the end of a file, which keeps its length and is a nanosecond younger."""
-    changed, about = bytearray(path.read_bytes()), path.stat()
+    changed, metadata = bytearray(path.read_bytes()), path.stat()
     changed[-20] ^= 1
     path.write_bytes(changed)
-    os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns + 1))
+    os.utime(path, ns=(metadata.st_atime_ns, metadata.st_mtime_ns + 1))
 
 
 @pytest.mark.parametrize("name", ["train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"])

@@ -94,15 +94,15 @@ def test_killed_at_random_moments_the_weights_are_the_same(place, undisturbed):
 
 def test_resumed_settings_are_those_of_the_checkpoint(place, undisturbed):
     runs.finish(place, RUN + "--max_steps 10 --dropout 0.2")
-    about = json.loads((place / "ckpt/layer_1_epoch_0_step_10.json").read_text())
-    assert about["step"] == 10 and about["place"] == {"step": 10, "epoch": 0, "row": 80}
-    assert about["config"]["dropout"] == about["training"]["dropout"] == 0.2
-    assert set(about["versions"]) == {"torch", "transformers", "accelerate"} and len(about["data"]) == 32
+    metadata = json.loads((place / "ckpt/layer_1_epoch_0_step_10.json").read_text())
+    assert metadata["step"] == 10 and metadata["place"] == {"step": 10, "epoch": 0, "row": 80}
+    assert metadata["config"]["dropout"] == metadata["training"]["dropout"] == 0.2
+    assert set(metadata["versions"]) == {"torch", "transformers", "accelerate"} and len(metadata["data"]) == 32
     runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 12 --lr 1e-3")
     said = (place / "said").read_text()
     assert "step 10: --max_steps 12 (was 10), --lr 0.001 (was 0.002)" in said
-    about = json.loads((place / "ckpt/layer_1_epoch_0_step_12.json").read_text())
-    assert about["training"]["batch_size"] == 8 and about["training"]["lr"] == 1e-3
+    metadata = json.loads((place / "ckpt/layer_1_epoch_0_step_12.json").read_text())
+    assert metadata["training"]["batch_size"] == 8 and metadata["training"]["lr"] == 1e-3
     assert [record["lr"] for record in runs.records(place / "log.jsonl") if "lr" in record][-1] == 1e-3
     assert "earlier run" not in said
     for steps in (12, 5):
@@ -265,8 +265,8 @@ def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypat
 )
 def test_a_state_with_odd_values_is_refused(place, undisturbed, monkeypatch, capsys, training, others, said):
     loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1.resume", weights_only=True)
-    about = {**loaded["about"], "training": {**loaded["about"]["training"], **training}, **others}
-    torch.save({**loaded, "about": about}, place / "odd.resume")
+    metadata = {**loaded["about"], "training": {**loaded["about"]["training"], **training}, **others}
+    torch.save({**loaded, "about": metadata}, place / "odd.resume")
     refused(place, undisturbed, monkeypatch, capsys, f"--ckpt_dir {place} --resume {place / 'odd.pt'}", said)
 
 
@@ -601,5 +601,5 @@ def test_a_missing_tracker_is_told_how_to_install(place, data):
 
 def test_states_are_written_with_plain_values_only(undisturbed):
     saved = state.read_state(undisturbed / "ckpt/layer_1_epoch_1.resume")
-    save_json(undisturbed / "about.json", saved.about)  # json takes nothing else
-    assert json.loads((undisturbed / "about.json").read_text()) == saved.about
+    save_json(undisturbed / "about.json", saved.metadata)  # json takes nothing else
+    assert json.loads((undisturbed / "about.json").read_text()) == saved.metadata

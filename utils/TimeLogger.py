@@ -30,7 +30,7 @@ class TimeLogger:
         start: int = 0,
         path: Path | None = None,
         every: int = 10,
-        operations: float = 0.0,
+        flops: float = 0.0,
         track: Callable[[dict[str, float], int], None] | None = None,
     ):
         """A logger of a run.
@@ -40,7 +40,7 @@ class TimeLogger:
             start: steps taken before, by an earlier part of it.
             path: the JSON lines, appended; None in all processes but one, which then show nothing either.
             every: steps between two reports.
-            operations: floating-point operations of training on one token.
+            flops: floating-point operations of training on one token.
             track: also told every record and its step.
         """
         self.file = None
@@ -51,7 +51,7 @@ class TimeLogger:
         self.bar = tqdm(
             total=total, initial=start, unit="step", desc="pre-train", mininterval=1.0, disable=path is None
         )
-        self.every, self.operations, self.track = every, operations, track
+        self.every, self.flops, self.track = every, flops, track
         self._start_interval()
 
     def _start_interval(self) -> None:
@@ -88,7 +88,7 @@ class TimeLogger:
             "histories_per_s": round(self.histories / seconds, 2),
             "items_per_s": round(self.tokens / CODES_PER_ITEM / seconds, 1),
             "tokens_per_s": round(self.tokens / seconds, 1),
-            "tflop_per_s": float(f"{self.tokens * self.operations / seconds / 1e12:.3g}"),
+            "tflop_per_s": float(f"{self.tokens * self.flops / seconds / 1e12:.3g}"),
             "padding_share": round(1 - self.items / self.places, 4),
             "waiting_share": round(self.waiting / seconds, 4),
             "peak_memory_gib": round(peak_memory(), 3),

@@ -174,40 +174,40 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     module.load_state_dict(state)
 
 
-def about_path(path: str | Path) -> Path:
+def metadata_path(path: str | Path) -> Path:
     """Where the JSON beside a checkpoint lies."""
     path = Path(path)
     return path.with_name(path.name.split(PART)[0]).with_suffix(".json")
 
 
-def read_about(path: str | Path) -> dict[str, Any]:
+def read_metadata(path: str | Path) -> dict[str, Any]:
     """The JSON beside a checkpoint; empty where there is none (the release has none).
 
     Raises:
         InputError: it is of other weights, as a run leaves it that is killed between the two.
     """
-    path, beside = Path(path), about_path(path)
-    about = read_json(beside) if beside.is_file() else {}
-    weights = about.get("weights")  # older ones have none
+    path, beside = Path(path), metadata_path(path)
+    metadata = read_json(beside) if beside.is_file() else {}
+    weights = metadata.get("weights")  # older ones have none
     if weights is not None and PART not in path.name and path.is_file() and weights != fingerprint(path):
         raise InputError(
             f"{beside} was written with other weights than {path} holds now. Remove it if you know that these are the "
             "ones you want; otherwise write or fetch both again."
         )
-    return about
+    return metadata
 
 
-def save_state(path: str | Path, state: dict[str, Tensor], about: dict[str, Any]) -> None:
-    """Write weights in the release's form, and `about` (plain values) as JSON beside them, each atomically.
+def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+    """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
 
     The JSON has the fingerprint of the weights, which have their heads with them, where other programs look past them.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = _noted(about.get("config", {}).get("heads"))
+    weights._metadata = _noted(metadata.get("config", {}).get("heads"))
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
-        save_json(about_path(path), {**about, "weights": fingerprint(file.name)})
+        save_json(metadata_path(path), {**metadata, "weights": fingerprint(file.name)})
 
 
 def _noted(heads: int | None) -> dict[str, dict[str, Any]]:

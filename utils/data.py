@@ -145,7 +145,7 @@ class SeqBatch(NamedTuple):
     groups: Groups
     targets: Tensor | None = None  # (S, K) int64, the codes of each slot's next item, in training; or IGNORED
 
-    def uncounted(self) -> "SeqBatch":
+    def without_targets(self) -> "SeqBatch":
         """The same histories with nothing to predict: for a process that runs along without a share of its own."""
         return self._replace(targets=torch.full_like(self.targets, IGNORED))
 

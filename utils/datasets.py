@@ -161,14 +161,14 @@ def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
 
     The release's files have no such JSON, and a source may have been deleted: then there is nothing to compare.
     """
-    about = made.with_suffix(".json")
-    if not about.is_file() or not source.is_file():
+    metadata = made.with_suffix(".json")
+    if not metadata.is_file() or not source.is_file():
         return
-    noted = read_json(about).get(name)
+    noted = read_json(metadata).get(name)
     if noted not in (None, content(source)):
         raise InputError(
             f"{made} was made from another {source.name} than {source}. {remedy} If you know that they fit, remove "
-            f"{name!r} from {about}."
+            f"{name!r} from {metadata}."
         )
 
 
@@ -202,9 +202,9 @@ def noted_encoder(embeddings: Path) -> str | None:
     Raises:
         InputError: the JSON is damaged, or of another matrix.
     """
-    about = embeddings.with_suffix(".json")
-    check_whole(about)
-    return read_json(about).get("encoder") if about.is_file() else None
+    metadata = embeddings.with_suffix(".json")
+    check_whole(metadata)
+    return read_json(metadata).get("encoder") if metadata.is_file() else None
 
 
 def other_encoder(trained: str | Path, encoder: Any, source: str | Path, found: Any) -> str | None:

@@ -319,8 +319,8 @@ def identity(path: str | Path) -> list[Any]:
 
     A copy has another one, and so has a file in which a byte was changed where the fingerprint does not look.
     """
-    about = Path(path).stat()
-    return [about.st_size, about.st_mtime_ns, about.st_ino, fingerprint(path)]
+    metadata = Path(path).stat()
+    return [metadata.st_size, metadata.st_mtime_ns, metadata.st_ino, fingerprint(path)]
 
 
 def locked(folder: Path, flag: str) -> int:

@@ -108,13 +108,13 @@ def check_embeddings(report: Report, path: Path) -> int | None:
 
 def check_about(report: Report, path: Path, shape: tuple[int, int]) -> None:
     """The JSON beside the embeddings, where there is one."""
-    about_path = path.with_suffix(".json")
-    about = report.attempt(read_json, about_path) if about_path.is_file() else None
-    if about is None:
+    metadata_path = path.with_suffix(".json")
+    metadata = report.attempt(read_json, metadata_path) if metadata_path.is_file() else None
+    if metadata is None:
         return
     for name, found in zip(("rows", "width"), shape, strict=True):
-        if about.get(name, found) != found:
-            report.fault(about_path, f"{name} is {about[name]!r}, the matrix has", [found])
+        if metadata.get(name, found) != found:
+            report.fault(metadata_path, f"{name} is {metadata[name]!r}, the matrix has", [found])
     report.attempt(check_encoded, path)
 
 

@@ -45,7 +45,7 @@ def save_token_list(
         embeddings: fingerprint of the matrix that the codes must not be used without.
         array: fingerprint of the same codes as a `.npy`, where there is one.
     """
-    about = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
+    metadata = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
     save_list(path, chain.from_iterable(codes[start : start + CHUNK].tolist() for start in range(0, len(codes), CHUNK)))
     files = {".pkl": content(path)} | ({".npy": array} if array else {})
-    save_json(path.with_suffix(".json"), about | {"embeddings": embeddings, "files": files})
+    save_json(path.with_suffix(".json"), metadata | {"embeddings": embeddings, "files": files})

@@ -164,9 +164,9 @@ def embedding_matrix(
         yield {"encoder": encoder, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
 
 
-def save_about(staging: Path, about: dict[str, Any]) -> None:
+def save_metadata(staging: Path, metadata: dict[str, Any]) -> None:
     """Write item_text_embeddings.json, which ties the matrix to the item_text_dict.pkl in the same folder."""
-    save_json(staging / "item_text_embeddings.json", {"texts": content(staging / "item_text_dict.pkl"), **about})
+    save_json(staging / "item_text_embeddings.json", {"texts": content(staging / "item_text_dict.pkl"), **metadata})
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ class Plan:
         for part in np.array_split(mine if len(mine) else rows[:1], passes):
             batch = training_batch(self.data.sequences.select(part).last(self.window), self.data.catalog)
             if not len(mine):  # fewer histories than processes: this one runs along
-                batch = batch.uncounted()
+                batch = batch.without_targets()
             yield batch.pin_memory() if self.pinned else batch
 
     def steps(self, place: Place) -> int:

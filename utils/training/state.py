@@ -28,7 +28,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from utils.checkpoint import about_path, load_tensors, save_state, save_tensors
+from utils.checkpoint import load_tensors, metadata_path, save_state, save_tensors
 from utils.errors import InputError, reason, shown
 from utils.files import locked
 from utils.training.plan import Place
@@ -44,13 +44,13 @@ class Saved(NamedTuple):
     """A training state on disk."""
 
     path: Path
-    about: dict[str, Any]  # as in the JSON
+    metadata: dict[str, Any]  # as in the JSON
     tensors: dict[str, Any]  # "model" and "optimizer", mapped: read when they are used
 
     @property
     def place(self) -> Place:
         """Where it was written."""
-        return Place(**self.about["place"])
+        return Place(**self.metadata["place"])
 
 
 def step_seed(seed: int, step: int, process: int) -> int:
@@ -106,7 +106,7 @@ def _order(path: Path) -> tuple[float, float]:
         saved = read_state(path, in_full=False)
     except InputError:
         return math.inf, math.inf
-    return saved.about["starts"], saved.place.step
+    return saved.metadata["starts"], saved.place.step
 
 
 def _first_process() -> bool:
@@ -130,21 +130,21 @@ def read_state(path: Path, in_full: bool | None = None) -> Saved:
     try:
         with path.open("rb") as file:
             loaded = load_tensors(file, mapped=True, in_full=_first_process() if in_full is None else in_full)
-        about = loaded["about"]
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {shown(about['format'])}, this program reads {FORMAT}")
-        saved = Saved(path, about, {"model": loaded["model"], "optimizer": loaded["optimizer"]})
+        metadata = loaded["about"]
+        if metadata["format"] != FORMAT:
+            raise ValueError(f"format {shown(metadata['format'])}, this program reads {FORMAT}")
+        saved = Saved(path, metadata, {"model": loaded["model"], "optimizer": loaded["optimizer"]})
         if not all(type(number) is int and number >= 0 for number in saved.place):
             raise ValueError(f"place {saved.place}")
         kinds = {"training": dict, "config": dict, "starts": int, "written": list, "time": str, "best": dict | None}
         for name, kind in kinds.items():
-            if not isinstance(about[name], kind):
-                raise ValueError(f"{name} is {shown(about[name])}")
-        for name in itertools.chain.from_iterable(about["written"]):  # which --keep removes
+            if not isinstance(metadata[name], kind):
+                raise ValueError(f"{name} is {shown(metadata[name])}")
+        for name in itertools.chain.from_iterable(metadata["written"]):  # which --keep removes
             if Path(name).name != name or not name.endswith(".pt"):
                 raise ValueError(f"{shown(name)} is no checkpoint beside it")
-        if about["best"] is not None and not isinstance(about["best"]["eval_loss"], float):
-            raise ValueError(f"best is {shown(about['best'])}")
+        if metadata["best"] is not None and not isinstance(metadata["best"]["eval_loss"], float):
+            raise ValueError(f"best is {shown(metadata['best'])}")
     except Exception as error:  # torch and zipfile raise many types for damaged or refused files
         raise InputError(
             f"{path} is not a whole training state ({reason(error)}). Name an earlier one (--resume PATH), or start "
@@ -176,7 +176,7 @@ def restore(saved: Saved, model: nn.Module, optimizer: torch.optim.Optimizer, ac
 def check_same_run(saved: Saved, facts: dict[str, Any]) -> None:
     """InputError unless a training state belongs to the data, codes and sizes at hand."""
     for name, what in (("data", "other data"), ("tokenizer", "codes of another tokenizer"), ("config", "other sizes")):
-        then, now = saved.about.get(name), facts.get(name)
+        then, now = saved.metadata.get(name), facts.get(name)
         if name == "config":
             then, now = ({**config, "dropout": None} for config in (then, now))  # which may change
         if then != now:
@@ -224,7 +224,7 @@ class Checkpoints:
         check_same_run(saved, self.facts)
         restore(saved, model, optimizer, self.accelerator)
         elsewhere = saved.path.parent.resolve() != self.folder.resolve()  # files of those names here are of others
-        self.written, self.best = [] if elsewhere else list(saved.about["written"]), saved.about["best"]
+        self.written, self.best = [] if elsewhere else list(saved.metadata["written"]), saved.metadata["best"]
         held_out = self.facts.get("held_out")
         if self.best and held_out and self.best.get("held_out", held_out) != held_out:
             self.accelerator.print("other held-out histories than before: the best weights are chosen anew")
@@ -244,11 +244,11 @@ class Checkpoints:
         check_weights(weights, place.step)
         earlier = ([name for name in save if name not in names] for save in self.written)
         self.written = [save for save in earlier if save] + [names]
-        about = self.about(place, loss=loss)
+        metadata = self.metadata(place, loss=loss)
         for name in names:
-            save_state(self.folder / name, weights, about)
+            save_state(self.folder / name, weights, metadata)
         save_tensors(
-            (self.folder / names[-1]).with_suffix(ENDING), {"about": about, "model": weights, "optimizer": moments}
+            (self.folder / names[-1]).with_suffix(ENDING), {"about": metadata, "model": weights, "optimizer": moments}
         )
         self.remove_old()
 
@@ -258,9 +258,9 @@ class Checkpoints:
         weights = get_model_state_dict(model, options=WHOLE)
         if self.accelerator.is_main_process:
             check_weights(weights, place.step)
-            save_state(self.folder / name, weights, self.about(place, eval_loss=loss))
+            save_state(self.folder / name, weights, self.metadata(place, eval_loss=loss))
 
-    def about(self, place: Place, **losses: float) -> dict[str, Any]:
+    def metadata(self, place: Place, **losses: float) -> dict[str, Any]:
         """What is told of a checkpoint, in plain values; `losses` in nats."""
         return {
             "format": FORMAT,
@@ -278,7 +278,7 @@ class Checkpoints:
         """The checkpoints of all but the last `keep` saves, or the training states of all but the last two."""
         for name in itertools.chain.from_iterable(self.written[: -(self.keep or STATES)]):
             path = self.folder / name
-            doomed = (path, about_path(path), path.with_suffix(ENDING)) if self.keep else (path.with_suffix(ENDING),)
+            doomed = (path, metadata_path(path), path.with_suffix(ENDING)) if self.keep else (path.with_suffix(ENDING),)
             for file in doomed:
                 file.unlink(missing_ok=True)
         if self.keep:
