@@ -1,6 +1,8 @@
 """Draw the pipeline that README.md shows: item text, embedding, four codes, GPT-2, search.
 
     python figures/pipeline.py --output figures/pipeline.png
+
+The item, its numbers and its codes are made up; the mask is that of three items.
 """
 
 import argparse
