@@ -15,8 +15,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import pre_train
-from tests.conftest import ROOT, House
+from tests.conftest import ROOT
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("[!.]*/**/README.md")))]
 PAGES += [f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))]
@@ -33,10 +32,6 @@ LAUNCHERS = {
     "accelerate": ("accelerate.commands.launch", "launch_command_parser"),
     "torchrun": ("torch.distributed.run", "get_args_parser"),
 }
-
-
-class Parsed(Exception):  # noqa: N818
-    """The parser of a script has accepted its flags."""
 
 
 def fences(page: str, language: str) -> list[str]:
@@ -60,7 +55,7 @@ def read(monkeypatch, words: list[str], complete: bool = True) -> None:
     program, *flags = words
     if program == "bash":
         subprocess.run(["bash", "-n", ROOT / flags[0]], check=True)
-        pre_train.flags().parse_args(flags[1:])  # run.sh passes them on
+        read(monkeypatch, ["pre_train.py", *flags[1:]])  # run.sh passes them on
     elif program == "source":
         assert flags[0] in (ROOT / "utils/venv.sh").read_text()
     elif program == "pip":
@@ -75,24 +70,28 @@ def read(monkeypatch, words: list[str], complete: bool = True) -> None:
         read(monkeypatch, [launched.training_script, *launched.training_script_args], complete)
     else:
         assert program.endswith(".py"), f"how is {program} to be read?"
-        parse = argparse.ArgumentParser.parse_args
+        parser = parser_of(monkeypatch, program)
+        for action in () if complete else parser._actions:
+            action.required = False
+        _, others = parser.parse_known_args(flags)
+        if others:  # this one passes on what it does not know
+            assert program == "benchmarks/steady.py", others
+            read(monkeypatch, ["pre_train.py", *others])
 
-        def parse_args(parser, *_):
-            for action in () if complete else parser._actions:
-                action.required = False
-            parse(parser)
-            raise Parsed
 
-        def start(command, **_):  # benchmarks/steady.py starts pre_train.py with what it does not know
-            write_log(Path(command[command.index("--log_file") + 1]))
-            read(monkeypatch, [Path(command[1]).name, *command[2:]])
-            raise Parsed
+class Caught(Exception):  # noqa: N818
+    """A parser, where a script would parse its command line."""
 
-        with monkeypatch.context() as patched:
-            patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
-            patched.setattr(subprocess, "Popen", start)
-            with pytest.raises(Parsed):
-                call(patched, words)
+
+def parser_of(monkeypatch, script: str) -> argparse.ArgumentParser:
+    def catch(parser, *_):
+        raise Caught(parser)
+
+    with monkeypatch.context() as patched, pytest.raises(Caught) as caught:
+        for name in ("parse_args", "parse_known_args"):
+            patched.setattr(argparse.ArgumentParser, name, catch)
+        call(patched, [script])
+    return caught.value.args[0]
 
 
 def call(monkeypatch, words: list[str]) -> None:
@@ -104,8 +103,7 @@ def call(monkeypatch, words: list[str]) -> None:
 class Encoder:
     """Stands for a SentenceTransformer of the release's width."""
 
-    def __init__(self, *_, **__):
-        pass
+    def __init__(self, *_, **__): ...
 
     def get_embedding_dimension(self) -> int:
         return 768
@@ -116,7 +114,7 @@ class Encoder:
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory, house) -> House:
+def small(tmp_path_factory, house) -> Path:
     """The files that the pages speak of, small."""
     folder = tmp_path_factory.mktemp("docs")
     for name in ("ckpt", "vae_ckpt", "data"):
@@ -149,16 +147,11 @@ def small(tmp_path_factory, house) -> House:
     write(folder / "data/raw/raw/review_categories/Baby_Products.jsonl", reviews)
     products = [json.dumps({"parent_asin": f"B{item}", "title": f"rattle {item}"}) for item in items]
     write(folder / "data/raw/raw/meta_categories/meta_Baby_Products.jsonl", products)
-    for name in ("pre_train", "sample"):
-        write_log(folder / f"logs/{name}.jsonl")
+    for name in ("pre_train", "sample", "steady"):
+        write(folder / f"logs/{name}.jsonl", [json.dumps({"step": step, "loss": 9.0 - step}) for step in (1, 2)])
     for name in ("docs", "figures"):
         (folder / name).mkdir()
-    return House(folder)
-
-
-def write_log(path: Path) -> None:
-    """As pre_train.py writes it."""
-    write(path, [json.dumps({"step": 10 * step, "loss": 9.0 - step}) for step in (1, 2)])
+    return folder
 
 
 def write(path: Path, lines: list[str]) -> None:
@@ -169,7 +162,7 @@ def write(path: Path, lines: list[str]) -> None:
 @pytest.mark.parametrize("page", PAGES)
 def test_commands(page, small, monkeypatch):
     """In the order of the page, in one directory; what takes minutes, GPUs or a network is read by its parser."""
-    monkeypatch.chdir(small.folder)
+    monkeypatch.chdir(small)
     monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=Encoder))
     for words in commands(page):
         read(monkeypatch, words)
@@ -182,9 +175,10 @@ def test_commands(page, small, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_code_between_backticks(page, small, monkeypatch):
     """Scripts exist, and accept the flags that they are named with; a flag by itself is one of some script."""
-    monkeypatch.chdir(small.folder)
-    known = {"--help"} | set(re.findall(r'"(--\w+)"', "".join(path.read_text(encoding="utf-8") for path in SOURCES)))
+    monkeypatch.chdir(small)
     scripts = {path.name: str(path.relative_to(ROOT)) for path in [*ROOT.glob("tests/*.py"), *SOURCES[::-1]]}
+    runnable = [str(path.relative_to(ROOT)) for path in SOURCES if "\ndef main(" in path.read_text(encoding="utf-8")]
+    known = {flag for script in runnable for flag in parser_of(monkeypatch, script)._option_string_actions}
     prose = FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))
     for span in re.findall(r"`([^`]+)`", prose):
         words = script_first(shlex.split(span)) if "'" not in span else [span]
