@@ -27,10 +27,11 @@ import pre_train
 from benchmarks import common
 from benchmarks.published import PublishedModel, padded_rows, published_loss
 from model import RecGPT, RecGPTConfig
-from utils.cli import positive_int, run
+from utils.cli import add_settings, positive_int, run
 from utils.data import Catalog, Sequences, training_batch
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
+from utils.training.settings import OptimisationSettings
 from utils.util import pick_device, set_seed
 
 CHECKED = 40  # histories whose loss is compared
@@ -42,7 +43,7 @@ def main() -> None:
     common.add_model_flags(flags)
     flags.add_argument("--batch_size", type=positive_int, default=40, help="histories per step")
     flags.add_argument("--published_batch_size", type=positive_int, default=8, help="the same, of the published one")
-    pre_train.add_speed_flags(flags)
+    add_settings(flags, OptimisationSettings, ("mixed_precision", "compile"))
     args = flags.parse_args()
     common.check_model_flags(args)
     set_seed(args.seed)
@@ -56,7 +57,9 @@ def main() -> None:
 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=args.mixed_precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    model, optimizer = accelerator.prepare(pre_train.compiled(model, args), optimizer)
+    if args.compile:
+        pre_train.compile_blocks(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
     published_optimizer = torch.optim.AdamW(published.parameters(), lr=1e-4)
     model.train(), published.train()
 

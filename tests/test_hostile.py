@@ -335,7 +335,7 @@ def test_results_stay_whole_on_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     append_results(str(path), [{"a": 1}])
     before = path.read_bytes()
-    code = "import sys, resource, signal; from utils.report import append_results; from utils.cli import run;"
+    code = "import sys, resource, signal; from utils.util import append_results; from utils.cli import run;"
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
     code += "run(lambda: append_results(sys.argv[1], [{'b': 'x' * 60}, {'c': 'y' * 60}]))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
