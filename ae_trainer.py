@@ -28,24 +28,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from decoder import Decoder, check_width
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
-from utils.cli import (
-    add_settings,
-    ctrl_c_deferred,
-    parse_resumed,
-    parser,
-    positive_float,
-    positive_int,
-    run,
-    seed,
-    setting,
-)
+from utils.cli import add_settings, hold_ctrl_c, parse_resumed, parser, positive_float, positive_int, run, seed, setting
 from utils.data import check_finite
-from utils.errors import InputError, shown
+from utils.errors import InputError, reason, shown
 from utils.files import check_whole, check_writable, load_matrix, locked
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
@@ -239,16 +230,11 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
     return rows
 
 
-def digest(rows: np.ndarray) -> str:
-    """Hash of rows (n, E) float32."""
-    return hashlib.blake2b(rows, digest_size=16).hexdigest()
-
-
 # Training
 
 
 def train_epoch(
-    model: AutoEncoder, optimizer: torch.optim.Optimizer, rows: np.ndarray, batch_size: int, seed: int, epoch: int
+    model: AutoEncoder, optimizer: Optimizer, rows: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> float:
     """Train on all rows (n, E) float32 once; returns the mean L1 between embeddings and reconstructions.
 
@@ -292,7 +278,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
     """
     folder = Path(args.output)
     rows = load_training_rows(args.embeddings)
-    run_metadata = {"settings": asdict(settings), "data": digest(rows)}
+    run_metadata = {"settings": asdict(settings), "data": hashlib.blake2b(rows, digest_size=16).hexdigest()}
     model, optimizer = build(settings, rows, pick_device(args))
     first = 0
     if saved is not None:
@@ -301,7 +287,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
                 f"{folder / STATE} was trained on other embeddings than {', '.join(args.embeddings)} are now. Give "
                 "what it was trained on, in the same order, or start without --resume."
             )
-        first = restore(folder / STATE, saved, model, optimizer, settings.lr)
+        first = restore(saved, model, optimizer, settings.lr)
     kept = epoch = first
     progress = tqdm(range(first, settings.epoch), initial=first, total=settings.epoch, desc="tokenizer", unit="epoch")
     try:
@@ -313,7 +299,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
                 metadata = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
                 metadata |= {"embedding_width": model.embedding_width, "data": args.embeddings}
                 path = folder / f"{NAME}_ep{epoch}.pt"
-                with ctrl_c_deferred():
+                with hold_ctrl_c():
                     save_training(path, model, optimizer, metadata, run_metadata)
                     kept = epoch + 1
                 progress.write(f"{path}: {describe(report)}")
@@ -324,9 +310,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
         print(f"nothing to do: {first} epochs are finished")
 
 
-def build(
-    settings: TokenizerSettings, rows: np.ndarray, device: torch.device
-) -> tuple[AutoEncoder, torch.optim.Optimizer]:
+def build(settings: TokenizerSettings, rows: np.ndarray, device: torch.device) -> tuple[AutoEncoder, Optimizer]:
     """Make a tokenizer for rows (n, E) float32 as --init and --seed say, and its optimizer."""
     set_seed(settings.seed)
     model = AutoEncoder(rows.shape[1])
@@ -340,13 +324,7 @@ def build(
 # Checkpoints
 
 
-def save_training(
-    path: Path,
-    model: AutoEncoder,
-    optimizer: torch.optim.Optimizer,
-    metadata: dict[str, Any],
-    run_metadata: dict[str, Any],
-) -> None:
+def save_training(path: Path, model: AutoEncoder, optimizer: Optimizer, metadata: dict, run_metadata: dict) -> None:
     """Write a checkpoint: the weights at `path`, `metadata` as JSON beside them, and the state that --resume reads.
 
     The state is written last and holds weights, optimizer, number of the finished epoch, the random state of dropout,
@@ -372,27 +350,14 @@ def read_training(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
     except Exception as error:  # torch raises many types for damaged or refused files
-        raise unfit(path, error) from error
+        raise InputError(f"--resume: {path} is damaged ({reason(error)}). Start without --resume.") from error
 
 
-def unfit(path: Path, error: Exception) -> InputError:
-    """The error for a state from which no training can resume."""
-    reason = " ".join(f"{type(error).__name__} {error}".split())[:160]
-    return InputError(f"--resume: {path} is damaged or does not fit ({reason}). Start without --resume.")
-
-
-def restore(path: Path, saved: dict[str, Any], model: AutoEncoder, optimizer: torch.optim.Optimizer, lr: float) -> int:
-    """Load weights, optimizer and random state as they were read from `path`, but `lr`; returns the epoch to begin at.
-
-    Raises:
-        InputError: they do not fit the model.
-    """
-    try:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"])
-    except (RuntimeError, KeyError, ValueError) as error:
-        raise unfit(path, error) from error
+def restore(saved: dict[str, Any], model: AutoEncoder, optimizer: Optimizer, lr: float) -> int:
+    """Load weights, optimizer and random state from a saved state, but for `lr`; returns the epoch to begin at."""
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"])
     for group in optimizer.param_groups:
         group["lr"] = lr
     return saved["epoch"] + 1

@@ -21,7 +21,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import check_fit, evaluate
@@ -44,19 +44,13 @@ from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
 from utils.training.plan import Plan, Progress, Step
-from utils.training.processes import (
-    StopSignal,
-    check_same_start,
-    host_all_reduce,
-    lost_processes_reported,
-    start_accelerator,
-)
-from utils.training.settings import FIXED, GROUPS, Settings
-from utils.training.state import Checkpoints, SavedState, find_state, step_seed
+from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
+from utils.training.settings import FIXED, Settings
+from utils.training.state import Checkpoints, SavedState, find_state, first_process, step_seed
 from utils.util import set_seed
 
 
-@lost_processes_reported()
+@watch_processes()
 def main() -> None:
     """Parse, build or resume, train, report."""
     settings, saved = find_resumed(parse())
@@ -115,7 +109,7 @@ def train(
     plan: Plan,
     progress: Progress,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     checkpoints: Checkpoints,
     held_out: Interactions | None,
     logger: TimeLogger,
@@ -165,7 +159,7 @@ def train(
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     batches: list[SeqBatch],
     targets: int,
     accelerator: Accelerator,
@@ -236,8 +230,8 @@ def keep_best(
 def flags() -> argparse.ArgumentParser:
     """The parser of the command line, a flag for each of `Settings`."""
     made = parser(__doc__)
-    for name, group in GROUPS.items():
-        add_settings(made.add_argument_group(name), group)
+    for group in reversed(Settings.__bases__):
+        add_settings(made.add_argument_group(group.__doc__.rstrip(".")), group)
     return made
 
 
@@ -268,7 +262,7 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
         print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
     earlier = {name: value for name, value in earlier.items() if name in known}
     args, changed = parse_resumed(flags(), earlier, FIXED, saved.path)
-    if os.environ.get("RANK", "0") == "0":  # one process says so
+    if first_process():
         print(f"going on from {saved.path}, step {saved.progress.step}{changed}")
     return settings_of(args), saved
 
@@ -308,7 +302,7 @@ def open_data(settings: Settings, accelerator: Accelerator) -> tuple[Interaction
     return open_packed(settings.data_path)
 
 
-def build(settings: Settings, data: Interactions) -> tuple[RecGPT, torch.optim.Optimizer]:
+def build(settings: Settings, data: Interactions) -> tuple[RecGPT, Optimizer]:
     """Make a model with weights drawn by --seed, and its optimizer.
 
     Raises:
@@ -364,17 +358,15 @@ def run_metadata(
     settings: Settings, config: RecGPTConfig, data: Interactions, accelerator: Accelerator
 ) -> dict[str, Any]:
     """What the JSON of every checkpoint of the run says: configuration, settings, data, tokenizer, versions."""
-    origins = {"tokenizer": data.tokenizer, "encoder": data.encoder}
-    origins = {name: value for name, value in origins.items() if value}
-    if settings.eval_every:
-        origins["held_out"] = [content(Path(settings.eval_path) / name) for name in HELD_OUT]
+    held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT] if settings.eval_every else None
+    origins = {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     return {
         "config": {**vars(config), "heads": config.attention_heads},
         "training": settings.to_resume(),
         "processes": accelerator.num_processes,
         "data": data_fingerprint(settings.data_path),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
-        **origins,
+        **{name: value for name, value in origins.items() if value},
     }
 
 

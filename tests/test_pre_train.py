@@ -545,13 +545,8 @@ def test_a_log_is_read_as_the_run_went(place):
     assert log(*first, {"step": 0, "start": {}}, {"step": 10, "loss": 4.0}) == [(10, 4.0)]
     with pytest.raises(InputError, match="no training loss"):
         log({"step": 0, "start": {}})
-    for odd in ({}, {"step": "10"}, {"step": True}, {"step": -1}, {"step": 10**400}):
-        with pytest.raises(InputError, match="line 1: a record without a step"):
-            log({"loss": 1.0, **odd})
-    for odd in ("low", None, [1.0], math.nan, 10**400):
-        for name in ("loss", "eval_loss"):
-            with pytest.raises(InputError, match=f"line 4: {name} is not a finite number"):
-                log(*first, {"step": 30, name: odd})
+    with pytest.raises(InputError, match="line 1: a record without a step"):
+        log({"loss": 1.0})
 
 
 def test_a_half_line_of_a_killed_run_is_cut_off(place, capsys):

@@ -102,11 +102,7 @@ class TimeLogger:
         self._start_interval()
 
     def log(self, record: dict[str, Any], step: int) -> None:
-        """Write one JSON line, and pass its numbers on to the tracker.
-
-        Raises:
-            DiskError: the line cannot be written.
-        """
+        """Write one JSON line, and pass its numbers on to the tracker; raise DiskError if the disk is full."""
         if self.file is not None:
             try:
                 self.file.write(json.dumps(finite({"step": step, **record, "time": round(time.time(), 1)})) + "\n")

@@ -36,33 +36,20 @@ def yes_or_no(text: str) -> bool:
 SWITCH = {"nargs": "?", "const": True, "default": False, "type": yes_or_no}  # --name, --name True or --name False
 
 
-def positive_int(text: str) -> int:
-    """argparse type for counts of one or more."""
-    if not text.isdecimal() or not 1 <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+def whole_number(least: int, below: int, range_in_words: str) -> Callable[[str], int]:
+    """Make an argparse type for whole numbers from `least` to below `below`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < below:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {range_in_words}")
+        return int(text)
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """argparse type for counts of zero or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """argparse type for --seed: 32 bits."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """argparse type for a finite number above 0."""
-    value = non_negative_float(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
+positive_int = whole_number(1, 2**63, "of 1 or more")
+non_negative_int = whole_number(0, 2**63, "of 0 or more")
+seed = whole_number(0, 2**32, f"from 0 to {2**32 - 1}")
 
 
 def non_negative_float(text: str) -> float:
@@ -73,6 +60,14 @@ def non_negative_float(text: str) -> float:
         value = math.nan
     if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of 0 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """argparse type for a finite number above 0."""
+    value = non_negative_float(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
     return value
 
 
@@ -114,19 +109,13 @@ def add_settings(flags: Any, settings: type, names: Sequence[str] = ()) -> None:
 def parse_resumed(
     made: argparse.ArgumentParser, earlier: dict[str, Any], fixed: Sequence[str], source: Path
 ) -> tuple[argparse.Namespace, str]:
-    """Parse the command line of a run that resumes: its earlier settings are the defaults of what is not typed.
-
-    Args:
-        made: the script's parser.
-        earlier: value by flag, as the run had them.
-        fixed: flags that a resumed run cannot change.
-        source: the file that `earlier` was read from, for messages.
+    """Parse the command line of a run that resumes: `earlier`, its settings by flag, stand in for what is not typed.
 
     Returns:
-        The flags, and a list of the changed ones to print, which starts with a colon where there are any.
+        The flags, and words that list what has changed, to append to a message.
 
     Raises:
-        InputError: one of `fixed` is typed otherwise than it was.
+        InputError: a flag of `fixed` is typed otherwise than in the file `source`, where `earlier` comes from.
     """
     made.set_defaults(**earlier)
     args = made.parse_args()
@@ -207,8 +196,8 @@ def ctrl_c_recorded(pressed: list[bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ctrl_c_deferred() -> Iterator[None]:
-    """Heed Ctrl-C at the end of the block only, so that files that belong together are all written."""
+def hold_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, so that files that belong together are all written."""
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:

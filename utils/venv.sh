@@ -1,6 +1,5 @@
 # Sourced by run.sh and tests/run.sh: an environment with the packages of the file named as first argument.
-# Uses the environment that is active; where none is, makes .venv with Python 3.11, which the tests run on, or else with
-# 3.12 or 3.13.
+# Uses the environment that is active; where none is, makes .venv with Python 3.11, as the tests, or with 3.12 or 3.13.
 
 requirements="$1"
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then

@@ -3,11 +3,9 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any
 
 import numpy as np
-
-Batch = TypeVar("Batch")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
@@ -41,11 +39,8 @@ def equal_work_batches(work: np.ndarray, per_batch: int, seed: int, epoch: int, 
         yield from np.split(order[start:], cuts[cuts > start] - start)
 
 
-def prefetched(batches: Iterator[Batch], waited: Callable[[float], None]) -> Iterator[Batch]:
-    """Yield the same batches, each made by a thread while the one before is used.
-
-    `waited` is called with the seconds that each was late.
-    """
+def prefetched(batches: Iterator[Any], waited: Callable[[float], None]) -> Iterator[Any]:
+    """Yield the same batches, each made by a thread while the one before is used; `waited` gets the seconds lost."""
     with ThreadPoolExecutor(1) as worker:
         coming = worker.submit(next, batches, None)
         while True:

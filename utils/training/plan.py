@@ -52,15 +52,9 @@ class Plan:
         processes: int = 1,
         device: torch.device | None = None,
     ):
-        """Plan the steps of one process among several.
+        """Plan the steps of one process, number `process` of `processes`, whose batches will go to `device`.
 
-        Args:
-            data: histories and catalog.
-            settings: of the run.
-            window: items that the model reads of a history.
-            process: number of this process.
-            processes: how many there are.
-            device: where batches will go.
+        The model reads the last `window` items of a history.
         """
         self.data, self.settings, self.window = data, settings, window
         self.process, self.processes = process, processes

@@ -61,7 +61,7 @@ def fsdp_plugin() -> FullyShardedDataParallelPlugin:
 
 
 @contextlib.contextmanager
-def lost_processes_reported() -> Iterator[None]:
+def watch_processes() -> Iterator[None]:
     """Raise InputError in place of torch's many errors, wherever this process is, when another one has ended."""
     try:
         yield

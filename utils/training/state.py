@@ -12,7 +12,6 @@ import datetime
 import itertools
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.optim import Optimizer
 
 from utils.checkpoint import load_tensors, metadata_path, save_state, save_tensors
 from utils.errors import InputError, reason, shown
@@ -83,7 +83,7 @@ def find_state(folder: str | Path, wanted: str) -> SavedState | None:
         except InputError as error:
             damaged.append(str(error))
             continue
-        for message in damaged if _first_process() else ():
+        for message in damaged if first_process() else ():
             print(f"passed over: {message}")  # noqa: T201 - the user should know
         return saved
     if damaged:
@@ -106,7 +106,7 @@ def _age(path: Path) -> tuple[float, float]:
     return saved.metadata["starts"], saved.progress.step
 
 
-def _first_process() -> bool:
+def first_process() -> bool:
     """Whether this is the one process that reads in full, and prints; known before accelerate is."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -121,7 +121,7 @@ def read_state(path: Path, in_full: bool | None = None) -> SavedState:
     """
     try:
         with path.open("rb") as file:
-            loaded = load_tensors(file, mapped=True, in_full=_first_process() if in_full is None else in_full)
+            loaded = load_tensors(file, mapped=True, in_full=first_process() if in_full is None else in_full)
         metadata = loaded["about"]
         if metadata["format"] != FORMAT:
             raise ValueError(f"format {shown(metadata['format'])}, this program reads {FORMAT}")
@@ -137,24 +137,17 @@ def read_state(path: Path, in_full: bool | None = None) -> SavedState:
         ) from error
 
 
-def restore(saved: SavedState, model: nn.Module, optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> None:
+def restore(saved: SavedState, model: nn.Module, optimizer: Optimizer, accelerator: Accelerator) -> None:
     """Load weights and moments into a prepared model and optimizer; one process reads them and sends the others theirs.
 
     The learning rate and weight decay stay as they are: what was typed holds, not what the state was written with.
-
-    Raises:
-        InputError: the state is of another model.
     """
     several = accelerator.num_processes > 1
     options = StateDictOptions(full_state_dict=True, cpu_offload=True, broadcast_from_rank0=several)
-    reads = accelerator.is_main_process
+    tensors = saved.tensors if accelerator.is_main_process else {"model": {}, "optimizer": {}}
     settings = [{name: group[name] for name in ("lr", "weight_decay")} for group in optimizer.param_groups]
-    try:
-        set_model_state_dict(model, saved.tensors["model"] if reads else {}, options=options)
-        moments = saved.tensors["optimizer"] if reads else {}
-        set_optimizer_state_dict(model, optimizer.optimizer, moments, options=options)
-    except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-        raise InputError(f"{saved.path} does not fit this model ({reason(error)}). Start without --resume.") from error
+    set_model_state_dict(model, tensors["model"], options=options)
+    set_optimizer_state_dict(model, optimizer.optimizer, tensors["optimizer"], options=options)
     for group, own in zip(optimizer.param_groups, settings, strict=True):
         group.update(own)
 
@@ -177,39 +170,32 @@ class Checkpoints:
     """Writes the checkpoints of a run, from one process, and removes old ones."""
 
     def __init__(self, folder: str | Path, keep: int | None, accelerator: Accelerator, run_metadata: dict[str, Any]):
-        """Claim a folder for a run.
+        """Claim the folder --ckpt_dir for a run, whose `run_metadata` the JSON of every checkpoint repeats.
 
-        Args:
-            folder: --ckpt_dir, made if need be.
-            keep: saves whose checkpoints are kept; None keeps all, and the training states of the last two.
-            accelerator: of this process.
-            run_metadata: what the JSON of every checkpoint of the run says.
+        `keep` is the number of saves that are kept; None keeps all, and the training states of the last two.
 
         Raises:
             InputError: another run is writing to the folder.
         """
-        self.folder, self.keep, self.accelerator = Path(folder), keep, accelerator
-        self.run_metadata = run_metadata
+        self.folder, self.keep, self.accelerator, self.run_metadata = Path(folder), keep, accelerator, run_metadata
         if accelerator.is_main_process:
             self.lock = locked(self.folder, "--ckpt_dir")
-        self.starts = 1 + max((start for start, _ in map(_age, self.states()) if start < math.inf), default=0)
+        self.starts = 1 + max(
+            (start for start, _ in map(_age, self.folder.glob(f"*{ENDING}")) if start < math.inf), default=0
+        )
         self.written: list[list[str]] = []  # of each save of this run, in order, the names of its checkpoints
         self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, and on what
 
-    def states(self) -> Iterator[Path]:
-        """The training states in the folder."""
-        return self.folder.glob(f"*{ENDING}")
-
     def begin(self) -> Progress:
         """Start a new run; say so when it will replace checkpoints of an earlier one."""
-        if any(self.states()):
+        if any(self.folder.glob(f"*{ENDING}")):
             self.accelerator.print(
                 f"{self.folder} holds checkpoints of an earlier run: those of the same names will be replaced. "
                 "To go on with it, stop and give --resume; to keep them, give another --ckpt_dir."
             )
         return Progress()
 
-    def resume(self, saved: SavedState, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def resume(self, saved: SavedState, model: nn.Module, optimizer: Optimizer) -> Progress:
         """Go on from a training state: load it, and take over its checkpoints where they are in the same folder.
 
         Raises:
@@ -225,16 +211,16 @@ class Checkpoints:
             self.best = None
         return saved.progress
 
-    def save(
-        self, names: list[str], model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, loss: float
-    ) -> None:
+    def save(self, names: list[str], model: nn.Module, optimizer: Optimizer, progress: Progress, loss: float) -> None:
         """Write the weights under each of `names`, and the training state beside the last.
+
+        All processes must call this together, because with FSDP each holds a part.
 
         Raises:
             InputError: a weight is not finite; nothing is written.
             DiskError: no space; earlier checkpoints stay.
         """
-        weights, moments = full_state(model, optimizer)
+        weights, moments = get_state_dict(model, optimizer.optimizer, options=WHOLE)  # empty in all processes but one
         if not self.accelerator.is_main_process:
             return
         check_weights(weights, progress.step)
@@ -278,14 +264,6 @@ class Checkpoints:
                 file.unlink(missing_ok=True)
         if self.keep:
             self.written = self.written[-self.keep :]
-
-
-def full_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Gather weights and moments by parameter name in the memory of the first process; the others get empty dicts.
-
-    All processes must call this together: with FSDP each holds a part.
-    """
-    return get_state_dict(model, optimizer.optimizer, options=WHOLE)
 
 
 def check_weights(weights: dict[str, Any], step: int) -> None:
