@@ -37,7 +37,7 @@ from model import RecGPT, RecGPTConfig
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, Interactions, load_eval
-from utils.errors import InputError
+from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
 from utils.packed import data_fingerprint, fits, open_packed, pack
@@ -45,7 +45,7 @@ from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
 from utils.training.plan import Plan, Progress, Step
 from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
-from utils.training.settings import FIXED, Settings
+from utils.training.settings import FIXED, GROUPS, Settings
 from utils.training.state import Checkpoints, SavedState, find_state, first_process, step_seed
 from utils.util import set_seed
 
@@ -230,8 +230,8 @@ def keep_best(
 def flags() -> argparse.ArgumentParser:
     """The parser of the command line, a flag for each of `Settings`."""
     made = parser(__doc__)
-    for group in reversed(Settings.__bases__):
-        add_settings(made.add_argument_group(group.__doc__.rstrip(".")), group)
+    for name, group in GROUPS.items():
+        add_settings(made.add_argument_group(name), group)
     return made
 
 
@@ -284,10 +284,9 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
     if settings.fsdp and (settings.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--fsdp shares a model out among GPUs, and none is in use here. Give --fsdp False.")
-    if settings.tokens_per_batch is not None and settings.tokens_per_batch < WINDOW * CODES_PER_ITEM:
-        raise InputError(
-            f"--tokens_per_batch {settings.tokens_per_batch} is less than one history may have: give 1024 or more."
-        )
+    tokens = settings.tokens_per_batch
+    if tokens is not None and tokens < WINDOW * CODES_PER_ITEM:
+        raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
     check_writable(Path(settings.ckpt_dir) / "any.pt")
     check_writable(settings.log_file)
 
@@ -315,11 +314,8 @@ def build(settings: Settings, data: Interactions) -> tuple[RecGPT, Optimizer]:
     try:
         model = RecGPT(config, settings.gradient_checkpointing)
     except RuntimeError as error:
-        reason = str(error).splitlines()[0][:160]
-        raise InputError(
-            f"--width {settings.width}, --tf_layer {settings.tf_layer}: no such model can be made ({reason}). Give "
-            "less."
-        ) from error
+        sizes = f"--width {settings.width}, --tf_layer {settings.tf_layer}"
+        raise InputError(f"{sizes}: no such model can be made ({reason(error)}). Give less.") from error
     if settings.compile:
         compile_blocks(model)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)

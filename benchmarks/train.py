@@ -1,10 +1,11 @@
-"""Histories per second of a training step, against rows padded to 1,024 tokens, eager attention and all logits.
+"""Time a training step, in histories per second, against the published one.
 
     python benchmarks/train.py --sequences data/test/steam/test.pkl
     python benchmarks/train.py --device cuda --batch_size 1024 --mixed_precision bf16 --compile --no_published
 
-First the gate: the loss of a batch is the published formulation's to 1e-5, the gradients of a part of it to 1e-3;
-otherwise no time is printed. Then steps of both in turn, dropout and AdamW included, on the same histories.
+The published step pads every row to 1,024 tokens and computes eager attention and all logits. No time is printed unless
+the loss of a batch is the published one to 1e-5, and the gradients of a part of it to 1e-3. Then both take steps in
+turn, dropout and AdamW included, on the same histories.
 """
 
 import statistics
@@ -75,7 +76,7 @@ def main() -> None:
         published_optimizer.zero_grad()
 
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-    rates, shares, published_rates, matrix_rates = [], [], [], []
+    rates, utilisations, published_rates, matrix_rates = [], [], [], []
     for repeat in range(args.repeats + 1):
         rows = np.arange(repeat * args.batch_size, (repeat + 1) * args.batch_size)
         taken = common.seconds(lambda rows=rows: step(rows), device)
@@ -83,7 +84,7 @@ def main() -> None:
         matrix = common.matrix_rate(device, dtype)
         if repeat:  # the first is the warm-up
             rates.append(args.batch_size / taken)
-            shares.append(useful / taken / matrix)
+            utilisations.append(useful / taken / matrix)
             matrix_rates.append(matrix)
         if not args.no_published and repeat <= args.published_repeats:
             some = rows[: args.published_batch_size]
@@ -93,10 +94,10 @@ def main() -> None:
 
     result = {
         "histories_per_s": statistics.median(rates),
-        "share_of_matrix_rate": statistics.median(shares),
+        "share_of_matrix_rate": statistics.median(utilisations),
         "matrix_gflops": statistics.median(matrix_rates) / 1e9,
         "all_histories_per_s": [round(rate, 2) for rate in rates],
-        "all_shares": [round(share, 3) for share in shares],
+        "all_shares": [round(part, 3) for part in utilisations],
         "mean_history": float(sequences.lengths.mean()),
     }
     if published_rates:
@@ -106,7 +107,7 @@ def main() -> None:
 
 
 def check(model: RecGPT, published: PublishedModel, sequences: Sequences, catalog: Catalog, args) -> None:
-    """InputError unless loss and gradients of a batch are those of the published formulation, without dropout."""
+    """Raise InputError unless loss and gradients are those of the published formulation, without dropout."""
     device = next(model.parameters()).device
     model.eval(), published.eval()
     total, targets = 0.0, 0

@@ -58,7 +58,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
     kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
     weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
-    weights._metadata = _noted(noted_heads(state))
+    weights._metadata = {"": {"heads": noted_heads(state)}}
     return weights
 
 
@@ -201,19 +201,14 @@ def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, A
     """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
 
     The JSON gets the fingerprint of the weights. The number of attention heads, which no shape tells, is written with
-    the weights, too, where other programs do not look.
+    the weights, too, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = _noted(metadata.get("config", {}).get("heads"))
+    weights._metadata = {"": {"heads": metadata.get("config", {}).get("heads")}}
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
         save_json(metadata_path(path), {**metadata, "weights": fingerprint(file.name)})
-
-
-def _noted(heads: int | None) -> dict[str, dict[str, Any]]:
-    """Put the number of heads into the form of a state dict's `_metadata`, which torch saves with the tensors."""
-    return {"": {"heads": heads}}
 
 
 def noted_heads(state: dict[str, Tensor]) -> int | None:

@@ -46,11 +46,7 @@ def main() -> None:
 
 
 def figure_for(output: str, columns: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Make a matplotlib figure and its axes, before any work, for a file whose ending tells the format.
-
-    Raises:
-        InputError: the format is not known, or the file cannot be written.
-    """
+    """Make a matplotlib figure and its axes; raise InputError if it cannot be written to `output`, by its ending."""
     import matplotlib.pyplot as plt
 
     plt.switch_backend("Agg")

@@ -35,8 +35,8 @@ def pick_device(args: argparse.Namespace) -> torch.device:
         device = torch.device(args.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {args.device} cannot be used ({reason}). Name another, for example cpu.") from error
+        found = reason(error)
+        raise InputError(f"--device {args.device} cannot be used ({found}). Name another, for example cpu.") from error
     return device
 
 

@@ -75,11 +75,11 @@ class Plan:
 
     def epoch_rows(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
         """Histories of each step of an epoch, (histories,) int32, from place `start` of its order on."""
-        chosen = self.settings
-        if chosen.tokens_per_batch is None:
-            return epoch_batches(self.histories, chosen.batch_size * self.passes, chosen.seed, epoch, start)
-        per_step = chosen.tokens_per_batch * self.passes
-        return equal_work_batches(self.target_tokens(), per_step, chosen.seed, epoch, start)
+        settings = self.settings
+        if settings.tokens_per_batch is None:
+            return epoch_batches(self.histories, settings.batch_size * self.passes, settings.seed, epoch, start)
+        per_step = settings.tokens_per_batch * self.passes
+        return equal_work_batches(self.target_tokens(), per_step, settings.seed, epoch, start)
 
     def target_tokens(self) -> np.ndarray:
         """(U,) int64: how many tokens of each history are predicted in training."""
@@ -109,17 +109,12 @@ class Plan:
 
     def epoch_steps(self, epoch: int, row: int) -> int:
         """Number of steps of an epoch from `row` on. Every whole epoch has equally many."""
-        chosen = self.settings
-        if chosen.tokens_per_batch is None:
-            return math.ceil((self.histories - row) / (chosen.batch_size * self.passes))
-        work = self.target_tokens()[epoch_order(self.histories, chosen.seed, epoch)]
-        cuts = equal_work_cuts(work, chosen.tokens_per_batch * self.passes)
+        settings = self.settings
+        if settings.tokens_per_batch is None:
+            return math.ceil((self.histories - row) / (settings.batch_size * self.passes))
+        work = self.target_tokens()[epoch_order(self.histories, settings.seed, epoch)]
+        cuts = equal_work_cuts(work, settings.tokens_per_batch * self.passes)
         return int((cuts > row).sum()) + (row < self.histories)
-
-    def is_last(self, progress: Progress) -> bool:
-        """Whether no step comes after `progress`."""
-        at_the_end = progress.epoch == self.settings.epoch - 1 and progress.row == self.histories
-        return at_the_end or progress.step == self.settings.max_steps
 
     def learning_rate(self, step: Step) -> float:
         """--lr times warm-up and schedule, at the middle of a step.
@@ -127,15 +122,15 @@ class Plan:
         The part of the training that is done is counted in histories, or in steps where --max_steps comes first, so
         that the learning rate goes on smoothly when a run is resumed with another number of processes.
         """
-        chosen, progress = self.settings, step.progress
-        done = (progress.epoch * self.histories + progress.row - len(step.rows) / 2) / (chosen.epoch * self.histories)
-        if chosen.max_steps:
-            done = max(done, (progress.step - 0.5) / chosen.max_steps)
-        if done < chosen.warmup:
-            return chosen.lr * done / chosen.warmup
-        if chosen.schedule == "constant":
-            return chosen.lr
-        return chosen.lr * (1 + math.cos(math.pi * (done - chosen.warmup) / (1 - chosen.warmup))) / 2
+        settings, progress = self.settings, step.progress
+        done = (progress.epoch * self.histories + progress.row - len(step.rows) / 2) / (settings.epoch * self.histories)
+        if settings.max_steps:
+            done = max(done, (progress.step - 0.5) / settings.max_steps)
+        if done < settings.warmup:
+            return settings.lr * done / settings.warmup
+        if settings.schedule == "constant":
+            return settings.lr
+        return settings.lr * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup))) / 2
 
     def checkpoint_names(self, before: Progress, progress: Progress, stopping: bool = False) -> list[str]:
         """Names under which to save the weights after the step from `before` to `progress`; none after most steps."""
@@ -151,6 +146,7 @@ class Plan:
         return names
 
     def evaluation_due(self, progress: Progress) -> bool:
-        """Whether to evaluate on the held-out histories after the step that ended at `progress`."""
-        every = self.settings.eval_every
-        return bool(every) and (progress.step % every == 0 or self.is_last(progress))
+        """Whether to evaluate on the held-out histories at `progress`: every so many steps, and after the last."""
+        settings, here = self.settings, (progress.epoch, progress.row)
+        last = here == (settings.epoch - 1, self.histories) or progress.step == settings.max_steps
+        return bool(settings.eval_every) and (last or progress.step % settings.eval_every == 0)

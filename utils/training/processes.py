@@ -74,12 +74,9 @@ def watch_processes() -> Iterator[None]:
 
 
 def check_same_start(accelerator: Accelerator, progress: Progress, run_metadata: dict[str, Any]) -> None:
-    """Check that every process, on whichever machine, has the same settings and data and begins at the same step.
+    """Raise InputError unless all processes, on all machines, have the same settings and data and the same first step.
 
     Machines that do not share --ckpt_dir find no state, or an older one, on all but the first.
-
-    Raises:
-        InputError: two processes differ; names in what.
     """
     own = {f"--{name}": value for name, value in run_metadata["training"].items() if name not in PATHS}
     own |= {name: run_metadata.get(name) for name in ("data", "tokenizer", "held_out")}

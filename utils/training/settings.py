@@ -82,3 +82,11 @@ class Settings(CheckpointSettings, OptimisationSettings, ModelSettings, DataSett
     def to_resume(self) -> dict[str, Any]:
         """The settings that every checkpoint tells, and that a resumed run has unless others are typed."""
         return {name: value for name, value in asdict(self).items() if name not in OF_ONE_START}
+
+
+GROUPS = {  # of flags in --help
+    "data": DataSettings,
+    "model": ModelSettings,
+    "optimisation": OptimisationSettings,
+    "checkpoints and watching": CheckpointSettings,
+}
