@@ -180,9 +180,8 @@ class Checkpoints:
         self.folder, self.keep, self.accelerator, self.run_metadata = Path(folder), keep, accelerator, run_metadata
         if accelerator.is_main_process:
             self.lock = locked(self.folder, "--ckpt_dir")
-        self.starts = 1 + max(
-            (start for start, _ in map(_age, self.folder.glob(f"*{ENDING}")) if start < math.inf), default=0
-        )
+        earlier = [start for start, _ in map(_age, self.folder.glob(f"*{ENDING}")) if start < math.inf]
+        self.starts = 1 + max(earlier, default=0)  # number of this start of a run in the folder
         self.written: list[list[str]] = []  # of each save of this run, in order, the names of its checkpoints
         self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, and on what
 
