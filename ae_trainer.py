@@ -3,12 +3,12 @@
     python ae_trainer.py --embeddings data/mine/item_text_embeddings.npy --output vae_ckpt
     python ae_trainer.py --embeddings a.npy b.npy --resume
 
-Writes OUTPUT/vae_len4_fsq88865_ep0.pt, _ep10.pt, … and the last epoch, in the release's form, each with the codebook
-and collision report as JSON beside it. The default start is from the data, because a plain initialisation maps
-unit-norm embeddings, whose entries are near 0.05, to one code: --init plain is the published start.
+Writes OUTPUT/vae_len4_fsq88865_ep0.pt, _ep10.pt, … and the last epoch, in the release's form, each with a JSON beside
+it that says how many codes are in use and how many items collide. By default the weights start from the data, because
+a plain initialisation maps unit-norm embeddings, whose entries are near 0.05, to one code: --init plain is published.
 
---resume goes on from the checkpoint written last, on the same embeddings, with the settings it was written with unless
---epoch, --batch_size or --lr are typed.
+--resume goes on from the checkpoint written last, on the same embeddings, with its settings unless --epoch,
+--batch_size or --lr are typed. The loop is in `train`.
 """
 
 if __name__ == "__main__":
@@ -20,6 +20,7 @@ import argparse
 import hashlib
 import math
 import os
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from decoder import Decoder, check_width
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
-from utils.cli import ctrl_c_waits, parse_again, parser, positive_float, positive_int, run, seed
+from utils.cli import add_settings, hold_ctrl_c, parse_resumed, parser, positive_float, positive_int, run, seed, setting
 from utils.data import check_finite
-from utils.errors import InputError, shown
+from utils.errors import InputError, reason, shown
 from utils.files import check_whole, check_writable, load_matrix, locked
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
@@ -42,13 +44,26 @@ from utils.util import add_device_flags, check_count, numbers_below, pick_device
 
 NAME = "vae_len4_fsq88865"
 STATE = f"{NAME}.resume"  # beside the weights of the last checkpoint
-SETTINGS = ("epoch", "batch_size", "lr", "init", "init_deviation", "seed")  # kept for --resume
-FIXED = ("init", "init_deviation", "seed")  # of these, what a resumed training cannot change
+FIXED = ("init", "init_deviation", "seed")  # settings that a resumed training cannot change
 DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
 CHECKPOINT_EVERY = 10  # epochs
-ROUNDING = 1e-12  # of the numbers' mean square: variance of float32 rounding, with a margin
+ROUNDING = 1e-12  # variance of float32 rounding, with a margin, as a part of the numbers' mean square
 START_SAMPLE = 50_000  # items that the starting directions are computed from
 REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
+
+
+@dataclass(frozen=True)
+class TokenizerSettings:
+    """How a tokenizer is trained; each field is a flag, and a resumed training has them unless others are typed."""
+
+    epoch: int = setting(100, "epochs in all", type=positive_int)
+    batch_size: int = setting(256, "items per step", type=positive_int)
+    lr: float = setting(1e-4, "Adam's learning rate", type=positive_float)
+    init: str = setting("data", "start of project_in", choices=("data", "plain"))
+    init_deviation: float = setting(
+        1.0, "standard deviation along each direction of the data start; less: fewer codes", type=positive_float
+    )
+    seed: int = setting(0, "order of the items and initial weights", type=seed)
 
 
 class AutoEncoder(nn.Module):
@@ -62,17 +77,17 @@ class AutoEncoder(nn.Module):
         self.embedding_width = embedding_width
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, E) float -> reconstruction (N, E) float and codes (N, K) int64."""
+        """Reconstruct item embeddings: (N, E) float -> (N, E) float, and their codes (N, K) int64."""
         quantized, codes = self.quantizer(self.encoder(embeddings))
         return self.decoder(quantized), codes
 
     @torch.inference_mode()
     def tokenize(self, embeddings: np.ndarray, source: str = "the embeddings", batch_size: int = 8192) -> np.ndarray:
-        """Codes (N, K) int16 of item embeddings (N, E), read batch by batch.
+        """Compute the codes (N, K) int16 of item embeddings (N, E) float, which are read batch by batch.
 
         Raises:
             InputError: another width than the tokenizer's, or an embedding that is not finite.
-            ValueError: no matrix of real numbers, or no batch size.
+            ValueError: not a matrix of real numbers, or not a batch size.
         """
         check_count(batch_size, "batch_size")
         self._check_width(embeddings, source)
@@ -86,7 +101,7 @@ class AutoEncoder(nn.Module):
         return codes
 
     def _check_width(self, embeddings: np.ndarray, source: str) -> None:
-        """What `tokenize` raises for embeddings as a whole."""
+        """Raise what `tokenize` raises for embeddings as a whole."""
         if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
             raise ValueError(f"{source}: expected a matrix (items, width) of real numbers, found {shown(embeddings)}")
         if embeddings.shape[1] != self.embedding_width:
@@ -96,13 +111,13 @@ class AutoEncoder(nn.Module):
             )
 
     @torch.no_grad()
-    def start_from(self, embeddings: np.ndarray, deviation: float = 1.0) -> None:
-        """Point `project_in` along five principal directions of the slices of (n, E), each scaled to one deviation.
+    def start_from(self, embeddings: np.ndarray, std: float = 1.0) -> None:
+        """Set `project_in` to the five principal directions of the slices of (n, E), each scaled to the same `std`.
 
-        The four slices share one quantizer but have different means. Directions that differ between those means are
-        left out, so that every slice is spread over the levels around their middle. A deviation below 1 uses fewer
-        codes: each is then seen more often in training, and more items share all four. A direction along which nothing
-        varies, beyond what rounding does, is left at zero.
+        The four slices share one quantizer but have different means. The directions between those means are left out,
+        so that every slice is spread over the levels around their middle. A `std` below 1 uses fewer codes: each is
+        then seen more often in training, and more items share all four. A direction along which nothing varies,
+        rounding apart, is left at zero.
 
         Raises:
             InputError: another width than the tokenizer's, or an embedding that is not finite.
@@ -120,15 +135,13 @@ class AutoEncoder(nn.Module):
         centred = centred - centred @ between.T @ between
         variance, directions = torch.linalg.eigh(torch.cov(centred.T))  # ascending
         variance, least = variance[-len(LEVELS) :], ROUNDING * slices.square().mean()
-        scale = torch.where(
-            variance > least, deviation * variance.clamp(min=torch.finfo(variance.dtype).tiny).rsqrt(), 0.0
-        )
+        scale = torch.where(variance > least, std * variance.clamp(min=torch.finfo(variance.dtype).tiny).rsqrt(), 0.0)
         weight = (directions[:, -len(LEVELS) :] * scale).T.flip(0)  # (5, E/K), the widest direction first
         self.quantizer.project_in.weight.copy_(weight)
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
 
     def fingerprint(self) -> str:
-        """Sixteen hexadecimal digits that change with any code: a hash of `project_in`."""
+        """Hash of `project_in`, sixteen hexadecimal digits, by which codes of different tokenizers are told apart."""
         digest = hashlib.sha256()
         for parameter in self.quantizer.project_in.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
@@ -136,7 +149,7 @@ class AutoEncoder(nn.Module):
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
-    """The tokenizer of a checkpoint, in evaluation mode; the encoder weights that the release carries are dropped.
+    """Load the tokenizer of a checkpoint, in evaluation mode; the release's unused encoder weights are dropped.
 
     Raises:
         InputError: missing or damaged file, or not a tokenizer.
@@ -154,22 +167,22 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Auto
 
 
 def codebook_report(codes: np.ndarray, embeddings: np.ndarray | None = None) -> dict[str, Any]:
-    """How well codes (N, K) tell items apart; with embeddings (N, E), how well they tell distinct ones apart.
+    """Measure how well codes (N, K) tell items apart; with embeddings (N, E), how well they tell distinct ones apart.
 
     Returns:
         codes_used of 15,360; perplexity of the code distribution; collisions: items that share all four codes with
-        another; distinct_share: share of distinct embeddings whose four codes no other distinct embedding has.
+        another; distinct_share: fraction of distinct embeddings whose four codes no other distinct embedding has.
 
     Raises:
-        ValueError: codes that are none.
+        ValueError: a number that is not a code.
     """
     counts = np.bincount(numbers_below(codes.ravel(), CODEBOOK_SIZE, "codes"), minlength=CODEBOOK_SIZE)
-    share = counts[counts > 0] / max(1, counts.sum())
+    frequencies = counts[counts > 0] / max(1, counts.sum())
     _, sharing = np.unique(codes, axis=0, return_counts=True)
     report = {
         "items": len(codes),
         "codes_used": int((counts > 0).sum()),
-        "perplexity": round(float(np.exp(-(share * np.log(share)).sum())), 1),
+        "perplexity": round(float(np.exp(-(frequencies * np.log(frequencies)).sum())), 1),
         "collisions": int(sharing[sharing > 1].sum()),
     }
     if embeddings is not None and len(embeddings):
@@ -181,14 +194,14 @@ def codebook_report(codes: np.ndarray, embeddings: np.ndarray | None = None) -> 
 
 
 def describe(report: dict[str, Any]) -> str:
-    """One line for a codebook report."""
+    """Put a codebook report into one line."""
     line = "{items} items: {codes_used} of 15360 codes in use, perplexity {perplexity}, {collisions} in collisions"
     distinct = ", {distinct_share:.2%} of distinct embeddings have codes of their own"
     return (line + (distinct if "distinct_share" in report else "")).format(**report)
 
 
 def to_float32(matrix: np.ndarray, source: str) -> np.ndarray:
-    """(N, E) float -> float32 in memory; InputError for values that are not finite there."""
+    """Copy (N, E) float into memory as float32; raise InputError for values that are not finite there."""
     with np.errstate(over="ignore"):
         rows = np.array(matrix, dtype=np.float32)
     check_finite(rows, 0, source)
@@ -196,10 +209,10 @@ def to_float32(matrix: np.ndarray, source: str) -> np.ndarray:
 
 
 def load_training_rows(paths: list[str]) -> np.ndarray:
-    """All rows with text of some embedding files: (n, E) float32.
+    """Read the rows of some embedding files that are not all zero, i.e. of items with text: (n, E) float32.
 
     Raises:
-        InputError: widths differ or do not fit, NaN, no rows, or a matrix that is not the one of the JSON beside it.
+        InputError: widths differ or do not fit, NaN, no rows, or a file that is not the one of the JSON beside it.
     """
     for path in paths:
         check_whole(Path(path).with_suffix(".json"))
@@ -217,15 +230,13 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
     return rows
 
 
-def digest(rows: np.ndarray) -> str:
-    """What tells rows (n, E) from all others."""
-    return hashlib.blake2b(rows, digest_size=16).hexdigest()
+# Training
 
 
 def train_epoch(
-    model: AutoEncoder, optimizer: torch.optim.Optimizer, rows: np.ndarray, batch_size: int, seed: int, epoch: int
+    model: AutoEncoder, optimizer: Optimizer, rows: np.ndarray, batch_size: int, seed: int, epoch: int
 ) -> float:
-    """One pass over the rows (n, E); returns the mean L1 between embeddings and reconstructions.
+    """Train on all rows (n, E) float32 once; returns the mean L1 between embeddings and reconstructions.
 
     Raises:
         InputError: the loss, or a weight at the end, is not finite.
@@ -251,67 +262,83 @@ def train_epoch(
 
 
 def diverged(found: str, epoch: int) -> InputError:
-    """The error that ends a training."""
+    """The error that ends a training whose numbers are not finite any more."""
     return InputError(
         f"{found} in epoch {epoch}: training has diverged. Lower --lr, anew or, where a checkpoint was written, with "
         "--resume; it is kept."
     )
 
 
-def train(
-    model: AutoEncoder,
-    optimizer: torch.optim.Optimizer,
-    rows: np.ndarray,
-    args: argparse.Namespace,
-    first: int,
-    facts: dict[str, Any],
-) -> None:
-    """The epochs from `first` on, with a checkpoint at every tenth and the last; rows (n, E) float32.
+def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str, Any] | None) -> None:
+    """Train, from the start or from what `read_training` has read, with a checkpoint at every tenth epoch and the last.
 
     Raises:
-        KeyboardInterrupt: with what is kept.
+        InputError: the state was trained on other embeddings.
+        KeyboardInterrupt: says how many epochs are kept.
     """
-    folder, kept, epoch = Path(args.output), first, first
-    progress = tqdm(range(first, args.epoch), initial=first, total=args.epoch, desc="tokenizer", unit="epoch")
+    folder = Path(args.output)
+    rows = load_training_rows(args.embeddings)
+    run_metadata = {"settings": asdict(settings), "data": hashlib.blake2b(rows, digest_size=16).hexdigest()}
+    model, optimizer = build(settings, rows, pick_device(args))
+    first = 0
+    if saved is not None:
+        if saved["data"] != run_metadata["data"]:
+            raise InputError(
+                f"{folder / STATE} was trained on other embeddings than {', '.join(args.embeddings)} are now. Give "
+                "what it was trained on, in the same order, or start without --resume."
+            )
+        first = restore(saved, model, optimizer, settings.lr)
+    kept = epoch = first
+    progress = tqdm(range(first, settings.epoch), initial=first, total=settings.epoch, desc="tokenizer", unit="epoch")
     try:
         for epoch in progress:
-            loss = train_epoch(model, optimizer, rows, args.batch_size, args.seed, epoch)
+            loss = train_epoch(model, optimizer, rows, settings.batch_size, settings.seed, epoch)
             progress.set_postfix(l1=f"{loss:.5f}")
-            if epoch % CHECKPOINT_EVERY == 0 or epoch == args.epoch - 1:
+            if epoch % CHECKPOINT_EVERY == 0 or epoch == settings.epoch - 1:
                 report = codebook_report(model.tokenize(rows), rows)
                 metadata = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
                 metadata |= {"embedding_width": model.embedding_width, "data": args.embeddings}
                 path = folder / f"{NAME}_ep{epoch}.pt"
-                with ctrl_c_waits():
-                    if epoch == 0:  # a state of an earlier training must not stand beside these weights
-                        (folder / STATE).unlink(missing_ok=True)
-                    save_state(path, model.state_dict(), metadata)
-                    save_training(folder / STATE, model, optimizer, epoch, facts)
+                with hold_ctrl_c():
+                    save_training(path, model, optimizer, metadata, run_metadata)
                     kept = epoch + 1
                 progress.write(f"{path}: {describe(report)}")
     except KeyboardInterrupt as error:
-        what = f"{kept} of {args.epoch} epochs are kept in {folder}; go on with --resume" if kept else "nothing is kept"
-        raise KeyboardInterrupt(f"interrupted in epoch {epoch}: {what}") from error
+        what = f"{kept} of {settings.epoch} epochs are kept in {folder}; go on with --resume"
+        raise KeyboardInterrupt(f"interrupted in epoch {epoch}: {what if kept else 'nothing is kept'}") from error
+    if first >= settings.epoch:
+        print(f"nothing to do: {first} epochs are finished")
 
 
-def save_training(
-    path: Path, model: AutoEncoder, optimizer: torch.optim.Optimizer, epoch: int, facts: dict[str, Any]
-) -> None:
-    """Write what --resume needs: weights, optimizer, finished epochs, the random state of dropout, and `facts`."""
-    save_tensors(
-        path,
-        {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "epoch": epoch,
-            "random": torch.get_rng_state(),
-            **facts,
-        },
-    )
+def build(settings: TokenizerSettings, rows: np.ndarray, device: torch.device) -> tuple[AutoEncoder, Optimizer]:
+    """Make a tokenizer for rows (n, E) float32 as --init and --seed say, and its optimizer."""
+    set_seed(settings.seed)
+    model = AutoEncoder(rows.shape[1])
+    if settings.init == "data":
+        sample = np.random.default_rng(settings.seed).permutation(len(rows))[:START_SAMPLE]
+        model.start_from(rows[np.sort(sample)], settings.init_deviation)
+    model.to(device)
+    return model, torch.optim.Adam(model.parameters(), lr=settings.lr)
+
+
+# Checkpoints
+
+
+def save_training(path: Path, model: AutoEncoder, optimizer: Optimizer, metadata: dict, run_metadata: dict) -> None:
+    """Write a checkpoint: the weights at `path`, `metadata` as JSON beside them, and the state that --resume reads.
+
+    The state is written last and holds weights, optimizer, number of the finished epoch, the random state of dropout,
+    and `run_metadata`. At the first epoch a state of an earlier training goes: it must not stand beside these weights.
+    """
+    if metadata["epoch"] == 0:
+        path.with_name(STATE).unlink(missing_ok=True)
+    save_state(path, model.state_dict(), metadata)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": metadata["epoch"]}
+    save_tensors(path.with_name(STATE), {**state, "random": torch.get_rng_state(), **run_metadata})
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """What `save_training` wrote.
+    """Read the state that `save_training` wrote.
 
     Raises:
         InputError: there is none, or it is damaged.
@@ -319,50 +346,32 @@ def read_training(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             saved = load_tensors(file)
-        kinds = {"settings": dict, "data": str, "model": dict, "optimizer": dict, "epoch": int, "random": Tensor}
-        for name, kind in kinds.items():
-            if not isinstance(saved[name], kind):
-                raise ValueError(f"{name} is {saved[name]!r}")
-        if saved["epoch"] < 0:
-            raise ValueError(f"epoch is {saved['epoch']}")
+        return {name: saved[name] for name in ("settings", "data", "model", "optimizer", "epoch", "random")}
     except FileNotFoundError:
         raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
     except Exception as error:  # torch raises many types for damaged or refused files
-        raise unfit(path, error) from error
-    return saved
+        raise InputError(f"--resume: {path} is damaged ({reason(error)}). Start without --resume.") from error
 
 
-def unfit(path: Path, error: Exception) -> InputError:
-    """The error that a state gives with which nothing can go on."""
-    reason = " ".join(f"{type(error).__name__} {error}".split())[:160]
-    return InputError(f"--resume: {path} is damaged or does not fit ({reason}). Start without --resume.")
-
-
-def restore(path: Path, saved: dict[str, Any], model: AutoEncoder, optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Weights, optimizer and random state as `read_training` found them in `path`, with the learning rate of now."""
-    try:
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["random"])
-    except Exception as error:
-        raise unfit(path, error) from error
+def restore(saved: dict[str, Any], model: AutoEncoder, optimizer: Optimizer, lr: float) -> int:
+    """Load weights, optimizer and random state from a saved state, but for `lr`; returns the epoch to begin at."""
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    torch.set_rng_state(saved["random"])
     for group in optimizer.param_groups:
         group["lr"] = lr
+    return saved["epoch"] + 1
+
+
+# The command line
 
 
 def flags() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     made = parser(__doc__)
     made.add_argument("--embeddings", nargs="+", required=True, metavar="FILE", help=".npy matrices (items, width)")
     made.add_argument("--output", default="./vae_ckpt", help="folder for the checkpoints")
-    made.add_argument("--epoch", type=positive_int, default=100, help="epochs in all")
-    made.add_argument("--batch_size", type=positive_int, default=256, help="items per step")
-    made.add_argument("--lr", type=positive_float, default=1e-4, help="Adam's learning rate")
-    made.add_argument("--init", choices=("data", "plain"), default="data", help="start of project_in")
-    made.add_argument(
-        "--init_deviation", type=positive_float, default=1.0, help="spread of the data start; less: fewer codes"
-    )
-    made.add_argument("--seed", type=seed, default=0, help="order of the items and initial weights")
+    add_settings(made, TokenizerSettings)
     made.add_argument(
         "--resume", action="store_true", help="go on from OUTPUT's last checkpoint, with its settings unless typed"
     )
@@ -370,14 +379,12 @@ def flags() -> argparse.ArgumentParser:
     return made
 
 
-def parse() -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """The command line and, with --resume, the state to go on from, whose settings stand in for what was not typed.
+def find_resumed(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any] | None]:
+    """Read the state to resume from with --resume; its settings stand in for those that were not typed.
 
     Raises:
-        InputError: see `read_training` and `parse_again`.
+        InputError: see `read_training` and `parse_resumed`.
     """
-    made = flags()
-    args = made.parse_args()
     path = Path(args.output) / STATE
     check_writable(path)
     if not args.resume:
@@ -388,54 +395,20 @@ def parse() -> tuple[argparse.Namespace, dict[str, Any] | None]:
             )
         return args, None
     saved = read_training(path)
-    args, told = parse_again(made, saved["settings"], FIXED, path, ["--embeddings", *args.embeddings])
-    print(f"going on from {path}, {saved['epoch'] + 1} of {args.epoch} epochs finished{told}")
+    args, changed = parse_resumed(flags(), saved["settings"], FIXED, path)
+    print(f"going on from {path}, {saved['epoch'] + 1} of {args.epoch} epochs finished{changed}")
     return args, saved
 
 
-def build(args: argparse.Namespace, rows: np.ndarray) -> tuple[AutoEncoder, torch.optim.Optimizer]:
-    """A tokenizer of the rows (n, E) as --init and --seed make it, and its optimizer."""
-    device = pick_device(args)
-    set_seed(args.seed)
-    model = AutoEncoder(rows.shape[1])
-    if args.init == "data":
-        sample = np.random.default_rng(args.seed).permutation(len(rows))[:START_SAMPLE]
-        model.start_from(rows[np.sort(sample)], args.init_deviation)
-    model.to(device)
-    return model, torch.optim.Adam(model.parameters(), lr=args.lr)
-
-
 def main() -> None:
-    """Parse, keep other runs away, train."""
-    args, saved = parse()
+    """Parse, find what to resume, keep other runs away, train."""
+    args, saved = find_resumed(flags().parse_args())
+    settings = TokenizerSettings(**{field.name: getattr(args, field.name) for field in fields(TokenizerSettings)})
     lock = locked(Path(args.output), "--output")
     try:
-        begin_or_go_on(args, saved)
+        train(args, settings, saved)
     finally:
         os.close(lock)
-
-
-def begin_or_go_on(args: argparse.Namespace, saved: dict[str, Any] | None) -> None:
-    """Train from the start, or from what `read_training` has found.
-
-    Raises:
-        InputError: that was trained on other embeddings.
-    """
-    path, first = Path(args.output) / STATE, 0
-    rows = load_training_rows(args.embeddings)
-    facts = {"settings": {name: vars(args)[name] for name in SETTINGS}, "data": digest(rows)}
-    model, optimizer = build(args, rows)
-    if saved is not None:
-        if saved["data"] != facts["data"]:
-            raise InputError(
-                f"{path} was trained on other embeddings than {', '.join(args.embeddings)} are now. Give what it was "
-                "trained on, in the same order, or start without --resume."
-            )
-        restore(path, saved, model, optimizer, args.lr)
-        first = saved["epoch"] + 1
-    train(model, optimizer, rows, args, first, facts)
-    if first >= args.epoch:
-        print(f"nothing to do: {first} epochs are finished")
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python -m export --input ckpt/layer_3_epoch_4.pt --output exported/recgpt_layer_3_weight.pt
     python -m export --input vae_ckpt/vae_len4_fsq88865_ep90.pt --output exported/vae_len4_fsq88865_ep90.pt
 
-Our files leave out what is never used; the published `load_state_dict` asks for it: a token embedding of 50,257 rows,
-of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. Both are filled with zeros. The JSON
-beside the weights comes along.
+The published program asks for weights that it never uses, which our files leave out: a token embedding of 50,257 rows,
+of which 15,361 are used, and a transformer under `encoder.` in the tokenizer. They are filled with zeros. The JSON
+beside the weights is copied.
 """
 
 if __name__ == "__main__":
@@ -22,8 +22,8 @@ from utils.checkpoint import load_state, read_metadata, save_state
 from utils.cli import parser, run
 from utils.files import check_writable
 
-RELEASE_ROWS = 50_257  # of the token embedding: GPT-2's own vocabulary
-RELEASE_HEADS = 12  # which no shape tells
+RELEASE_ROWS = 50_257  # rows of the token embedding: GPT-2's own vocabulary
+RELEASE_HEADS = 12  # attention heads, which no shape tells
 EMBEDDING = "gpt2model.wte.weight"
 
 
@@ -36,7 +36,7 @@ def main() -> None:
     check_writable(args.output)
     if EMBEDDING in load_state(args.input):
         model, metadata = load_model(args.input, torch.device("cpu"))
-        heads, state = model.config.gpt2().n_head, full_model(model.state_dict())
+        heads, state = model.config.attention_heads, full_model(model.state_dict())
         metadata = {**metadata, "config": {**metadata.get("config", {}), "heads": heads}}
         if heads != RELEASE_HEADS:
             print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change its code")
@@ -47,13 +47,13 @@ def main() -> None:
 
 
 def full_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a model, with as many rows in the token embedding as the release has."""
+    """Add rows of zeros to the token embedding of a model until it has as many as the release."""
     rows = state[EMBEDDING]
     return state | {EMBEDDING: torch.cat([rows, rows.new_zeros(RELEASE_ROWS - len(rows), rows.shape[1])])}
 
 
 def full_tokenizer(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a tokenizer, with the encoder that the release has: shaped as the decoder, but for its head."""
+    """Add the encoder that the release has to a tokenizer, as zeros: shaped as the decoder, without its head."""
     unused = {
         name.replace("decoder.", "encoder."): torch.zeros_like(value)
         for name, value in state.items()

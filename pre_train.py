@@ -5,9 +5,11 @@
     torchrun --nproc_per_node 2 pre_train.py --device cpu
     python pre_train.py --resume
 
-Saves at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at --max_steps, on SIGTERM and on
-Ctrl-C, in --ckpt_dir. --resume goes on from the checkpoint written last, with the settings it was written with unless
-others are typed; on the CPU the weights come out as if nothing had stopped the run, bit by bit.
+Checkpoints go to --ckpt_dir: at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at
+--max_steps, on SIGTERM and on Ctrl-C. --resume goes on from the one written last, with its settings unless others are
+typed; on the CPU the weights come out as if nothing had stopped the run, bit by bit.
+
+The loop is in `train`, one step in `train_step`; the flags are in utils/training/settings.py.
 """
 
 if __name__ == "__main__":
@@ -19,7 +21,6 @@ import argparse
 import contextlib
 import importlib.metadata
 import math
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,210 +29,146 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import check_fit, evaluate
-from model import HEAD_WIDTH, RecGPT, RecGPTConfig
-from utils.cli import (
-    INTERRUPTED,
-    SWITCH,
-    non_negative_float,
-    parse_again,
-    parser,
-    positive_float,
-    positive_int,
-    run,
-    seed,
-    share,
-)
+from model import RecGPT, RecGPTConfig
+from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, Interactions, load_eval
-from utils.errors import InputError
+from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
 from utils.packed import data_fingerprint, fits, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
-from utils.training.plan import Place, Plan, Work
-from utils.training.processes import HostSum, Notice, check_same_start, lost_processes_told, start_accelerator
-from utils.training.state import AUTO, LATEST, Checkpoints, Saved, find_state, step_seed
+from utils.training.plan import Plan, Progress, Step
+from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
+from utils.training.settings import FIXED, GROUPS, Settings
+from utils.training.state import Checkpoints, SavedState, find_state, first_process, step_seed
 from utils.util import set_seed
 
-FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
-OF_THIS_START = ("resume", "ckpt_dir", "device", "debug")  # flags that a resumed run does not take from the checkpoint
 
-
-def flags() -> argparse.ArgumentParser:
-    """The command line; the defaults are the published ones."""
-    made = parser(__doc__)
-    data = made.add_argument_group("data")
-    data.add_argument("--data_path", default="./data/pre_train", help="train.pkl, token_id_list.pkl and embeddings")
-    data.add_argument("--drop_short", **SWITCH, help="leave out histories of fewer than two items")
-    data.add_argument("--batch_size", type=positive_int, default=12, help="histories per forward pass and process")
-    data.add_argument(
-        "--tokens_per_batch",
-        type=positive_int,
-        help="batches of equal work instead of --batch_size histories: about this many tokens per pass and process",
-    )
-    data.add_argument("--epoch", type=positive_int, default=5, help="passes over the histories")
-    data.add_argument("--max_steps", type=positive_int, help="stop, and save, after this many steps")
-    data.add_argument("--seed", type=seed, default=0, help="order of the histories, initial weights, dropout")
-
-    model = made.add_argument_group("model")
-    model.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
-    model.add_argument("--width", type=positive_int, default=768, help="hidden width")
-    model.add_argument("--heads", type=positive_int, help="attention heads; by default one per 64 of width")
-    model.add_argument("--dropout", type=share, default=0.1, help="of embeddings, attention weights and block outputs")
-
-    optimisation = made.add_argument_group("optimisation")
-    optimisation.add_argument("--lr", type=positive_float, default=1e-4, help="AdamW's learning rate")
-    optimisation.add_argument(
-        "--schedule", choices=("constant", "cosine"), default="constant", help="of the learning rate after the warm-up"
-    )
-    optimisation.add_argument(
-        "--warmup", type=share, default=0.0, help="share of the training in which it rises from 0"
-    )
-    optimisation.add_argument(
-        "--weight_decay", type=non_negative_float, default=0.01, help="AdamW's weight decay, on every parameter"
-    )
-    optimisation.add_argument("--max_grad_norm", type=positive_float, help="clip the gradient to this norm")
-    optimisation.add_argument(
-        "--gradient_accumulation_steps", type=positive_int, default=1, help="forward passes per step; as exact as one"
-    )
-    optimisation.add_argument(
-        "--gradient_checkpointing", **SWITCH, help="compute each block twice to hold less of it in memory"
-    )
-    optimisation.add_argument("--fsdp", **SWITCH, help="share weights and moments out among the GPUs")
-    add_speed_flags(optimisation)
-    optimisation.add_argument("--device", choices=("cpu", "cuda"), help="by default whatever accelerate finds")
-
-    watching = made.add_argument_group("checkpoints and watching")
-    watching.add_argument("--ckpt_dir", default="./ckpt", help="folder for the checkpoints, made if need be")
-    watching.add_argument("--save_every", type=positive_int, default=5000, help="steps between checkpoints")
-    watching.add_argument(
-        "--keep",
-        type=positive_int,
-        metavar="K",
-        help="keep what the last K saves wrote, and the best; by default all, with the last two to resume from",
-    )
-    watching.add_argument(
-        "--resume",
-        nargs="?",
-        const=LATEST,
-        metavar="PATH",
-        help=f"go on from the checkpoint written last, or from PATH; {AUTO}: start where there is none",
-    )
-    watching.add_argument("--eval_every", type=positive_int, help="steps between evaluations on --eval_path")
-    watching.add_argument("--eval_path", default="./data/eval", help="held-out histories, as eval.py reads them")
-    watching.add_argument("--log_file", default="./logs/pre_train.jsonl", help="JSON lines of the progress")
-    watching.add_argument(
-        "--log_with",
-        choices=("tensorboard", "trackio", "wandb"),
-        help="also tell a tracker, in a folder beside the log",
-    )
-    return made
-
-
-def add_speed_flags(flags: Any) -> None:
-    """What makes a step faster on a GPU, shared with benchmarks/train.py."""
-    flags.add_argument("--mixed_precision", choices=("no", "bf16"), default="no", help="bf16: matrix products in it")
-    flags.add_argument("--compile", **SWITCH, help="torch.compile the transformer blocks")
-
-
-@lost_processes_told()
+@watch_processes()
 def main() -> None:
-    """Load, build or resume, train, report."""
-    args, saved = parse()
-    check_flags(args)
-    accelerator = start_accelerator(args)
-    data, header = open_data(args, accelerator)
-    model, optimizer = build(args, data)
-    held_out = load_held_out(args, model, data)
-    flops = model.flops_per_token()
-    checkpoints = Checkpoints(args.ckpt_dir, args.keep, accelerator, facts(args, model.config, data, accelerator))
-    plan = Plan(
-        data, args, model.config.window, accelerator.process_index, accelerator.num_processes, accelerator.device
-    )
-    check_same_start(accelerator, saved.place if saved else Place(), checkpoints.facts)
+    """Parse, build or resume, train, report."""
+    settings, saved = find_resumed(parse())
+    check_settings(settings)
+    accelerator = start_accelerator(settings)
+    data, header = open_data(settings, accelerator)
+    model, optimizer = build(settings, data)
+    held_out = load_held_out(settings, model, data)
+    flops, window = model.flops_per_token(), model.config.window
+    metadata = run_metadata(settings, model.config, data, accelerator)
+    checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata)
+    plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)
+    check_same_start(accelerator, saved.progress if saved else Progress(), metadata)
     model, optimizer = accelerator.prepare(model, optimizer)
-    place = checkpoints.go_on_from(saved, model, optimizer) if saved else checkpoints.begin()
-
-    steps, log_file = plan.steps(place), Path(args.log_file) if accelerator.is_main_process else None
+    progress = checkpoints.resume(saved, model, optimizer) if saved else checkpoints.begin()
+    steps = plan.total_steps(progress)
     accelerator.print(
         f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
         f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); {steps} "
-        f"steps, {place.step} of them taken; guessing from code frequencies has a loss of "
+        f"steps, {progress.step} of them taken; guessing from code frequencies has a loss of "
         f"{header['guessing_loss']:.3f} nats"
     )
-    with TimeLogger(steps, place.step, log_file, flops=flops, track=tracker(args, accelerator)) as logger:
-        logger.note({"start": checkpoints.facts["training"], "processes": accelerator.num_processes}, place.step)
-        place, loss, interrupted = train(model, optimizer, plan, place, checkpoints, held_out, logger)
+    log_file = Path(settings.log_file) if accelerator.is_main_process else None
+    with TimeLogger(steps, progress.step, log_file, flops=flops, track=tracker(settings, accelerator)) as logger:
+        logger.log({"start": metadata["training"], "processes": accelerator.num_processes}, progress.step)
+        progress, loss, interrupted = train(
+            settings, accelerator, plan, progress, model, optimizer, checkpoints, held_out, logger
+        )
     accelerator.end_training()
+    report(settings, accelerator, progress, steps, loss, interrupted)
+    if interrupted and progress.step < steps:
+        sys.exit(INTERRUPTED)
+
+
+def report(
+    settings: Settings, accelerator: Accelerator, progress: Progress, steps: int, loss: float | None, interrupted: bool
+) -> None:
+    """Print how a run has ended: nothing to do, told to stop, or finished."""
     if loss is None:
-        accelerator.print(f"nothing to do: {place.step} steps were taken")
-    elif place.step < steps:
-        notice = "Ctrl-C" if interrupted else "SIGTERM"
-        accelerator.print(f"told to stop ({notice}) after step {place.step} of {steps}: go on with --resume")
-        sys.exit(INTERRUPTED if interrupted else 0)
+        accelerator.print(f"nothing to do: {progress.step} steps were taken")
+    elif progress.step < steps:
+        stopped_by = "Ctrl-C" if interrupted else "SIGTERM"
+        accelerator.print(f"told to stop ({stopped_by}) after step {progress.step} of {steps}: go on with --resume")
     else:
-        accelerator.print(f"finished {place.step} steps, last loss {loss:.4f} nats; checkpoints in {args.ckpt_dir}")
+        accelerator.print(
+            f"finished {progress.step} steps, last loss {loss:.4f} nats; checkpoints in {settings.ckpt_dir}"
+        )
+
+
+# Training
 
 
 def train(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    settings: Settings,
+    accelerator: Accelerator,
     plan: Plan,
-    place: Place,
+    progress: Progress,
+    model: nn.Module,
+    optimizer: Optimizer,
     checkpoints: Checkpoints,
     held_out: Interactions | None,
     logger: TimeLogger,
-) -> tuple[Place, float | None, bool]:
-    """Take the steps from `place` on, saving and evaluating; returns the end, the last loss, and whether by Ctrl-C."""
-    args, accelerator, steps = plan.args, checkpoints.accelerator, plan.steps(place)
-    sum_over_processes = HostSum(accelerator)
-    unread: list[tuple[Work, Tensor]] = []  # losses still on the device, which reading them waits for
+) -> tuple[Progress, float | None, bool]:
+    """Take the steps of the plan from `progress` on, and log, evaluate and save where that is due.
+
+    Returns:
+        Where training is, the last loss in nats (None if no step was taken), and whether Ctrl-C has stopped it.
+    """
+    sum_over_processes = host_all_reduce(accelerator)
+    unread: list[tuple[Step, Tensor]] = []  # losses that are still on the device: reading them waits for it
     loss, interrupted = None, 0.0
     model.train()
-    with Notice() as notice:
-        for work in prefetched(plan.work(place), logger.waited):
-            before, place = place, work.place
-            targets, terminated, interrupted = sum_over_processes(work.targets, notice.terminated, notice.interrupted)
+    with StopSignal() as signals:
+        for step in prefetched(plan.steps(progress), logger.waited):
+            before, progress = progress, step.progress
+            targets, terminated, interrupted = sum_over_processes(step.targets, signals.terminated, signals.interrupted)
             stopping = terminated + interrupted > 0
-            rate = plan.learning_rate(work)
+            lr = plan.learning_rate(step)
             for group in optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(step_seed(args.seed, place.step, plan.process))
-            unread.append((work, train_step(model, optimizer, work.batches, targets, accelerator, args.max_grad_norm)))
-            logger.update(len(work.rows), targets, work.batches)
+                group["lr"] = lr
+            torch.manual_seed(step_seed(settings.seed, progress.step, accelerator.process_index))
+            step_loss = train_step(model, optimizer, step.batches, targets, accelerator, settings.max_grad_norm)
+            unread.append((step, step_loss))
+            logger.update(len(step.rows), targets, step.batches)
 
-            names = plan.checkpoint_names(before, place, stopping)
-            evaluating = plan.evaluation_due(place, steps)
-            if names or evaluating or logger.due(place.step) or place.step == steps:
+            names, evaluating = plan.checkpoint_names(before, progress, stopping), plan.evaluation_due(progress)
+            if names or evaluating or logger.due(progress.step):
                 losses = read_losses(unread)
                 loss = losses[-1]
-                logger.report(place.step, place.epoch + place.row / plan.histories, sum(losses) / len(losses), rate)
+                epochs = progress.epoch + progress.row / plan.histories
+                logger.report(progress.step, epochs, sum(losses) / len(losses), lr)
                 unread.clear()
             with logger.paused():
                 if evaluating:
-                    evaluate_and_mark(model, held_out, plan, place, checkpoints, logger, sum_over_processes)
+                    model.eval()
+                    among = (accelerator.process_index, accelerator.num_processes, sum_over_processes)
+                    eval_loss = evaluate(model, held_out, settings.batch_size, None, *among).loss
+                    model.train()
+                    keep_best(settings, model, progress, eval_loss, checkpoints, logger)
                 if names:
-                    checkpoints.save(names, model, optimizer, place, loss)
+                    checkpoints.save(names, model, optimizer, progress, loss)
             if stopping:
                 break
-    return place, loss, interrupted > 0
+    return progress, loss, interrupted > 0
 
 
 def train_step(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     batches: list[SeqBatch],
     targets: int,
     accelerator: Accelerator,
     max_grad_norm: float | None = None,
 ) -> Tensor:
-    """One step on the mean loss over the `targets` target tokens that all batches of all processes have together.
+    """Take one optimizer step on the mean loss over the `targets` target tokens of all batches of all processes.
 
-    Gradients are averaged over processes: each batch's sum is weighed so that the average is that of one large batch.
+    Each process has summed losses, and gradients are averaged over processes: weighed so, they are those of one large
+    batch, however it is divided.
 
     Returns:
         The mean loss, () float in nats, still on the device.
@@ -249,174 +186,183 @@ def train_step(
     return accelerator.reduce(total, reduction="sum") / targets
 
 
-def read_losses(unread: list[tuple[Work, Tensor]]) -> list[float]:
-    """Losses of some steps in nats.
+def read_losses(unread: list[tuple[Step, Tensor]]) -> list[float]:
+    """Read the losses of some steps from the device, in nats.
 
     Raises:
         InputError: one is not finite; names the step and its histories.
     """
     losses = torch.stack([loss for _, loss in unread]).tolist()
-    for (work, _), loss in zip(unread, losses, strict=True):
+    for (step, _), loss in zip(unread, losses, strict=True):
         if not math.isfinite(loss):
-            shown = ", ".join(map(str, work.rows[:5])) + (", …" if len(work.rows) > 5 else "")
+            shown = ", ".join(map(str, step.rows[:5])) + (", …" if len(step.rows) > 5 else "")
             raise InputError(
-                f"the loss is {loss} at step {work.place.step} (epoch {work.place.epoch}, histories number {shown}, "
-                "counted from 0): training has diverged. Lower --lr or give --max_grad_norm, and go on from the last "
-                "checkpoint (--resume), which is kept."
+                f"the loss is {loss} at step {step.progress.step} (epoch {step.progress.epoch}, histories number "
+                f"{shown}, counted from 0): training has diverged. Lower --lr or give --max_grad_norm, and go on from "
+                "the last checkpoint (--resume), which is kept."
             )
     return losses
 
 
-def evaluate_and_mark(
-    model: nn.Module,
-    held_out: Interactions,
-    plan: Plan,
-    place: Place,
-    checkpoints: Checkpoints,
-    logger: TimeLogger,
-    sum_over_processes: HostSum,
+def keep_best(
+    settings: Settings, model: nn.Module, progress: Progress, loss: float, checkpoints: Checkpoints, logger: TimeLogger
 ) -> None:
-    """Loss on the held-out histories into the log; the weights of the lowest one so far are kept as layer_3_best.pt."""
-    model.eval()
-    share = (plan.process, plan.processes, sum_over_processes)
-    loss = evaluate(model, held_out, plan.args.batch_size, None, *share).loss
-    model.train()
-    if not math.isfinite(loss):
-        raise InputError(
-            f"the loss on {plan.args.eval_path} is {loss} after step {place.step}. Lower --lr or give --max_grad_norm, "
-            "or mend the embeddings there, and go on from the last checkpoint (--resume), which is kept."
-        )
-    best = checkpoints.best is None or loss < checkpoints.best["eval_loss"]
-    logger.note({"eval_loss": round(loss, 5), "best": best}, place.step)
-    if best:
-        checkpoints.save_best(f"layer_{plan.args.tf_layer}_best.pt", model, place, loss)
-
-
-def build(args: argparse.Namespace, data: Interactions) -> tuple[RecGPT, torch.optim.Optimizer]:
-    """A model as --seed draws it, and its optimizer."""
-    width = data.catalog.embeddings.shape[1]
-    check_width(width, data.catalog.source)
-    set_seed(args.seed)
-    config = RecGPTConfig(args.tf_layer, args.width, heads_of(args), width, dropout=args.dropout)
-    try:
-        model = compiled(RecGPT(config, args.gradient_checkpointing), args)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0][:160]
-        raise InputError(
-            f"--width {args.width}, --tf_layer {args.tf_layer}: no such model can be made ({reason}). Give less."
-        ) from error
-    return model, torch.optim.AdamW(model.parameters(), lr=args.lr, weight_decay=args.weight_decay, fused=True)
-
-
-def heads_of(args: argparse.Namespace) -> int:
-    """Attention heads: as typed, or one per 64 of width."""
-    return args.heads or max(1, args.width // HEAD_WIDTH)
-
-
-def compiled(model: RecGPT, args: argparse.Namespace) -> RecGPT:
-    """The model, its blocks compiled with --compile: all but attention, whose groups differ from batch to batch."""
-    if args.compile:
-        for block in model.gpt2model.h:
-            block.compile(dynamic=True)
-    return model
-
-
-def tracker(args: argparse.Namespace, accelerator: Accelerator) -> Callable[[dict[str, float], int], None] | None:
-    """What tells --log_with every record; None without it."""
-    if not args.log_with:
-        return None
-    settings = {name: value for name, value in vars(args).items() if isinstance(value, (int, float, str))}
-    accelerator.init_trackers("pre_train", settings)
-    return accelerator.log
-
-
-# Checks before the work
-
-
-def parse() -> tuple[argparse.Namespace, Saved | None]:
-    """The command line and the training state to go on from, whose settings stand in for what was not typed.
+    """Log the loss on the held-out histories; save the weights as layer_3_best.pt if it is the lowest so far.
 
     Raises:
-        InputError: see `find_state` and `parse_again`.
+        InputError: the loss is not finite.
     """
-    made = flags()
-    args = made.parse_args()
-    if args.resume == "":
+    if not math.isfinite(loss):
+        raise InputError(
+            f"the loss on {settings.eval_path} is {loss} after step {progress.step}. Lower --lr or give "
+            "--max_grad_norm, or mend the embeddings there, and go on from the last checkpoint (--resume), which is "
+            "kept."
+        )
+    best = checkpoints.best is None or loss < checkpoints.best["eval_loss"]
+    logger.log({"eval_loss": round(loss, 5), "best": best}, progress.step)
+    if best:
+        checkpoints.save_best(f"layer_{settings.tf_layer}_best.pt", model, progress, loss)
+
+
+# The command line
+
+
+def flags() -> argparse.ArgumentParser:
+    """The parser of the command line, a flag for each of `Settings`."""
+    made = parser(__doc__)
+    for name, group in GROUPS.items():
+        add_settings(made.add_argument_group(name), group)
+    return made
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings that a parsed command line gives."""
+    return Settings(**{name: value for name, value in vars(args).items() if name != "debug"})
+
+
+def parse() -> Settings:
+    """Parse the command line."""
+    return settings_of(flags().parse_args())
+
+
+def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
+    """Find the training state to resume from, if any; its settings stand in for those that were not typed.
+
+    Raises:
+        InputError: see `find_state` and `parse_resumed`.
+    """
+    if settings.resume == "":
         raise InputError("--resume was given an empty name. Name a checkpoint, or leave the name out for the last one.")
-    saved = find_state(args.ckpt_dir, args.resume) if args.resume else None
+    saved = find_state(settings.ckpt_dir, settings.resume) if settings.resume else None
     if saved is None:
-        return args, None
-    known = vars(args).keys() - set(OF_THIS_START)
-    unknown = saved.metadata["training"].keys() - known
+        return settings, None
+    earlier, known = saved.metadata["training"], settings.to_resume()
+    unknown = earlier.keys() - known
     if unknown:
         print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
-    settings = {name: value for name, value in saved.metadata["training"].items() if name in known}
-    args, told = parse_again(made, settings, FIXED, saved.path)
-    if os.environ.get("RANK", "0") == "0":  # one process tells
-        print(f"going on from {saved.path}, step {saved.place.step}{told}")
-    return args, saved
+    earlier = {name: value for name, value in earlier.items() if name in known}
+    args, changed = parse_resumed(flags(), earlier, FIXED, saved.path)
+    if first_process():
+        print(f"going on from {saved.path}, step {saved.progress.step}{changed}")
+    return settings_of(args), saved
 
 
-def check_flags(args: argparse.Namespace) -> None:
-    """Sizes that fit each other, and a place to write to.
+# What a run is built of
+
+
+def check_settings(settings: Settings) -> None:
+    """Check that sizes fit each other, and that there is a place to write to, before the work starts.
 
     Raises:
         InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history, or
             a folder that cannot be written.
     """
-    heads = heads_of(args)
-    if args.width % heads:
-        raise InputError(f"--width {args.width} does not divide by {heads} heads: change --width or --heads.")
-    if args.device == "cuda" and not torch.cuda.is_available():
+    heads = settings.heads or RecGPTConfig(width=settings.width).attention_heads
+    if settings.width % heads:
+        raise InputError(f"--width {settings.width} does not divide by {heads} heads: change --width or --heads.")
+    if settings.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
-    if args.fsdp and (args.device == "cpu" or not torch.cuda.is_available()):
+    if settings.fsdp and (settings.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--fsdp shares a model out among GPUs, and none is in use here. Give --fsdp False.")
-    if args.tokens_per_batch is not None and args.tokens_per_batch < WINDOW * CODES_PER_ITEM:
-        raise InputError(
-            f"--tokens_per_batch {args.tokens_per_batch} is less than one history may have: give 1024 or more."
-        )
-    check_writable(Path(args.ckpt_dir) / "any.pt")
-    check_writable(args.log_file)
+    tokens = settings.tokens_per_batch
+    if tokens is not None and tokens < WINDOW * CODES_PER_ITEM:
+        raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
+    check_writable(Path(settings.ckpt_dir) / "any.pt")
+    check_writable(settings.log_file)
 
 
-def open_data(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
-    """The packed form of --data_path and its header, mapped; one process makes it where there is none that fits."""
+def open_data(settings: Settings, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
+    """Map the packed form of --data_path, and read its header; one process makes it where there is none that fits."""
     for packs in (accelerator.is_main_process, accelerator.is_local_main_process):  # machines may share a disk, or not
-        if packs and not fits(args.data_path, args.drop_short):
-            print(f"packing {args.data_path}, once: a few minutes where there are millions of histories")
-            pack(args.data_path, drop_short=args.drop_short)
+        if packs and not fits(settings.data_path, settings.drop_short):
+            print(f"packing {settings.data_path}, once: a few minutes where there are millions of histories")
+            pack(settings.data_path, drop_short=settings.drop_short)
         accelerator.wait_for_everyone()
-    return open_packed(args.data_path)
+    return open_packed(settings.data_path)
 
 
-def load_held_out(args: argparse.Namespace, model: RecGPT, data: Interactions) -> Interactions | None:
-    """The histories of --eval_path, cut to the window; None without --eval_every.
+def build(settings: Settings, data: Interactions) -> tuple[RecGPT, Optimizer]:
+    """Make a model with weights drawn by --seed, and its optimizer.
+
+    Raises:
+        InputError: an embedding width that is not four slices, or a model that memory cannot hold.
+    """
+    width = data.catalog.embeddings.shape[1]
+    check_width(width, data.catalog.source)
+    set_seed(settings.seed)
+    config = RecGPTConfig(settings.tf_layer, settings.width, settings.heads or 0, width, dropout=settings.dropout)
+    try:
+        model = RecGPT(config, settings.gradient_checkpointing)
+    except RuntimeError as error:
+        sizes = f"--width {settings.width}, --tf_layer {settings.tf_layer}"
+        raise InputError(f"{sizes}: no such model can be made ({reason(error)}). Give less.") from error
+    if settings.compile:
+        compile_blocks(model)
+    optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
+    return model, optimizer
+
+
+def compile_blocks(model: RecGPT) -> None:
+    """Have torch compile the transformer blocks: all but attention, whose groups differ from batch to batch."""
+    for block in model.gpt2model.h:
+        block.compile(dynamic=True)
+
+
+def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Interactions | None:
+    """Load the histories of --eval_path, cut to the window; None without --eval_every.
 
     Raises:
         InputError: see `load_eval`; or another encoder or tokenizer than that of the training data.
     """
-    if not args.eval_every:
+    if not settings.eval_every:
         return None
-    held_out = load_eval(args.eval_path, args.drop_short)
-    check_fit(Path(args.data_path), model, data.tokenizer, data.encoder, held_out, args.eval_path)
+    held_out = load_eval(settings.eval_path, settings.drop_short)
+    check_fit(Path(settings.data_path), model, data.tokenizer, data.encoder, held_out, settings.eval_path)
     return held_out._replace(sequences=held_out.sequences.last(model.config.window))
 
 
-def facts(
-    args: argparse.Namespace, config: RecGPTConfig, data: Interactions, accelerator: Accelerator
+def tracker(settings: Settings, accelerator: Accelerator) -> Callable[[dict[str, float], int], None] | None:
+    """Start the tracker of --log_with; returns the function that logs a record to it, or None without the flag."""
+    if not settings.log_with:
+        return None
+    plain = {name: value for name, value in vars(settings).items() if isinstance(value, (int, float, str))}
+    accelerator.init_trackers("pre_train", plain)
+    return accelerator.log
+
+
+def run_metadata(
+    settings: Settings, config: RecGPTConfig, data: Interactions, accelerator: Accelerator
 ) -> dict[str, Any]:
-    """What every checkpoint of the run tells: configuration, settings, data, tokenizer, versions."""
-    known = {"tokenizer": data.tokenizer, "encoder": data.encoder}
-    known = {name: value for name, value in known.items() if value}
-    if args.eval_every:
-        known["held_out"] = [content(Path(args.eval_path) / name) for name in HELD_OUT]
+    """What the JSON of every checkpoint of the run says: configuration, settings, data, tokenizer, versions."""
+    held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT] if settings.eval_every else None
+    origins = {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     return {
-        "config": {**vars(config), "heads": config.gpt2().n_head},
-        "training": {name: value for name, value in vars(args).items() if name not in OF_THIS_START},
+        "config": {**vars(config), "heads": config.attention_heads},
+        "training": settings.to_resume(),
         "processes": accelerator.num_processes,
-        "data": data_fingerprint(args.data_path),
+        "data": data_fingerprint(settings.data_path),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
-        **known,
+        **{name: value for name, value in origins.items() if value},
     }
 
 

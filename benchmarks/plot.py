@@ -19,7 +19,8 @@ if __name__ == "__main__":
 
 from utils.cli import parser, positive_float, run
 from utils.errors import InputError
-from utils.files import check_writable, read_jsonl
+from utils.files import read_jsonl
+from utils.plot_logs import figure_for
 
 
 def main() -> None:
@@ -29,22 +30,13 @@ def main() -> None:
     flags.add_argument("--output", default="docs/performance.png", metavar="FILE.png", help="the plot")
     flags.add_argument("--entropy", type=positive_float, default=2.0, help="draw the searches at this entropy, in nats")
     args = flags.parse_args()
-    import matplotlib.pyplot as plt
-
-    plt.switch_backend("Agg")
-    check_writable(args.output)
-    formats = plt.gcf().canvas.get_supported_filetypes()
-    if Path(args.output).suffix[1:] not in formats:
-        raise InputError(f"--output {args.output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
+    figure, (by_items, by_length) = figure_for(args.output, columns=2, figsize=(11, 4.2))
     results = [result for _, result in read_jsonl(args.results, "Run the benchmarks with --results.")]
     if not results:
         raise InputError(f"{args.results} is empty. Run the benchmarks with --results {args.results}.")
-    figure, (by_items, by_length) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
-
     searches = [r for r in results if r.get("benchmark") == "search" and r.get("entropy") == args.entropy]
     for way in ("exact", "scan", "beam", "published"):
-        key = f"{way}_ms_per_user"
-        line(by_items, searches, "items", key, way)
+        line(by_items, searches, "items", f"{way}_ms_per_user", way)
     finish(by_items, f"items in the catalog (codes of {args.entropy:g} nats)", "search: ms per user")
 
     for name, key in (("predict", "users_per_s"), ("train", "histories_per_s")):
@@ -60,7 +52,7 @@ def main() -> None:
 
 
 def line(axes: Any, results: list[dict[str, Any]], x: str, y: str, label: str) -> None:
-    """One line through the results that have both values, the last one of each x."""
+    """Draw a line through the results that have both values, the last one of each x."""
     points = {result[x]: result[y] for result in results if result.get(x) and result.get(y)}
     if points:
         xs = sorted(points)
@@ -68,7 +60,7 @@ def line(axes: Any, results: list[dict[str, Any]], x: str, y: str, label: str) -
 
 
 def finish(axes: Any, x: str, y: str) -> None:
-    """Logarithmic axes, names, legend."""
+    """Set logarithmic axes, their names, and the legend."""
     axes.set(xscale="log", yscale="log", xlabel=x, ylabel=y)
     axes.grid(alpha=0.3)
     if axes.lines:

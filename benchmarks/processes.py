@@ -1,10 +1,10 @@
-"""Histories per second of several processes of pre_train.py on the CPU, against one; each on one thread.
+"""Time several processes of pre_train.py on the CPU, in histories per second, against one; each on one thread.
 
     python benchmarks/processes.py --sequences data/test/steam/test.pkl
     python benchmarks/processes.py --processes 4 --batch_size 40
 
-First the gate: N processes with b histories each have the losses of one process with N*b, to 1e-5, without dropout;
-otherwise no time is printed. Then runs of both in turn, b histories per process and step, with the published settings.
+No time is printed unless N processes with b histories each have the losses of one process with N*b, to 1e-5, without
+dropout. Then both run in turn, with b histories per process and step and the published settings.
 """
 
 import json
@@ -72,7 +72,7 @@ def main() -> None:
 
 
 def make_data(folder: Path, args) -> None:
-    """folder/pre_train in the release's layout, as many histories as the longest run reads."""
+    """Write folder/pre_train in the release's layout, with as many histories as the longest run reads."""
     rng = np.random.default_rng(args.seed)
     steps = max(CHECKED, REPORT * (args.reports + 1))
     sequences = common.draw_histories(args, args.processes * args.batch_size * steps, rng)
@@ -84,7 +84,7 @@ def make_data(folder: Path, args) -> None:
 
 
 def check(folder: Path, args) -> None:
-    """InputError unless the processes together take the steps of one process with all their histories."""
+    """Raise InputError unless the processes together have the losses of one process with all their histories."""
     further = ["--max_steps", CHECKED, "--save_every", 1, "--dropout", 0]
     alone, together = (
         [record["loss"] for record in pre_train(folder, args, processes, batch_size, further)]
@@ -96,7 +96,7 @@ def check(folder: Path, args) -> None:
 
 
 def pre_train(folder: Path, args, processes: int, batch_size: int, further: list) -> list[dict]:
-    """The reports of one run."""
+    """Run pre_train.py with `further` flags; returns the records of its log that have a loss."""
     log = folder / "log.jsonl"
     log.unlink(missing_ok=True)
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", processes] if processes > 1 else []

@@ -1,9 +1,9 @@
-"""Memory and loss of each quarter of a run of pre_train.py: whether it grows, and whether it learns.
+"""Run pre_train.py and report memory and loss by quarter: whether it grows, and whether it learns.
 
     python benchmarks/steady.py --max_steps 2000 --eval_every 200 --save_every 500 --keep 2
 
-Flags other than its own go to pre_train.py. Its private memory (RssAnon) is looked at fifty times a second; pages of
-mapped data, which Linux takes back when it needs the room, are told apart (RssFile).
+Flags other than its own go to pre_train.py. Its private memory (RssAnon) is read fifty times a second, and beside it
+the pages of mapped data (RssFile), which Linux takes back when it needs the room.
 """
 
 import json
@@ -29,12 +29,12 @@ from utils.errors import InputError
 from utils.files import check_writable
 
 PRE_TRAIN = Path(__file__).resolve().parents[1] / "pre_train.py"
-LOOK_EVERY = 0.02  # seconds
+SAMPLE_EVERY = 0.02  # seconds
 QUARTERS = 4
 
 
 def main() -> None:
-    """Run, look, report by quarter."""
+    """Run, sample, report by quarter."""
     flags = parser(__doc__)
     flags.add_argument("--log_file", default="logs/steady.jsonl", help="of pre_train.py; must not be there yet")
     flags.add_argument("--results", metavar="FILE", help="append the result as one JSON line")
@@ -46,30 +46,30 @@ def main() -> None:
 
     command = [sys.executable, str(PRE_TRAIN), "--log_file", args.log_file, *further]
     process = subprocess.Popen(command)
-    looks = []  # time, private memory and mapped pages in GiB
+    samples = []  # time, private memory and mapped pages in GiB
     while process.poll() is None:
-        looks.append((time.time(), *(common.status(process.pid, field) / 2**20 for field in ("RssAnon", "RssFile"))))
-        time.sleep(LOOK_EVERY)
+        samples.append((time.time(), *(common.status(process.pid, field) / 2**20 for field in ("RssAnon", "RssFile"))))
+        time.sleep(SAMPLE_EVERY)
     if process.returncode:
         raise InputError(f"pre_train.py ended with exit code {process.returncode}: see above.")
 
     records = [json.loads(line) for line in Path(args.log_file).read_text().splitlines()]
-    quarters = [quarter(records, looks, number) for number in range(QUARTERS)]
+    quarters = [quarter(records, samples, number) for number in range(QUARTERS)]
     first, last = quarters[0], quarters[-1]
     result = {"growth": last["private_gib"] / first["private_gib"] - 1, "quarters": quarters, "flags": further}
     common.report("steady", args, torch.device("cpu"), result)
 
 
-def quarter(records: list[dict], looks: list[tuple], number: int) -> dict[str, float]:
-    """What a log and the looks at memory tell of one quarter of the steps.
+def quarter(records: list[dict], samples: list[tuple], number: int) -> dict[str, float]:
+    """Summarise the log and the samples of memory of one quarter of the steps, counted from 0.
 
     Raises:
-        InputError: too few steps, or too few of them were taken in this run.
+        InputError: nothing was logged or sampled in it.
     """
     ends = [records[-1]["step"] * part / QUARTERS for part in (number, number + 1)]
     since, until = (next(record["time"] for record in records if record["step"] >= end) for end in ends)
     mine = [record for record in records if ends[0] < record["step"] <= ends[1]]
-    seen = [look[1:] for look in looks if since < look[0] <= until]
+    seen = [sample[1:] for sample in samples if since < sample[0] <= until]
     losses, held_out = ([record[key] for record in mine if key in record] for key in ("loss", "eval_loss"))
     if not losses or not seen:
         raise InputError(f"nothing was reported in quarter {number + 1} of the steps: take more (--max_steps 100).")

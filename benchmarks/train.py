@@ -1,10 +1,11 @@
-"""Histories per second of a training step, against rows padded to 1,024 tokens, eager attention and all logits.
+"""Time a training step, in histories per second, against the published one.
 
     python benchmarks/train.py --sequences data/test/steam/test.pkl
     python benchmarks/train.py --device cuda --batch_size 1024 --mixed_precision bf16 --compile --no_published
 
-First the gate: the loss of a batch is the published formulation's to 1e-5, the gradients of a part of it to 1e-3;
-otherwise no time is printed. Then steps of both in turn, dropout and AdamW included, on the same histories.
+The published step pads every row to 1,024 tokens and computes eager attention and all logits. No time is printed unless
+the loss of a batch is the published one to 1e-5, and the gradients of a part of it to 1e-3. Then both take steps in
+turn, dropout and AdamW included, on the same histories.
 """
 
 import statistics
@@ -27,10 +28,11 @@ import pre_train
 from benchmarks import common
 from benchmarks.published import PublishedModel, padded_rows, published_loss
 from model import RecGPT, RecGPTConfig
-from utils.cli import positive_int, run
+from utils.cli import add_settings, positive_int, run
 from utils.data import Catalog, Sequences, training_batch
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
+from utils.training.settings import OptimisationSettings
 from utils.util import pick_device, set_seed
 
 CHECKED = 40  # histories whose loss is compared
@@ -42,7 +44,7 @@ def main() -> None:
     common.add_model_flags(flags)
     flags.add_argument("--batch_size", type=positive_int, default=40, help="histories per step")
     flags.add_argument("--published_batch_size", type=positive_int, default=8, help="the same, of the published one")
-    pre_train.add_speed_flags(flags)
+    add_settings(flags, OptimisationSettings, ("mixed_precision", "compile"))
     args = flags.parse_args()
     common.check_model_flags(args)
     set_seed(args.seed)
@@ -56,7 +58,9 @@ def main() -> None:
 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=args.mixed_precision)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    model, optimizer = accelerator.prepare(pre_train.compiled(model, args), optimizer)
+    if args.compile:
+        pre_train.compile_blocks(model)
+    model, optimizer = accelerator.prepare(model, optimizer)
     published_optimizer = torch.optim.AdamW(published.parameters(), lr=1e-4)
     model.train(), published.train()
 
@@ -72,7 +76,7 @@ def main() -> None:
         published_optimizer.zero_grad()
 
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-    rates, shares, published_rates, matrix_rates = [], [], [], []
+    rates, utilisations, published_rates, matrix_rates = [], [], [], []
     for repeat in range(args.repeats + 1):
         rows = np.arange(repeat * args.batch_size, (repeat + 1) * args.batch_size)
         taken = common.seconds(lambda rows=rows: step(rows), device)
@@ -80,7 +84,7 @@ def main() -> None:
         matrix = common.matrix_rate(device, dtype)
         if repeat:  # the first is the warm-up
             rates.append(args.batch_size / taken)
-            shares.append(useful / taken / matrix)
+            utilisations.append(useful / taken / matrix)
             matrix_rates.append(matrix)
         if not args.no_published and repeat <= args.published_repeats:
             some = rows[: args.published_batch_size]
@@ -90,10 +94,10 @@ def main() -> None:
 
     result = {
         "histories_per_s": statistics.median(rates),
-        "share_of_matrix_rate": statistics.median(shares),
+        "share_of_matrix_rate": statistics.median(utilisations),
         "matrix_gflops": statistics.median(matrix_rates) / 1e9,
         "all_histories_per_s": [round(rate, 2) for rate in rates],
-        "all_shares": [round(share, 3) for share in shares],
+        "all_shares": [round(part, 3) for part in utilisations],
         "mean_history": float(sequences.lengths.mean()),
     }
     if published_rates:
@@ -103,7 +107,7 @@ def main() -> None:
 
 
 def check(model: RecGPT, published: PublishedModel, sequences: Sequences, catalog: Catalog, args) -> None:
-    """InputError unless loss and gradients of a batch are those of the published formulation, without dropout."""
+    """Raise InputError unless loss and gradients are those of the published formulation, without dropout."""
     device = next(model.parameters()).device
     model.eval(), published.eval()
     total, targets = 0.0, 0

@@ -3,44 +3,45 @@
 accelerate shards on GPUs only; here its state is told to, so that the same code runs over gloo.
 """
 
-import sys
+import dataclasses
 from pathlib import Path
 
 import torch
 from accelerate.utils import DistributedType
 
 import pre_train
-from utils.training.plan import Place, Plan
-from utils.training.processes import HostSum, sharding, start_accelerator
+from utils.training.plan import Plan, Progress
+from utils.training.processes import fsdp_plugin, host_all_reduce, start_accelerator
 from utils.training.state import Checkpoints, read_state
 
 
 def main() -> None:
     """Three steps, a checkpoint, three more; then the checkpoint again and the same three."""
-    args = pre_train.flags().parse_args(sys.argv[1:])
-    args.fsdp = True
-    accelerator = start_accelerator(args)
-    accelerator.state.fsdp_plugin, accelerator.state.distributed_type = sharding(), DistributedType.FSDP
-    data, _ = pre_train.open_data(args, accelerator)
-    model, optimizer = pre_train.build(args, data)
-    plan = Plan(data, args, model.config.window, accelerator.process_index, accelerator.num_processes)
-    checkpoints = Checkpoints(args.ckpt_dir, None, accelerator, pre_train.facts(args, model.config, data, accelerator))
+    settings = dataclasses.replace(pre_train.parse(), fsdp=True)
+    accelerator = start_accelerator(settings)
+    accelerator.state.fsdp_plugin, accelerator.state.distributed_type = fsdp_plugin(), DistributedType.FSDP
+    data, _ = pre_train.open_data(settings, accelerator)
+    model, optimizer = pre_train.build(settings, data)
+    plan = Plan(data, settings, model.config.window, accelerator.process_index, accelerator.num_processes)
+    metadata = pre_train.run_metadata(settings, model.config, data, accelerator)
+    checkpoints = Checkpoints(settings.ckpt_dir, None, accelerator, metadata)
     model, optimizer = accelerator.prepare(model, optimizer)
     assert type(next(model.parameters())).__name__ == "DTensor"
 
-    place = Place()
+    progress = Progress()
+    sum_over_processes = host_all_reduce(accelerator)
     for name in ("a.pt", "b.pt", "c.pt"):
-        for work in plan.work(place):
-            place = work.place
-            (targets,) = HostSum(accelerator)(work.targets)
-            pre_train.train_step(model, optimizer, work.batches, targets, accelerator, args.max_grad_norm)
-            if place.step % 3 == 0:
+        for step in plan.steps(progress):
+            progress = step.progress
+            (targets,) = sum_over_processes(step.targets)
+            pre_train.train_step(model, optimizer, step.batches, targets, accelerator, settings.max_grad_norm)
+            if progress.step % 3 == 0:
                 break
-        checkpoints.save([name], model, optimizer, place, 0.0)
+        checkpoints.save([name], model, optimizer, progress, 0.0)
         accelerator.wait_for_everyone()
         if name == "b.pt":
-            saved = read_state(Path(args.ckpt_dir) / "a.resume")
-            place = checkpoints.go_on_from(saved, model, optimizer)
+            saved = read_state(Path(settings.ckpt_dir) / "a.resume")
+            progress = checkpoints.resume(saved, model, optimizer)
     torch.distributed.destroy_process_group()
 
 

@@ -101,9 +101,9 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path, train):
     assert {path.name: path.read_bytes() for path in (tmp_path / "vae").iterdir()} == before
 
 
-@pytest.mark.parametrize("change", [{"settings": {"lr": "abc"}}, {"epoch": -1}, {"data": 3}, {"model": {}}])
-def test_an_odd_state_is_refused(tmp_path, train, change):
+@pytest.mark.parametrize("name", ["settings", "model"])
+def test_an_odd_state_is_refused(tmp_path, train, name):
     train()
-    torch.save({**saved(tmp_path), **change}, tmp_path / STATE)
+    torch.save({part: value for part, value in saved(tmp_path).items() if part != name}, tmp_path / STATE)
     told = train("--resume", epochs="--epoch 3 ", expect=2).splitlines()[-1]
     assert "vae/vae_len4_fsq88865.resume" in told and "Start without --resume" in told

@@ -5,13 +5,15 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from collections import OrderedDict, defaultdict
 
 import numpy as np
 import pytest
 import torch
 
-from tests.conftest import dump
+from tests.conftest import ROOT, dump
 from utils.errors import InputError
 from utils.files import atomic_write, load_matrix, staged_directory
 from utils.pickles import load_pickle, save_pickle
@@ -173,6 +175,12 @@ def test_usage(refuse, house):
     assert "--topk" in house.type("python predict.py --topk 0", expect=2).stderr
     refuse("python predict.py --dataset steam --device cuda:7", "--device cuda:7")
     assert "Traceback" in house.type("python predict.py --dataset nowhere --debug", expect=2).stderr
+
+
+def test_an_unexpected_error_shows_its_traceback():
+    code = "from utils.cli import run; run(lambda: 1 / 0)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "ZeroDivisionError" in done.stderr.splitlines()[-1]
 
 
 def test_plain_containers_and_numpy_load(tmp_path):

@@ -369,7 +369,7 @@ def test_any_beginning_of_a_record_is_cut_off(tmp_path, half):
     path = tmp_path / "log.jsonl"
     path.write_text('{"step": 1, "loss": 2.0}\n' + half)
     with TimeLogger(3, path=path) as logger:
-        logger.note({"eval_loss": 1.0}, 2)
+        logger.log({"eval_loss": 1.0}, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
 
 

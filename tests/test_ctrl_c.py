@@ -16,7 +16,7 @@ from tests import runs
 from tests.conftest import ROOT
 from utils.cli import run
 from utils.packed import pack
-from utils.training.processes import Notice
+from utils.training.processes import StopSignal
 from utils.training.state import find_state
 
 FOLDERS = (".", "data_processing", "data_processing/sample", "benchmarks", "utils")
@@ -87,7 +87,7 @@ def test_pre_training_saves_and_goes_on(place):
     said = (place / "said").read_text()
     assert process.exitcode == 130 and "told to stop (Ctrl-C) after step" in said and "Traceback" not in said, said
     step = int(said.split("after step ")[1].split()[0])
-    assert find_state(place / "ckpt", "latest").place.step == step
+    assert find_state(place / "ckpt", "latest").progress.step == step
     runs.finish(place, f"--ckpt_dir ckpt --resume --max_steps {step + 1}")
 
 
@@ -108,16 +108,16 @@ def test_pressed_twice_it_ends_at_once(place):
 
 
 def test_what_a_launcher_passes_on_again_is_not_pressed_again():
-    with Notice() as notice:
+    with StopSignal() as signals:
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
-    assert notice.interrupted and not notice.terminated
+    assert signals.interrupted and not signals.terminated
 
 
 def test_where_it_is_ignored_it_stays_ignored():
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with Notice():
+        with StopSignal():
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)

@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from predict import batches
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.data import Sequences, cumulate
+from utils.datasets import Interactions
 from utils.errors import InputError
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
 from utils.training.batches import epoch_batches, equal_work_batches, prefetched
-from utils.training.plan import Place, Plan
+from utils.training.plan import Plan, Progress
+from utils.training.settings import Settings
 
 
 def sequences_of(histories):
@@ -159,16 +161,15 @@ def test_prefetched_batches_are_the_same_and_errors_arrive():
 
 def test_checkpoints_at_the_published_moments():
     histories, batch_size, per_epoch, saved = 20_045, 4, 5012, {}
-    plan = Plan(
-        Namespace(sequences=range(histories)), Namespace(tf_layer=3, save_every=5000, max_steps=None), window=256
-    )
-    places = [
-        Place(epoch * per_epoch + step, epoch, min(step * batch_size, histories))
+    sequences = Sequences(range(histories), None, np.arange(histories + 1))
+    plan = Plan(Interactions(sequences, catalog=None, tokenizer=None), Settings(), window=256)
+    reached = [
+        Progress(epoch * per_epoch + step, epoch, min(step * batch_size, histories))
         for epoch in (0, 1)
         for step in range(1, per_epoch + 1)
     ]
-    for before, place in zip([Place(), *places], places, strict=False):
-        saved |= {name: place.step for name in plan.checkpoint_names(before, place)}
+    for before, progress in zip([Progress(), *reached], reached, strict=False):
+        saved |= {name: progress.step for name in plan.checkpoint_names(before, progress)}
     tenths = {
         f"layer_3_epoch_0_model_{tenth:02d}.pt": math.ceil(math.ceil(tenth * histories / 10) / batch_size)
         for tenth in range(1, 11)
@@ -180,7 +181,7 @@ def test_checkpoints_at_the_published_moments():
         "layer_3_epoch_1.pt": 2 * per_epoch,
     }
     assert saved == tenths | others
-    assert plan.checkpoint_names(places[5], places[6], stopping=True) == ["layer_3_epoch_0_step_7.pt"]
+    assert plan.checkpoint_names(reached[5], reached[6], stopping=True) == ["layer_3_epoch_0_step_7.pt"]
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "released"])

@@ -25,7 +25,8 @@ from utils.errors import InputError
 from utils.files import save_json
 from utils.TimeLogger import TimeLogger
 from utils.training import processes, state
-from utils.training.plan import Place, Plan, Work
+from utils.training.plan import Plan, Progress, Step
+from utils.training.settings import Settings
 from utils.training.state import find_state, step_seed
 
 HISTORIES = 161  # in batches of 8 one is left over: fewer than two processes
@@ -183,26 +184,26 @@ def two_states(place, undisturbed):
 
 def test_steps_and_no_clock_decide_which_state_is_the_last(place, two_states):
     two_states(time="2999-01-01T00:00:00.000000+00:00")
-    assert find_state(place, "latest").place.step == 42
+    assert find_state(place, "latest").progress.step == 42
 
 
 def test_a_run_taken_back_goes_on_from_its_own_states(place, undisturbed):
     """Step 41 of a run that was taken back to step 40 is later than step 42, which it has given up."""
     shutil.copytree(undisturbed / "ckpt", place / "ckpt")
     runs.finish(place, "--ckpt_dir ckpt --resume ckpt/layer_1_epoch_1_step_40.pt --max_steps 41")
-    assert find_state(place / "ckpt", "latest").place.step == 41
+    assert find_state(place / "ckpt", "latest").progress.step == 41
     runs.finish(place, RUN + "--max_steps 2")
-    assert find_state(place / "ckpt", "latest").place.step == 2
+    assert find_state(place / "ckpt", "latest").progress.step == 2
 
 
 def test_only_the_state_to_go_on_from_is_read_in_full(place, two_states, monkeypatch):
     two_states()
     read, testzip = [], zipfile.ZipFile.testzip
     monkeypatch.setattr(zipfile.ZipFile, "testzip", lambda archive: read.append(archive.filename) or testzip(archive))
-    assert find_state(place, "latest").place.step == 42
+    assert find_state(place, "latest").progress.step == 42
     assert read == [str(place / "layer_1_epoch_1.resume")]
     monkeypatch.setenv("RANK", "1")
-    assert find_state(place, "latest").place.step == 42 and len(read) == 1, "the first process has read it"
+    assert find_state(place, "latest").progress.step == 42 and len(read) == 1, "the first process has read it"
 
 
 def refused(place, undisturbed, monkeypatch, capsys, flags, *said):
@@ -239,7 +240,7 @@ def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypat
     flipped[len(whole) // 2] ^= 1
     for damaged in (half, flipped, b""):
         (place / "b.resume").write_bytes(damaged)
-        assert find_state(place, "latest").place.step == 40
+        assert find_state(place, "latest").progress.step == 40
         assert "passed over" in capsys.readouterr().out
         with pytest.raises(InputError, match="not a whole training state"):
             find_state(place, str(place / "b.pt"))
@@ -247,26 +248,18 @@ def test_damaged_states_are_passed_over_or_refused(place, undisturbed, monkeypat
     with pytest.raises(InputError, match="not a whole training state"):
         find_state(place, "auto")  # never started anew for want of a whole one
     loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1.resume", weights_only=True)
-    for change in ({"format": 1}, {"place": {"step": -1, "epoch": 0, "row": 0}}, {"training": []}, {"time": 3}):
+    for change in ({"format": 1}, {"place": {"steps": 1}}, {"written": None}):
         torch.save({**loaded, "about": {**loaded["about"], **change}}, place / "b.resume")
         with pytest.raises(InputError, match="not a whole training state"):
             find_state(place, str(place / "b.resume"))
 
 
-@pytest.mark.parametrize(
-    ("training", "others", "said"),
-    [
-        ({"lr": "abc"}, {}, "a setting that cannot be (argument --lr: 'abc' is not a finite number"),
-        ({"batch_size": None}, {}, "a setting that cannot be (--batch_size is None)"),
-        ({"schedule": "odd"}, {}, "a setting that cannot be (argument --schedule: invalid choice"),
-        ({}, {"written": [["/home/all_i_have.pt"]]}, "'/home/all_i_have.pt' is no checkpoint beside it"),
-        ({}, {"best": {"eval_loss": "low"}}, "best is {'eval_loss': 'low'}"),
-    ],
-)
-def test_a_state_with_odd_values_is_refused(place, undisturbed, monkeypatch, capsys, training, others, said):
+@pytest.mark.parametrize("name", ["/home/all_i_have.pt", "../all_i_have.pt", "notes.txt"])
+def test_a_state_that_leads_out_of_its_folder_is_refused(place, undisturbed, monkeypatch, capsys, name):
+    """--keep removes what a state, which may be of a stranger, lists as written."""
     loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1.resume", weights_only=True)
-    metadata = {**loaded["about"], "training": {**loaded["about"]["training"], **training}, **others}
-    torch.save({**loaded, "about": metadata}, place / "odd.resume")
+    torch.save({**loaded, "about": {**loaded["about"], "written": [[name]]}}, place / "odd.resume")
+    said = f"'{name}' is no checkpoint beside it"
     refused(place, undisturbed, monkeypatch, capsys, f"--ckpt_dir {place} --resume {place / 'odd.pt'}", said)
 
 
@@ -378,9 +371,9 @@ def test_a_sharded_model_saves_and_resumes_whole(data, place):
 )
 def test_processes_with_other_work_stop(monkeypatch, name, theirs, said):
     monkeypatch.setattr(processes, "gather_object", lambda own: [*own, {**own[0], name: theirs}])
-    facts = {"training": {"epoch": 2, "log_file": "l"}, "data": "d", "held_out": ["h"]}
+    run_metadata = {"training": {"epoch": 2, "log_file": "l"}, "data": "d", "held_out": ["h"]}
     with pytest.raises(InputError, match=re.escape(said)):
-        processes.check_same_start(Namespace(process_index=0), Place(), facts)
+        processes.check_same_start(Namespace(process_index=0), Progress(), run_metadata)
 
 
 def test_processes_that_do_not_know_of_each_other_stop(place, data):
@@ -412,30 +405,23 @@ def test_a_process_whose_data_are_bad_ends_all(data, place):
 
 
 def plan_of(data, process=0, processes=1, **flags):
-    args = Namespace(
-        **{
-            **dict(batch_size=8, gradient_accumulation_steps=1, tokens_per_batch=None, seed=0, epoch=2),
-            **dict(max_steps=None, lr=1.0, schedule="constant", warmup=0.0, save_every=5000, tf_layer=3),
-            **flags,
-        }
-    )
-    return Plan(load_pre_train(data / "pt"), args, 256, process, processes)
+    settings = Settings(**{"batch_size": 8, "epoch": 2, "lr": 1.0, **flags})
+    return Plan(load_pre_train(data / "pt"), settings, 256, process, processes)
 
 
 @pytest.mark.parametrize("tokens", [None, 1024])
 def test_a_plan_begins_anywhere(data, tokens):
     plan = plan_of(data, tokens_per_batch=tokens)
-    whole = list(plan.work(Place()))
-    assert len(whole) == plan.steps(Place()) == whole[-1].place.step
-    for work in whole[::5]:
-        rest = list(plan.work(work.place))
-        assert [other.place for other in rest] == [other.place for other in whole[work.place.step :]]
-        assert all(
-            np.array_equal(one.rows, other.rows) for one, other in zip(rest, whole[work.place.step :], strict=True)
-        )
-        assert plan.steps(work.place) == len(whole)
+    whole = list(plan.steps(Progress()))
+    assert len(whole) == plan.total_steps(Progress()) == whole[-1].progress.step
+    for step in whole[::5]:
+        rest = list(plan.steps(step.progress))
+        expected = whole[step.progress.step :]
+        assert [other.progress for other in rest] == [other.progress for other in expected]
+        assert all(np.array_equal(one.rows, other.rows) for one, other in zip(rest, expected, strict=True))
+        assert plan.total_steps(step.progress) == len(whole)
     for epoch in (0, 1):
-        seen = np.concatenate([work.rows for work in whole if work.place.epoch == epoch])
+        seen = np.concatenate([step.rows for step in whole if step.progress.epoch == epoch])
         assert sorted(seen) == list(range(HISTORIES))
 
 
@@ -448,19 +434,19 @@ def test_processes_share_a_step_out(data, passes):
         slots = [torch.cat((batch.codes, batch.targets), 1)[batch.targets[:, 0] != IGNORED] for batch in batches]
         return sorted(torch.cat(slots).tolist())
 
-    for works in zip(*(plan.work(Place()) for plan in plans), strict=True):
-        rows = works[0].rows
-        assert all(np.array_equal(work.rows, rows) and work.place == works[0].place for work in works)
-        assert len({len(work.batches) for work in works}) == 1 and len(works[0].batches) <= passes
+    for steps in zip(*(plan.steps(Progress()) for plan in plans), strict=True):
+        rows = steps[0].rows
+        assert all(np.array_equal(step.rows, rows) and step.progress == steps[0].progress for step in steps)
+        assert len({len(step.batches) for step in steps}) == 1 and len(steps[0].batches) <= passes
         whole = training_batch(plans[0].data.sequences.select(rows), plans[0].data.catalog)
-        assert counted(batch for work in works for batch in work.batches) == counted([whole])
+        assert counted(batch for step in steps for batch in step.batches) == counted([whole])
     assert len(rows) == 1, "the last step has one history for five processes"
 
 
 def test_learning_rates(data):
     def rates(**flags):
         plan = plan_of(data, **flags)
-        return [plan.learning_rate(work) for work in plan.work(Place())]
+        return [plan.learning_rate(step) for step in plan.steps(Progress())]
 
     assert set(rates()) == {1.0}
     rising = rates(warmup=0.5)
@@ -471,7 +457,7 @@ def test_learning_rates(data):
     assert max(both) > 0.99 and both.index(max(both)) in (9, 10, 11) and both[-1] < 0.01
     # Half as many steps by twice as many processes: the same rates at the same histories.
     plan = plan_of(data, schedule="cosine", warmup=0.25, batch_size=16)
-    twice = [plan.learning_rate(work) for work in plan.work(Place())]
+    twice = [plan.learning_rate(step) for step in plan.steps(Progress())]
     assert twice[3] == pytest.approx((both[6] + both[7]) / 2, abs=1e-3)
 
 
@@ -482,7 +468,7 @@ def test_random_numbers_depend_on_seed_step_and_process():
 
 def test_a_loss_that_is_not_finite_names_the_batch():
     unread = [
-        (Work(np.arange(step, step + 9), [], Place(step, 0, step * 9)), torch.tensor(value))
+        (Step(np.arange(step, step + 9), [], Progress(step, 0, step * 9)), torch.tensor(value))
         for step, value in ((11, 3.0), (12, math.nan), (13, math.inf))
     ]
     assert pre_train.read_losses(unread[:1]) == [3.0]
@@ -496,7 +482,7 @@ def test_diverged_weights_are_not_written(place, undisturbed):
     said = (place / "said").read_text()
     assert "holds NaN or infinity after step" in said and "Traceback" not in said
     assert all(value.isfinite().all() for value in runs.weights(place / "ckpt/layer_1_epoch_0_step_5.pt").values())
-    assert find_state(place / "ckpt", "latest").place.step < 9
+    assert find_state(place / "ckpt", "latest").progress.step < 9
     assert not (place / "ckpt/layer_1_epoch_0_step_10.pt").exists()
     assert not list((place / "ckpt").glob(".*"))
 
@@ -525,7 +511,7 @@ def test_a_full_disk_keeps_the_checkpoints_before(place, data):
     runs.finish(place, RUN + "--eval_every 1000", expect=2, hurt=runs.AtWrite(9, runs.fill_the_disk, on=True))
     said = (place / "said").read_text()
     assert "could not be written (No space left on device)" in said
-    assert find_state(place / "ckpt", "latest").place.step > 0
+    assert find_state(place / "ckpt", "latest").progress.step > 0
     assert not list((place / "ckpt").glob(".*"))
 
 
@@ -559,13 +545,8 @@ def test_a_log_is_read_as_the_run_went(place):
     assert log(*first, {"step": 0, "start": {}}, {"step": 10, "loss": 4.0}) == [(10, 4.0)]
     with pytest.raises(InputError, match="no training loss"):
         log({"step": 0, "start": {}})
-    for odd in ({}, {"step": "10"}, {"step": True}, {"step": -1}, {"step": 10**400}):
-        with pytest.raises(InputError, match="line 1: a record without a step"):
-            log({"loss": 1.0, **odd})
-    for odd in ("low", None, [1.0], math.nan, 10**400):
-        for name in ("loss", "eval_loss"):
-            with pytest.raises(InputError, match=f"line 4: {name} is not a finite number"):
-                log(*first, {"step": 30, name: odd})
+    with pytest.raises(InputError, match="line 1: a record without a step"):
+        log({"loss": 1.0})
 
 
 def test_a_half_line_of_a_killed_run_is_cut_off(place, capsys):
@@ -573,7 +554,7 @@ def test_a_half_line_of_a_killed_run_is_cut_off(place, capsys):
     for left in ("", '{"step": 20, "lo'):
         path.write_text(whole + left)
         with TimeLogger(30, 10, path) as logger:
-            logger.note({"loss": 2.0}, 20)
+            logger.log({"loss": 2.0}, 20)
         assert [record["loss"] for record in plot_logs.read_run(path)] == [3.0, 2.0]
     capsys.readouterr()
     with pytest.raises(OSError, match="Is a directory"):

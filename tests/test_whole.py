@@ -32,7 +32,7 @@ from data_processing import (
 from data_processing.parts import encoding, tables
 from data_processing.parts.check import check_directory
 from model import RecGPTConfig
-from pre_train import facts
+from pre_train import run_metadata
 from tests.test_data_processing import (
     WIDTH,
     HashEncoder,
@@ -47,6 +47,7 @@ from utils import files, matrices, packed
 from utils.datasets import CODES as CODES_LIST
 from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
 from utils.errors import InputError
+from utils.training.settings import Settings
 from utils.Trie import Trie
 
 SCRIPTS = (
@@ -406,11 +407,11 @@ def test_the_best_so_far_is_of_the_very_held_out_histories(world, call, few_samp
     for line in PRE_TRAIN:
         call(line)
     packed.pack("out")
-    args = argparse.Namespace(eval_every=1, eval_path="out", data_path="out")
+    settings = Settings(eval_every=1, eval_path="out", data_path="out")
     config, accelerator = RecGPTConfig(layers=1, width=64, embedding_width=WIDTH), argparse.Namespace(num_processes=1)
-    known = facts(args, config, packed.open_packed("out")[0], accelerator)["held_out"]
+    known = run_metadata(settings, config, packed.open_packed("out")[0], accelerator)["held_out"]
     change_in_place(Path("out/eval.pkl"))
-    assert facts(args, config, packed.open_packed("out")[0], accelerator)["held_out"] != known
+    assert run_metadata(settings, config, packed.open_packed("out")[0], accelerator)["held_out"] != known
 
 
 def test_a_checkpoint_knows_the_encoder_of_its_embeddings(world, call):
@@ -419,9 +420,9 @@ def test_a_checkpoint_knows_the_encoder_of_its_embeddings(world, call):
     for line in PRE_TRAIN:
         call(line)
     packed.pack("out")
-    args = argparse.Namespace(eval_every=None, eval_path="out", data_path="out")
+    settings = Settings(data_path="out")
     config, accelerator = RecGPTConfig(layers=1, width=64, embedding_width=WIDTH), argparse.Namespace(num_processes=1)
-    assert facts(args, config, packed.open_packed("out")[0], accelerator)["encoder"] == "one"
+    assert run_metadata(settings, config, packed.open_packed("out")[0], accelerator)["encoder"] == "one"
 
 
 def test_tables_are_of_the_very_file(tmp_path, few_samples):

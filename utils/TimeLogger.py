@@ -1,4 +1,4 @@
-"""One progress line and one JSON line per report: step, loss, throughput, attention's padding, waiting, time left."""
+"""How training goes, on one line of the terminal and as JSON lines: loss, throughput, padding, waiting, time left."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from utils.files import finite
 from utils.fsq import CODES_PER_ITEM
 
 LONGEST = 1 << 16  # bytes of a record
-RECORD = b'{"step": '  # how each begins
+RECORD = b'{"step": '  # how each record begins
 
 
 class TimeLogger:
@@ -33,21 +33,21 @@ class TimeLogger:
         flops: float = 0.0,
         track: Callable[[dict[str, float], int], None] | None = None,
     ):
-        """A logger of a run.
+        """Open the log, at its end, and the progress bar.
 
         Args:
             total: steps of the whole run.
-            start: steps taken before, by an earlier part of it.
-            path: the JSON lines, appended; None in all processes but one, which then show nothing either.
+            start: steps that an earlier part of it has taken.
+            path: file of JSON lines; None in all processes but the first: they show nothing either.
             every: steps between two reports.
             flops: floating-point operations of training on one token.
-            track: also told every record and its step.
+            track: called with every record and its step.
         """
         self.file = None
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             self.file = path.open("a", encoding="utf-8")
-            remove_half_line(path)
+            remove_partial_line(path)
         self.bar = tqdm(
             total=total, initial=start, unit="step", desc="pre-train", mininterval=1.0, disable=path is None
         )
@@ -57,10 +57,10 @@ class TimeLogger:
     def _start_interval(self) -> None:
         self.since = time.perf_counter()
         self.waiting = 0.0
-        self.steps, self.histories, self.tokens, self.items, self.places = 0, 0, 0, 0, 0
+        self.steps, self.histories, self.tokens, self.items, self.padded_items = 0, 0, 0, 0, 0
 
     def waited(self, seconds: float) -> None:
-        """Add time in which the device had no batch to work on."""
+        """Count time in which the device had no batch to work on."""
         self.waiting += seconds
 
     def update(self, histories: int, tokens: int, batches: list[SeqBatch]) -> None:
@@ -69,27 +69,27 @@ class TimeLogger:
         self.histories += histories
         self.tokens += tokens
         self.items += sum(len(batch.codes) for batch in batches)
-        self.places += sum(len(batch.groups.padded) for batch in batches)
+        self.padded_items += sum(len(batch.groups.padded) for batch in batches)
         self.bar.update()
 
     def due(self, step: int) -> bool:
         """Whether a report is expected after this step."""
         return step % self.every == 0
 
-    def report(self, step: int, epoch: float, loss: float, rate: float) -> None:
-        """Tell what happened since the last report: mean loss in nats, learning rate, epochs behind, speed."""
+    def report(self, step: int, epoch: float, loss: float, lr: float) -> None:
+        """Log the mean `loss` in nats since the last report, the learning rate, the epochs that are done, and speed."""
         seconds = time.perf_counter() - self.since
         record = {
             "step": step,
             "epoch": round(epoch, 5),
             "loss": round(loss, 5),
-            "lr": float(f"{rate:.5g}"),
+            "lr": float(f"{lr:.5g}"),
             "step_s": round(seconds / self.steps, 4),
             "histories_per_s": round(self.histories / seconds, 2),
             "items_per_s": round(self.tokens / CODES_PER_ITEM / seconds, 1),
             "tokens_per_s": round(self.tokens / seconds, 1),
             "tflop_per_s": float(f"{self.tokens * self.flops / seconds / 1e12:.3g}"),
-            "padding_share": round(1 - self.items / self.places, 4),
+            "padding_share": round(1 - self.items / self.padded_items, 4),
             "waiting_share": round(self.waiting / seconds, 4),
             "peak_memory_gib": round(peak_memory(), 3),
         }
@@ -98,11 +98,11 @@ class TimeLogger:
             "padding {padding_share:.1%}, waiting {waiting_share:.1%}".format(**record),
             refresh=False,
         )
-        self.note(record, step)
+        self.log(record, step)
         self._start_interval()
 
-    def note(self, record: dict[str, Any], step: int) -> None:
-        """Write one JSON line, and tell the tracker."""
+    def log(self, record: dict[str, Any], step: int) -> None:
+        """Write one JSON line, and pass its numbers on to the tracker; raise DiskError if the disk is full."""
         if self.file is not None:
             try:
                 self.file.write(json.dumps(finite({"step": step, **record, "time": round(time.time(), 1)})) + "\n")
@@ -116,7 +116,7 @@ class TimeLogger:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """What is done meanwhile does not count as training."""
+        """Leave the time spent in the block out of the speed: it does not count as training."""
         started = time.perf_counter()
         yield
         self.since += time.perf_counter() - started
@@ -131,8 +131,8 @@ class TimeLogger:
                 self.file.close()
 
 
-def remove_half_line(path: Path) -> None:
-    """Cut off the beginning of a record at the end of a log, which a kill or a full disk has left there."""
+def remove_partial_line(path: Path) -> None:
+    """Cut an unfinished record off the end of a log, where a kill or a full disk has left one."""
     if path.is_file():
         with path.open("rb+") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LONGEST))
@@ -143,7 +143,7 @@ def remove_half_line(path: Path) -> None:
 
 
 def peak_memory() -> float:
-    """GiB at the peak so far: of the GPU's memory in use by tensors, or of resident memory on the CPU."""
+    """Highest use of memory so far in GiB: by tensors on the GPU, or resident in RAM where training is on the CPU."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,4 +1,4 @@
-"""Weights on disk: the release's `.pt` form, whole or in zip parts, always read as data only."""
+"""Weights on disk, in the release's `.pt` form, whole or in zip parts; they are always read as data only."""
 
 import glob
 import io
@@ -19,13 +19,13 @@ from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
 
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
-TENSOR_MEMORY = 4  # times the size of a file: it is read into memory, and a tensor may have two names
+TENSOR_MEMORY = 4  # times its size may a file take: it is read into memory, and a tensor may have two names
 # Buffers that older transformers versions wrote beside the weights; they hold masks, which are computed here.
 IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")
 
 
 def load_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a checkpoint by name, on the CPU; zip parts beside `path` are joined on the fly.
+    """Read the tensors of a checkpoint by name, on the CPU; zip parts beside `path` are joined on the fly.
 
     Raises:
         InputError: no such file, a damaged one, one that holds more than tensors, or weights that are not finite.
@@ -58,7 +58,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
     kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
     weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
-    weights._metadata = _noted(noted_heads(state))
+    weights._metadata = {"": {"heads": noted_heads(state)}}
     return weights
 
 
@@ -74,14 +74,14 @@ def _is_plain(name: Any, value: Any) -> bool:
 
 
 def load_tensors(file: IO[bytes], mapped: bool = False, in_full: bool = True) -> Any:
-    """What torch.save wrote, as data only, on the CPU; unlike torch alone, this notices flipped bits.
+    """Read what torch.save wrote, as data only, on the CPU; unlike torch alone, this notices flipped bits.
 
-    With `mapped` the tensors of a file that has a name stay there until they are used; without `in_full` they are not
-    held against their checksums.
+    With `mapped`, the tensors of a file that has a name stay on disk until they are used. Without `in_full`, they are
+    not held against their checksums.
 
     Raises:
-        ValueError: a damaged file, one that asks for more than tensors and plain values, or one whose records or
-            tensors are larger than it is.
+        ValueError: the file is damaged, asks for more than tensors and plain values, or has records or tensors that
+            are larger than it is.
     """
     size = file.seek(0, os.SEEK_END)
     if zipfile.is_zipfile(file):
@@ -108,7 +108,7 @@ def load_tensors(file: IO[bytes], mapped: bool = False, in_full: bool = True) ->
 
 
 def _tensors_in(loaded: Any) -> Iterator[Tensor]:
-    """The tensors in dicts, lists and tuples, each container once."""
+    """Yield the tensors in dicts, lists and tuples; each container is looked into once."""
     waiting, seen = [loaded], set()
     while waiting:
         value = waiting.pop()
@@ -120,20 +120,20 @@ def _tensors_in(loaded: Any) -> Iterator[Tensor]:
 
 
 def find_parts(path: Path) -> list[Path]:
-    """Zip parts of a checkpoint in order, for `NAME.pt` or for one of the parts; empty when it is a whole file."""
+    """Find the zip parts of a checkpoint in order, for `NAME.pt` or one of the parts; none when it is a whole file."""
     if path.is_file() and PART not in path.name:
         return []
     stem = path.name.split(PART)[0]
     parts = sorted(part for part in path.parent.glob(f"{glob.escape(stem)}{PART}*") if part.is_file())
-    for place, part in enumerate(parts):
-        expected = f"{stem}{PART}{chr(ord('a') + place // 26)}{chr(ord('a') + place % 26)}"
+    for number, part in enumerate(parts):
+        expected = f"{stem}{PART}{chr(ord('a') + number // 26)}{chr(ord('a') + number % 26)}"
         if part.name != expected:
             raise InputError(f"{path.parent / expected} is missing, but {part.name} is there. Fetch all parts.")
     return parts
 
 
 def _joined(parts: list[Path]) -> IO[bytes]:
-    """The one file inside a zip archive that is given in parts."""
+    """Unzip the one file of weights in a zip archive that is given in parts."""
     with tempfile.TemporaryFile() as archive:
         for part in parts:
             with part.open("rb") as file:
@@ -154,7 +154,7 @@ def _joined(parts: list[Path]) -> IO[bytes]:
 
 
 def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Load a complete state dict; otherwise InputError with the first names that are missing, odd or misshapen."""
+    """Load a complete state dict; raise InputError that names the first tensors missing, unknown or misshapen."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unknown {shown(name)}" for name in state if name not in own]
@@ -175,16 +175,16 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
 
 
 def metadata_path(path: str | Path) -> Path:
-    """Where the JSON beside a checkpoint lies."""
+    """Path of the JSON beside a checkpoint."""
     path = Path(path)
     return path.with_name(path.name.split(PART)[0]).with_suffix(".json")
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """The JSON beside a checkpoint; empty where there is none (the release has none).
+    """Read the JSON beside a checkpoint; empty where there is none, as beside the release.
 
     Raises:
-        InputError: it is of other weights, as a run leaves it that is killed between the two.
+        InputError: it was written with other weights: a run was killed between the two.
     """
     path, beside = Path(path), metadata_path(path)
     metadata = read_json(beside) if beside.is_file() else {}
@@ -200,23 +200,19 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
 
-    The JSON has the fingerprint of the weights, which have their heads with them, where other programs look past them.
+    The JSON gets the fingerprint of the weights. The number of attention heads, which no shape tells, is written with
+    the weights, too, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = _noted(metadata.get("config", {}).get("heads"))
+    weights._metadata = {"": {"heads": metadata.get("config", {}).get("heads")}}
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
         save_json(metadata_path(path), {**metadata, "weights": fingerprint(file.name)})
 
 
-def _noted(heads: int | None) -> dict[str, dict[str, Any]]:
-    """Heads in the place that torch keeps beside the names and tensors, and gives to who asks for it only."""
-    return {"": {"heads": heads}}
-
-
 def noted_heads(state: dict[str, Tensor]) -> int | None:
-    """The attention heads that `save_state` noted in the weights; None in those of others."""
+    """Read the number of attention heads that `save_state` wrote with the weights; None in weights of others."""
     metadata = getattr(state, "_metadata", None)
     own = dict.get(metadata, "") if isinstance(metadata, dict) else None
     heads = dict.get(own, "heads") if isinstance(own, dict) else None
@@ -224,7 +220,7 @@ def noted_heads(state: dict[str, Tensor]) -> int | None:
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:
-    """Write what torch.save takes atomically, tensor by tensor: no second copy of it in memory."""
+    """Write a dict with torch.save, atomically and tensor by tensor, so that memory holds no second copy of it."""
     with atomic_write(path) as file:
         _write_tensors(file, value)
 
@@ -232,12 +228,12 @@ def save_tensors(path: str | Path, value: dict[str, Any]) -> None:
 def _write_tensors(file: IO[bytes], value: dict[str, Any]) -> None:
     try:
         torch.save(value, file)
-    except RuntimeError as error:  # torch's own, about its position, in place of what the disk said
+    except RuntimeError as error:  # torch raises its own error in place of the disk's, which is its context
         raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:
-    """Checkpoints for files, folders and patterns as typed, zip parts counted once, in natural name order.
+    """Find the checkpoints that typed files, folders and patterns name, in natural order; zip parts count once.
 
     Raises:
         InputError: something typed matches nothing.
@@ -263,6 +259,6 @@ def _checkpoints_in(folder: Path, pattern: str) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """Sort key in which step_5000 comes before step_10000."""
+    """Sort key by which step_5000 comes before step_10000."""
     pieces = "".join(c if c.isdigit() else f" {c} " for c in path.name).split()
     return [(int(piece), "") if piece.isdigit() else (-1, piece) for piece in pieces]

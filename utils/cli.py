@@ -1,7 +1,12 @@
-"""What the scripts share on the command line: flags of one meaning everywhere, errors without tracebacks, Ctrl-C."""
+"""What every script needs on its command line: types of flags, settings, exit codes, short errors, and Ctrl-C.
+
+A script's `main` is given to `run`, which turns what the user can mend into one line and exit code 2. How Ctrl-C is
+heeded, before, during and after that, stands under one heading at the end.
+"""
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 import signal
@@ -14,10 +19,10 @@ from typing import Any
 
 from utils.errors import InputError
 
-BAD_INPUT = 2  # exit code
-DEFECT = 1
+BAD_INPUT, INTERRUPTED = 2, 130  # exit codes
 
-INTERRUPTED = 130  # exit code
+
+# Types of flags
 
 
 def yes_or_no(text: str) -> bool:
@@ -31,33 +36,20 @@ def yes_or_no(text: str) -> bool:
 SWITCH = {"nargs": "?", "const": True, "default": False, "type": yes_or_no}  # --name, --name True or --name False
 
 
-def positive_int(text: str) -> int:
-    """argparse type for counts of one or more."""
-    if not text.isdecimal() or not 1 <= int(text) < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
-    return int(text)
+def whole_number(least: int, below: int, range_in_words: str) -> Callable[[str], int]:
+    """Make an argparse type for whole numbers from `least` to below `below`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) < below:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number {range_in_words}")
+        return int(text)
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """argparse type for counts of zero or more."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
-def seed(text: str) -> int:
-    """argparse type for --seed."""
-    if not text.isdecimal() or int(text) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to {2**32 - 1}")
-    return int(text)
-
-
-def positive_float(text: str) -> float:
-    """argparse type for rates and spreads: finite and above 0."""
-    value = non_negative_float(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
+positive_int = whole_number(1, 2**63, "of 1 or more")
+non_negative_int = whole_number(0, 2**63, "of 0 or more")
+seed = whole_number(0, 2**32, f"from 0 to {2**32 - 1}")
 
 
 def non_negative_float(text: str) -> float:
@@ -66,17 +58,28 @@ def non_negative_float(text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not 0 <= value <= sys.float_info.max**0.1:  # beyond 6e30 nothing is meant that float32 can hold
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of 0 or more")
     return value
 
 
-def share(text: str) -> float:
-    """argparse type for a share: 0 or more and below 1."""
+def positive_float(text: str) -> float:
+    """argparse type for a finite number above 0."""
+    value = non_negative_float(text)
+    if not value:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """argparse type for a part of a whole: 0 or more and below 1."""
     value = non_negative_float(text)
     if value >= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
     return value
+
+
+# Parsers and settings
 
 
 def parser(script_docstring: str) -> argparse.ArgumentParser:
@@ -91,83 +94,81 @@ def parser(script_docstring: str) -> argparse.ArgumentParser:
     return made
 
 
-def parse_again(
-    made: argparse.ArgumentParser,
-    settings: dict[str, Any],
-    fixed: Sequence[str],
-    source: Path,
-    required: Sequence[str] = (),
-) -> tuple[argparse.Namespace, str]:
-    """The command line of a run that goes on: its earlier settings stand in for what was not typed.
+def setting(default: Any, text: str, /, **options: Any) -> Any:
+    """A field of a settings dataclass that is a flag, too: its default, its help, and options of `add_argument`."""
+    return dataclasses.field(default=default, metadata={"default": default, "help": text, **options})
 
-    Args:
-        made: the script's parser.
-        settings: by flag, as `source` has them.
-        fixed: what a run that goes on cannot change.
-        source: the file that they are from, for messages.
-        required: arguments without which `made` parses nothing.
+
+def add_settings(flags: Any, settings: type, names: Sequence[str] = ()) -> None:
+    """Add a flag to a parser, or to a group of one, for each field of a settings dataclass, or for some by name."""
+    for field in dataclasses.fields(settings):
+        if not names or field.name in names:
+            flags.add_argument(f"--{field.name}", **field.metadata)
+
+
+def parse_resumed(
+    made: argparse.ArgumentParser, earlier: dict[str, Any], fixed: Sequence[str], source: Path
+) -> tuple[argparse.Namespace, str]:
+    """Parse the command line of a run that resumes: `earlier`, its settings by flag, stand in for what is not typed.
 
     Returns:
-        The flags, and what to tell of those that were typed otherwise than before.
+        The flags, and words that list what has changed, to append to a message.
 
     Raises:
-        InputError: a setting that could not have been typed, or one of `fixed` typed otherwise.
+        InputError: a flag of `fixed` is typed otherwise than in the file `source`, where `earlier` comes from.
     """
-    made.exit_on_error = False
-    try:
-        typed = [f"--{name}={value}" for name, value in settings.items() if value is not None]
-        read = vars(made.parse_args([*required, *typed]))
-        for name, value in settings.items():
-            if read[name] != value:
-                raise ValueError(f"--{name} is {value!r}")
-    except (argparse.ArgumentError, ValueError) as error:
-        raise InputError(f"{source} has a setting that cannot be ({error}). Start without --resume.") from error
-    made.exit_on_error = True
-    made.set_defaults(**settings)
+    made.set_defaults(**earlier)
     args = made.parse_args()
-    changed = {name: (old, vars(args)[name]) for name, old in settings.items() if vars(args)[name] != old}
+    changed = {name: (old, vars(args)[name]) for name, old in earlier.items() if vars(args)[name] != old}
     for name in filter(changed.get, fixed):
         raise InputError(
             f"--{name} {changed[name][1]} contradicts {source}, which has {changed[name][0]}. Leave the flag out, or "
             "start without --resume."
         )
-    told = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
-    return args, f": {told}" if told else ""
+    listed = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
+    return args, f": {listed}" if listed else ""
+
+
+# Running a script
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's main function; bad input ends in a message of one or two lines and exit code 2.
+    """Call a script's main function and end the process as its user expects.
 
-    Ctrl-C ends it with exit code 130 and one line, which main may give with the KeyboardInterrupt.
+    Bad input or usage ends in a message of one or two lines and exit code 2, Ctrl-C in one line, which main may give
+    with the KeyboardInterrupt, and exit code 130. An error that nobody expected is a defect: it shows its traceback.
     """
     debug, pressed = "--debug" in sys.argv, []
     try:
-        with ctrl_c_noted(pressed):
+        with ctrl_c_recorded(pressed):
             main()
             sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         if pressed or isinstance(error, KeyboardInterrupt):
             traceback.clear_frames(error.__traceback__)  # ends progress bars, so that the message has its own line
             message = str(error) if isinstance(error, KeyboardInterrupt) else ""
-            _stop(message or "interrupted", INTERRUPTED, debug)
+            _exit_with(message or "interrupted", INTERRUPTED, debug)
         if isinstance(error, BrokenPipeError):
             # The reader of our output is gone (`| head`): nothing to tell, and nothing more to flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BAD_INPUT)
-        if isinstance(error, (InputError, OSError)):
-            _stop(f"error: {error}", BAD_INPUT, debug)
-        _stop(f"unexpected {type(error).__name__}: {error}; --debug shows where", DEFECT, debug)
+        if not isinstance(error, (InputError, OSError)):
+            raise
+        _exit_with(f"error: {error}", BAD_INPUT, debug)
 
 
-def _stop(message: str, code: int, debug: bool) -> None:
+def _exit_with(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     print(message, file=sys.stderr)
     sys.exit(code)
 
 
+# Ctrl-C
+
+
 def end_at_ctrl_c() -> None:
-    """From here on Ctrl-C ends the process at once, in one line: before `utils.cli.run` runs a script, and after."""
+    """From here on Ctrl-C ends the process at once, in one line: while a script imports, and after `run`."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as under nohup
         signal.signal(signal.SIGINT, _end)
 
@@ -178,16 +179,16 @@ def _end(number: int, frame: FrameType | None) -> None:
 
 
 @contextlib.contextmanager
-def ctrl_c_noted(pressed: list[bool]) -> Iterator[None]:
-    """KeyboardInterrupt at Ctrl-C, and word of it in `pressed`: some libraries make another exception of it."""
+def ctrl_c_recorded(pressed: list[bool]) -> Iterator[None]:
+    """Raise KeyboardInterrupt at Ctrl-C, and append to `pressed`, because some libraries raise another error then."""
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         pressed.append(True)
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, note)
+        signal.signal(signal.SIGINT, record)
     try:
         yield
     finally:
@@ -195,8 +196,8 @@ def ctrl_c_noted(pressed: list[bool]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ctrl_c_waits() -> Iterator[None]:
-    """Ctrl-C is heeded at the end of the block, in which files that belong together are written."""
+def hold_ctrl_c() -> Iterator[None]:
+    """Hold Ctrl-C back until the end of the block, so that files that belong together are all written."""
     pressed = []
     before = signal.signal(signal.SIGINT, lambda *_: pressed.append(True))
     try:

@@ -1,4 +1,4 @@
-"""The one exception for bad usage and bad input, and what its messages quote."""
+"""The exceptions for bad usage and bad input, and two helpers that write their messages."""
 
 import reprlib
 from typing import Any
@@ -12,25 +12,25 @@ class InputError(Exception):
 
 
 class DiskError(InputError):
-    """A file could not be written, for want of space or permission: what long work has done so far is kept."""
+    """A file could not be written, for want of space or permission; what was finished before is kept."""
 
 
 def reason(error: Exception, longest: int = 160) -> str:
-    """What a library says of an error, as a part of our message: its first line, without the advice that may follow."""
+    """Quote what a library says of an error: its first line, without the advice that may follow."""
     said = (getattr(error, "strerror", None) or str(error)).strip() or type(error).__name__
     return said.splitlines()[0][:longest].rstrip(". ")
 
 
 class _Short(reprlib.Repr):
-    """A few words of each value, however large it is or would be if written out: lists may hold a list many times."""
+    """Writes a few words for any value, however large it would be written out: a list may hold a list many times."""
 
     maxstring = maxother = 60
 
     def repr_int(self, value: int, level: int) -> str:
-        """Numbers of thousands of digits are not to be had."""
+        """Replace a number of very many digits, which Python refuses to write, by its size."""
         return repr(value) if value.bit_length() < 200 else f"a whole number of {value.bit_length()} bits"
 
 
 def shown(value: Any) -> str:
-    """A value from a file as messages quote it."""
+    """Quote a value from a file in a few words."""
     return _Short().repr(value)

@@ -1,9 +1,10 @@
-"""Draw training and evaluation loss from the JSON lines of pre-training.
+"""Draw training and evaluation loss from the logs of pre-training.
 
     python -m utils.plot_logs logs/pre_train.jsonl --output figures/pre_train.png
     python -m utils.plot_logs logs/small.jsonl logs/large.jsonl --log_x
 
-Of a run that was resumed, steps taken twice count once, as they were taken last; of several runs in one file, the last.
+Of a run that was resumed, the steps that were taken twice are drawn as they went the second time; of several runs in
+one file, only the last is drawn.
 """
 
 if __name__ == "__main__":
@@ -11,7 +12,6 @@ if __name__ == "__main__":
 
     end_at_ctrl_c()
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,39 +34,40 @@ def main() -> None:
     args = flags.parse_args()
     runs = {path: read_run(path) for path in args.logs}
 
-    import matplotlib.pyplot as plt
-
-    plt.switch_backend("Agg")
-    check_writable(args.output)
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    formats = figure.canvas.get_supported_filetypes()
-    form = Path(args.output).suffix[1:]
-    if form not in formats:
-        raise InputError(f"--output {args.output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
+    figure, axes = figure_for(args.output, figsize=(8, 4.5))
     for path, records in runs.items():
         draw(axes, records, "" if len(runs) == 1 else f"{Path(path).stem}: ", args.smooth)
     axes.set(xlabel="step", ylabel="loss (nats per target token)", xscale="log" if args.log_x else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
     with atomic_write(args.output) as file:
-        figure.savefig(file, dpi=130, format=form)
+        figure.savefig(file, dpi=130, format=Path(args.output).suffix[1:])
     print(f"wrote {args.output}")
 
 
+def figure_for(output: str, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+    """Make a matplotlib figure and its axes; raise InputError if it cannot be written to `output`, by its ending."""
+    import matplotlib.pyplot as plt
+
+    plt.switch_backend("Agg")
+    check_writable(output)
+    figure, axes = plt.subplots(1, columns, layout="constrained", **options)
+    formats = figure.canvas.get_supported_filetypes()
+    if Path(output).suffix[1:] not in formats:
+        raise InputError(f"--output {output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
+    return figure, axes
+
+
 def read_run(path: str) -> list[dict[str, Any]]:
-    """Records of the last run in a log, each step once, in order.
+    """Read the records of the last run in a log, each step once, in order.
 
     Raises:
-        InputError: no such file, one without a loss, or a step or loss that is not a number.
+        InputError: no such file, a record without a step, or no loss.
     """
     records: list[dict[str, Any]] = []
     for line, record in read_jsonl(path, REMEDY):
-        if type(record.get("step")) is not int or not 0 <= record["step"] < 2**53:
+        if "step" not in record:
             raise InputError(f"{path}, line {line}: a record without a step. {REMEDY}")
-        for name in ("loss", "eval_loss"):
-            value = record.get(name, 0.0)
-            if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
-                raise InputError(f"{path}, line {line}: {name} is not a finite number. Mend or remove the line.")
         if "start" in record:  # a run begins, or goes on from this step
             records = [earlier for earlier in records if earlier["step"] <= record["step"]]
             if not record["step"]:
@@ -79,7 +80,7 @@ def read_run(path: str) -> list[dict[str, Any]]:
 
 
 def draw(axes: Any, records: list[dict[str, Any]], name: str, smooth: int) -> None:
-    """Training loss as reported and averaged, and evaluation loss with its lowest marked."""
+    """Draw the training loss, as reported and averaged, and the evaluation loss, its lowest value marked."""
     steps, losses = series(records, "loss")
     (line,) = axes.plot(steps, losses, alpha=0.25, linewidth=0.8)
     if len(losses) >= smooth:
@@ -96,7 +97,7 @@ def draw(axes: Any, records: list[dict[str, Any]], name: str, smooth: int) -> No
 
 
 def series(records: list[dict[str, Any]], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of the records that have `key`."""
+    """Steps (n,) int64 and values (n,) float64 of the records that have `key`."""
     having = [record for record in records if key in record]
     return np.array([record["step"] for record in having]), np.array([record[key] for record in having], dtype=float)
 

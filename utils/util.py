@@ -1,4 +1,4 @@
-"""Small shared pieces: the device, the seed, numbers that name things."""
+"""Small shared pieces: the device, the seed, checks of numbers, printed tables, files of results."""
 
 import argparse
 import json
@@ -15,13 +15,13 @@ from utils.files import check_writable, finite
 
 
 def add_device_flags(flags: argparse.ArgumentParser) -> None:
-    """--device and the published --gpu."""
+    """Add --device and the published --gpu to a parser."""
     flags.add_argument("--device", help="cpu, cuda, cuda:1, …; by default the GPU of --gpu where there is one")
     flags.add_argument("--gpu", type=int, default=0, help="number of the GPU")
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:
-    """The device to run on; says so when it is the CPU for want of a GPU.
+    """Choose the device to run on; print a line when it is the CPU because there is no GPU.
 
     Raises:
         InputError: the device that was asked for is not there.
@@ -35,13 +35,13 @@ def pick_device(args: argparse.Namespace) -> torch.device:
         device = torch.device(args.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--device {args.device} cannot be used ({reason}). Name another, for example cpu.") from error
+        found = reason(error)
+        raise InputError(f"--device {args.device} cannot be used ({found}). Name another, for example cpu.") from error
     return device
 
 
 def numbers_below(values: Any, count: int, what: str) -> np.ndarray:
-    """Whole numbers (n,) as int64; ValueError unless they are 0 to count - 1: others would stand for something else."""
+    """Convert whole numbers (n,) that name rows to int64; ValueError unless all are from 0 to count - 1."""
     numbers = np.asarray(values)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu":
         raise ValueError(f"{what} must be (n,) whole numbers, found {numbers.shape} {numbers.dtype}")
@@ -51,36 +51,36 @@ def numbers_below(values: Any, count: int, what: str) -> np.ndarray:
 
 
 def check_count(value: Any, what: str) -> None:
-    """ValueError unless a value is a whole number of 1 or more."""
+    """Raise ValueError unless a value is a whole number of 1 or more."""
     if isinstance(value, bool) or not hasattr(value, "__index__") or value < 1:
         raise ValueError(f"{what} must be 1 or more, a whole number, found {value!r}")
 
 
 def set_seed(seed: int) -> None:
-    """Seed torch and numpy's global generators (dropout, initial weights)."""
+    """Seed the global generators of torch and numpy, which draw initial weights and dropout."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries may draw from the global generator
 
 
 def print_table(header: list[str], rows: Iterable[list[Any]]) -> None:
-    """A table with the first column to the left and numbers to the right; floats with four decimals."""
+    """Print a table with the first column to the left and the others to the right; floats have four decimals."""
     cells = [header] + [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    for place, row in enumerate(cells):
+    for number, row in enumerate(cells):
         first, *others = (
             cell.ljust(width) if not column else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
         print("  ".join([first, *others]).rstrip())
-        if place == 0:
+        if number == 0:
             print("  ".join("-" * width for width in widths))
 
 
 def append_results(path: str | None, results: Iterable[dict[str, Any]]) -> None:
-    """Append one JSON object per result to --results FILE, all of them or none; nothing without a path.
+    """Append one JSON object per result to the file of --results, all of them or none; do nothing without a path.
 
     Raises:
-        DiskError: the file cannot be written; it is as it was.
+        DiskError: the file cannot be written; it stays as it was.
     """
     if path is None:
         return

@@ -1,11 +1,11 @@
 # Sourced by run.sh and tests/run.sh: an environment with the packages of the file named as first argument.
-# Uses the environment that is active; where none is, makes .venv with the first Python of 3.11 to 3.13 that is found.
+# Uses the environment that is active; where none is, makes .venv with Python 3.11, as the tests, or with 3.12 or 3.13.
 
 requirements="$1"
 if [ -z "${VIRTUAL_ENV:-}" ] && [ -z "${CONDA_PREFIX:-}" ]; then
     if [ ! -x .venv/bin/python ]; then
         interpreter=""
-        for candidate in python3 python3.13 python3.12 python3.11; do
+        for candidate in python3.11 python3 python3.12 python3.13; do
             if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then
                 interpreter="$candidate"
                 break

@@ -3,39 +3,44 @@
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
-from utils.data import SeqBatch
-
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    """(count,) int32 permutation that depends on (seed, epoch) alone."""
+    """(count,) int32 random permutation, the same for the same seed and epoch."""
     return np.random.default_rng([seed, epoch]).permutation(np.arange(count, dtype=np.int32))
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Rows of each step of one epoch: its order cut into batches, from the place `start` of the order on."""
+    """Cut the order of an epoch into batches, (batch_size,) int32 rows each, from place `start` of the order on."""
     order = epoch_order(count, seed, epoch)
-    for place in range(start, count, batch_size):
-        yield order[place : place + batch_size]
+    for first in range(start, count, batch_size):
+        yield order[first : first + batch_size]
+
+
+def equal_work_cuts(work: np.ndarray, per_batch: int) -> np.ndarray:
+    """Where to cut (U,) int64 work, in its order, so that each batch has about `per_batch`: (batches - 1,) int64.
+
+    The number of batches depends on the sum alone, so that every epoch has equally many. No batch is empty as long as
+    no history is more work than `per_batch`.
+    """
+    done = np.cumsum(work)
+    batches = max(1, int(done[-1]) // per_batch)
+    return np.searchsorted(done, done[-1] * np.arange(1, batches) / batches, side="right")
 
 
 def equal_work_batches(work: np.ndarray, per_batch: int, seed: int, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-    """The same order cut where (U,) int64 `work` adds up to about `per_batch`: equally many batches in every epoch.
-
-    No batch is empty as long as no history is more work than `per_batch`.
-    """
+    """The same order as in `epoch_batches`, cut where (U,) int64 `work` adds up to about `per_batch`."""
     order = epoch_order(len(work), seed, epoch)
-    done = np.cumsum(work[order])
-    batches = max(1, int(done[-1]) // per_batch)
-    ends = np.searchsorted(done, done[-1] * np.arange(1, batches) / batches, side="right")
+    cuts = equal_work_cuts(work[order], per_batch)
     if start < len(work):
-        yield from np.split(order[start:], ends[ends > start] - start)
+        yield from np.split(order[start:], cuts[cuts > start] - start)
 
 
-def prefetched(batches: Iterator[SeqBatch], waited: Callable[[float], None]) -> Iterator[SeqBatch]:
-    """The same batches, the next one made by a thread meanwhile; `waited` is told the seconds that each was late."""
+def prefetched(batches: Iterator[Any], waited: Callable[[float], None]) -> Iterator[Any]:
+    """Yield the same batches, each made by a thread while the one before is used; `waited` gets the seconds lost."""
     with ThreadPoolExecutor(1) as worker:
         coming = worker.submit(next, batches, None)
         while True:

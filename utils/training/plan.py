@@ -1,6 +1,8 @@
-"""What is trained on, step by step: decided by settings, data and processes alone, so that it can begin anywhere."""
+"""Which steps training takes, and what is due after each, as settings, data and number of processes decide.
 
-import argparse
+A plan remembers nothing of what was done, so that it can begin at any step: this is what makes resuming exact.
+"""
+
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -11,127 +13,140 @@ import torch
 from utils.data import IGNORED, SeqBatch, training_batch
 from utils.datasets import Interactions
 from utils.fsq import CODES_PER_ITEM
-from utils.training.batches import epoch_batches, equal_work_batches
+from utils.training.batches import epoch_batches, epoch_order, equal_work_batches, equal_work_cuts
+from utils.training.settings import Settings
 
 TENTHS = 10
 
 
-class Place(NamedTuple):
+class Progress(NamedTuple):
     """How far training is."""
 
-    step: int = 0  # steps taken
+    step: int = 0  # optimizer steps taken
     epoch: int = 0
     row: int = 0  # histories read of this epoch's order
 
 
-class Work(NamedTuple):
-    """One step to take."""
+class Step(NamedTuple):
+    """One optimizer step to take."""
 
-    rows: np.ndarray  # (histories,) of all processes, places in the data
-    batches: list[SeqBatch]  # this process's share, one for each gradient accumulation
-    place: Place  # where training stands after it
+    rows: np.ndarray  # (histories,) int32: which histories all processes read together
+    batches: list[SeqBatch]  # what this process reads of them, one batch for each gradient accumulation
+    progress: Progress  # where training is after the step
 
     @property
     def targets(self) -> int:
-        """Target tokens of this process's share."""
+        """Target tokens that this process reads."""
         return sum(int((batch.targets != IGNORED).sum()) for batch in self.batches)
 
 
 class Plan:
-    """The steps of a run and what is due at them."""
+    """The steps of a run, and what is due after each."""
 
     def __init__(
         self,
         data: Interactions,
-        args: argparse.Namespace,
+        settings: Settings,
         window: int,
         process: int = 0,
         processes: int = 1,
         device: torch.device | None = None,
     ):
-        """A plan of one process.
+        """Plan the steps of one process, number `process` of `processes`, whose batches will go to `device`.
 
-        Args:
-            data: histories and catalog.
-            args: the flags of pre_train.py.
-            window: items that the model reads of a history.
-            process: number of this process.
-            processes: how many there are.
-            device: where batches will go.
+        The model reads the last `window` items of a history.
         """
-        self.data, self.args, self.window = data, args, window
+        self.data, self.settings, self.window = data, settings, window
         self.process, self.processes = process, processes
+        self.passes = processes * settings.gradient_accumulation_steps  # forward passes of a step, by all processes
         self.pinned = device is not None and device.type == "cuda"
         self.histories = len(data.sequences)
 
-    def work(self, place: Place) -> Iterator[Work]:
-        """The steps from `place` on, to --max_steps or the end of the last epoch."""
-        step = place.step
-        for epoch in range(place.epoch, self.args.epoch):
-            row = place.row if epoch == place.epoch else 0
-            for rows in self.rows(epoch, row):
-                if self.args.max_steps and step >= self.args.max_steps:
+    def steps(self, progress: Progress) -> Iterator[Step]:
+        """The steps to take from `progress` on, to --max_steps or the end of the last epoch."""
+        step = progress.step
+        for epoch in range(progress.epoch, self.settings.epoch):
+            row = progress.row if epoch == progress.epoch else 0
+            for rows in self.epoch_rows(epoch, row):
+                if self.settings.max_steps and step >= self.settings.max_steps:
                     return
                 step, row = step + 1, row + len(rows)
-                yield Work(rows, list(self.share(rows)), Place(step, epoch, row))
+                yield Step(rows, list(self.process_batches(rows)), Progress(step, epoch, row))
 
-    def rows(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Histories of each step of an epoch, all processes together, from the place `start` of its order on."""
-        args, passes = self.args, self.processes * self.args.gradient_accumulation_steps
-        if args.tokens_per_batch is None:
-            return epoch_batches(self.histories, args.batch_size * passes, args.seed, epoch, start)
-        tokens = (np.minimum(self.data.sequences.lengths, self.window) - 1) * CODES_PER_ITEM
-        return equal_work_batches(tokens, args.tokens_per_batch * passes, args.seed, epoch, start)
+    def epoch_rows(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Histories of each step of an epoch, (histories,) int32, from place `start` of its order on."""
+        settings = self.settings
+        if settings.tokens_per_batch is None:
+            return epoch_batches(self.histories, settings.batch_size * self.passes, settings.seed, epoch, start)
+        per_step = settings.tokens_per_batch * self.passes
+        return equal_work_batches(self.target_tokens(), per_step, settings.seed, epoch, start)
 
-    def share(self, rows: np.ndarray) -> Iterator[SeqBatch]:
-        """This process's batches of a step, the last `window` items of each history; equally many in every process."""
+    def target_tokens(self) -> np.ndarray:
+        """(U,) int64: how many tokens of each history are predicted in training."""
+        return (np.minimum(self.data.sequences.lengths, self.window) - 1) * CODES_PER_ITEM
+
+    def process_batches(self, rows: np.ndarray) -> Iterator[SeqBatch]:
+        """This process's batches of a step, of the last `window` items of each history.
+
+        Every process has equally many batches. Where there are fewer histories than processes, one without a history
+        reads the step's first history and predicts nothing.
+        """
         mine = rows[self.process :: self.processes]
-        passes = min(self.args.gradient_accumulation_steps, max(1, len(rows) // self.processes))
-        for part in np.array_split(mine if len(mine) else rows[:1], passes):
+        count = min(self.settings.gradient_accumulation_steps, max(1, len(rows) // self.processes))
+        for part in np.array_split(mine if len(mine) else rows[:1], count):
             batch = training_batch(self.data.sequences.select(part).last(self.window), self.data.catalog)
-            if not len(mine):  # fewer histories than processes: this one runs along
+            if not len(mine):
                 batch = batch.without_targets()
             yield batch.pin_memory() if self.pinned else batch
 
-    def steps(self, place: Place) -> int:
-        """Steps of the whole run: those taken at `place` and those to come. Every whole epoch has equally many."""
-        to_come = 0
-        if place.epoch < self.args.epoch:
-            to_come = sum(1 for _ in self.rows(place.epoch, place.row))
-            to_come += sum(1 for _ in self.rows(0)) * (self.args.epoch - place.epoch - 1)
-        steps = place.step + to_come
-        return max(place.step, min(self.args.max_steps or steps, steps))
+    def total_steps(self, progress: Progress) -> int:
+        """Number of steps of the whole run: those taken at `progress` and those to come."""
+        total = progress.step
+        if progress.epoch < self.settings.epoch:
+            whole_epochs = self.settings.epoch - progress.epoch - 1
+            total += self.epoch_steps(progress.epoch, progress.row) + whole_epochs * self.epoch_steps(0, 0)
+        return max(progress.step, min(self.settings.max_steps or total, total))
 
-    def learning_rate(self, work: Work) -> float:
-        """--lr times warm-up and schedule, by the share of the training that is done in the middle of a step.
+    def epoch_steps(self, epoch: int, row: int) -> int:
+        """Number of steps of an epoch from `row` on. Every whole epoch has equally many."""
+        settings = self.settings
+        if settings.tokens_per_batch is None:
+            return math.ceil((self.histories - row) / (settings.batch_size * self.passes))
+        work = self.target_tokens()[epoch_order(self.histories, settings.seed, epoch)]
+        cuts = equal_work_cuts(work, settings.tokens_per_batch * self.passes)
+        return int((cuts > row).sum()) + (row < self.histories)
 
-        Counted in histories, or in steps where --max_steps comes first, so that it goes on smoothly when a run is
-        resumed with another number of processes.
+    def learning_rate(self, step: Step) -> float:
+        """--lr times warm-up and schedule, at the middle of a step.
+
+        The part of the training that is done is counted in histories, or in steps where --max_steps comes first, so
+        that the learning rate goes on smoothly when a run is resumed with another number of processes.
         """
-        args, place = self.args, work.place
-        done = (place.epoch * self.histories + place.row - len(work.rows) / 2) / (args.epoch * self.histories)
-        if args.max_steps:
-            done = max(done, (place.step - 0.5) / args.max_steps)
-        if done < args.warmup:
-            return args.lr * done / args.warmup
-        if args.schedule == "constant":
-            return args.lr
-        return args.lr * (1 + math.cos(math.pi * (done - args.warmup) / (1 - args.warmup))) / 2
+        settings, progress = self.settings, step.progress
+        done = (progress.epoch * self.histories + progress.row - len(step.rows) / 2) / (settings.epoch * self.histories)
+        if settings.max_steps:
+            done = max(done, (progress.step - 0.5) / settings.max_steps)
+        if done < settings.warmup:
+            return settings.lr * done / settings.warmup
+        if settings.schedule == "constant":
+            return settings.lr
+        return settings.lr * (1 + math.cos(math.pi * (done - settings.warmup) / (1 - settings.warmup))) / 2
 
-    def checkpoint_names(self, before: Place, place: Place, stopping: bool = False) -> list[str]:
-        """Names under which the weights are saved after the step from `before` to `place`; none after most steps."""
-        names, stem = [], f"layer_{self.args.tf_layer}_epoch_{place.epoch}"
-        begun = before.row if before.epoch == place.epoch else 0
+    def checkpoint_names(self, before: Progress, progress: Progress, stopping: bool = False) -> list[str]:
+        """Names under which to save the weights after the step from `before` to `progress`; none after most steps."""
+        names, stem = [], f"layer_{self.settings.tf_layer}_epoch_{progress.epoch}"
+        begun = before.row if before.epoch == progress.epoch else 0
         for tenth in range(1, TENTHS + 1):
-            if place.epoch == 0 and begun < -(-tenth * self.histories // TENTHS) <= place.row:
+            if progress.epoch == 0 and begun < -(-tenth * self.histories // TENTHS) <= progress.row:
                 names.append(f"{stem}_model_{tenth:02d}.pt")
-        if place.step % self.args.save_every == 0 or stopping or place.step == self.args.max_steps:
-            names.append(f"{stem}_step_{place.step}.pt")
-        if place.row == self.histories:
+        if progress.step % self.settings.save_every == 0 or stopping or progress.step == self.settings.max_steps:
+            names.append(f"{stem}_step_{progress.step}.pt")
+        if progress.row == self.histories:
             names.append(f"{stem}.pt")
         return names
 
-    def evaluation_due(self, place: Place, steps: int) -> bool:
-        """Whether the held-out histories are read after this step of `steps`."""
-        every = self.args.eval_every
-        return bool(every) and (place.step % every == 0 or place.step == steps)
+    def evaluation_due(self, progress: Progress) -> bool:
+        """Whether to evaluate on the held-out histories at `progress`: every so many steps, and after the last."""
+        settings, here = self.settings, (progress.epoch, progress.row)
+        last = here == (settings.epoch - 1, self.histories) or progress.step == settings.max_steps
+        return bool(settings.eval_every) and (last or progress.step % settings.eval_every == 0)

@@ -1,13 +1,12 @@
-"""Several processes through accelerate: one on the CPU, one per GPU, on one machine or many."""
+"""The processes of a run, started through accelerate: one on the CPU or one per GPU, on one machine or many."""
 
-import argparse
 import contextlib
 import math
 import os
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,14 +17,15 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, FullyShardedDataParallelPlugin, gather_object
 
 from utils.errors import InputError
-from utils.training.plan import Place
+from utils.training.plan import Progress
+from utils.training.settings import Settings
 
-AGAIN = 1.0  # seconds
+SECOND_PRESS = 1.0  # seconds between two presses of Ctrl-C that are not the same one
 PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may differ in
 
 
-def start_accelerator(args: argparse.Namespace) -> Accelerator:
-    """The accelerator of this process, by the flags of pre_train.py; on the CPU it says so.
+def start_accelerator(settings: Settings) -> Accelerator:
+    """Make the accelerator of this process; where it trains on the CPU, it says so.
 
     Raises:
         InputError: the launcher started another number of processes than accelerate found, or a tracker is missing.
@@ -33,15 +33,15 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*no supported trackers")  # an error below
         accelerator = Accelerator(
-            cpu=args.device == "cpu",
-            mixed_precision=args.mixed_precision,
-            fsdp_plugin=sharding() if args.fsdp else None,
+            cpu=settings.device == "cpu",
+            mixed_precision=settings.mixed_precision,
+            fsdp_plugin=fsdp_plugin() if settings.fsdp else None,
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
-            log_with=args.log_with,
-            project_dir=Path(args.log_file).parent,
+            log_with=settings.log_with,
+            project_dir=Path(settings.log_file).parent,
         )
-    if args.log_with and not accelerator.log_with:
-        raise InputError(f"--log_with {args.log_with}: it is not installed: pip install {args.log_with}")
+    if settings.log_with and not accelerator.log_with:
+        raise InputError(f"--log_with {settings.log_with}: it is not installed: pip install {settings.log_with}")
     started = int(os.environ.get("WORLD_SIZE", 1))
     if started != accelerator.num_processes:
         raise InputError(
@@ -53,16 +53,16 @@ def start_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def sharding() -> FullyShardedDataParallelPlugin:
-    """For --fsdp: every GPU holds a part of the weights, gradients and moments, and gathers them block by block."""
+def fsdp_plugin() -> FullyShardedDataParallelPlugin:
+    """How --fsdp shards: every GPU holds a part of the weights, gradients and moments, and gathers them by block."""
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, auto_wrap_policy="transformer_based_wrap", transformer_cls_names_to_wrap=["GPT2Block"]
     )
 
 
 @contextlib.contextmanager
-def lost_processes_told() -> Iterator[None]:
-    """InputError in place of what torch raises, wherever this process happens to be, when another one has ended."""
+def watch_processes() -> Iterator[None]:
+    """Raise InputError in place of torch's many errors, wherever this process is, when another one has ended."""
     try:
         yield
     except RuntimeError as error:
@@ -73,14 +73,14 @@ def lost_processes_told() -> Iterator[None]:
         ) from error
 
 
-def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, Any]) -> None:
-    """InputError unless every process, on whichever machine, was given the same work and begins at the same place.
+def check_same_start(accelerator: Accelerator, progress: Progress, run_metadata: dict[str, Any]) -> None:
+    """Raise InputError unless all processes, on all machines, have the same settings and data and the same first step.
 
     Machines that do not share --ckpt_dir find no state, or an older one, on all but the first.
     """
-    own = {f"--{name}": value for name, value in facts["training"].items() if name not in PATHS}
-    own |= {name: facts.get(name) for name in ("data", "tokenizer", "held_out")}
-    own |= {f"{name} to begin at": value for name, value in place._asdict().items()}
+    own = {f"--{name}": value for name, value in run_metadata["training"].items() if name not in PATHS}
+    own |= {name: run_metadata.get(name) for name in ("data", "tokenizer", "held_out")}
+    own |= {f"{name} to begin at": value for name, value in progress._asdict().items()}
     for number, other in enumerate(gather_object([own])):
         for name, value in own.items():
             if other[name] != value:
@@ -91,42 +91,42 @@ def check_same_start(accelerator: Accelerator, place: Place, facts: dict[str, An
                 )
 
 
-class HostSum:
-    """Sums small numbers over all processes without a word to the GPU, so that it is never waited for."""
+def host_all_reduce(accelerator: Accelerator) -> Callable[..., list[float]]:
+    """Make a function that sums each of its arguments, small numbers, over all processes.
 
-    def __init__(self, accelerator: Accelerator):
-        self.group = None
-        if accelerator.num_processes > 1:
-            self.group = dist.group.WORLD if accelerator.device.type == "cpu" else dist.new_group(backend="gloo")
+    The sums go from processor to processor, so that no GPU is waited for. Whole numbers stay exact up to 2^53.
+    """
+    if accelerator.num_processes == 1:
+        return lambda *numbers: list(numbers)
+    group = dist.group.WORLD if accelerator.device.type == "cpu" else dist.new_group(backend="gloo")
 
-    def __call__(self, *numbers: float) -> list[float]:
-        """The sum of each number over the processes; whole numbers stay exact up to 2^53."""
-        if self.group is None:
-            return list(numbers)
+    def sum_over_processes(*numbers: float) -> list[float]:
         summed = torch.tensor(numbers, dtype=torch.float64)
-        dist.all_reduce(summed, group=self.group)
+        dist.all_reduce(summed, group=group)
         return summed.tolist()
 
+    return sum_over_processes
 
-class Notice:
-    """SIGTERM, by which a cluster tells that time is up, or Ctrl-C: noted here, and heeded at the end of a step.
 
-    Ctrl-C pressed again ends the process at once, a second or more after the first: sooner it may be the same, which
-    torchrun passes on to processes that the terminal has told already.
+class StopSignal:
+    """Record SIGTERM, which a cluster sends when time is up, and Ctrl-C, so that training stops after its step.
+
+    Ctrl-C pressed again ends the process at once if it comes a second or more after the first: sooner it may be the
+    same one, which torchrun passes on to processes that the terminal has told already.
     """
 
     def __init__(self):
         self.terminated, self.interrupted, self.since = False, False, math.inf
 
-    def __enter__(self) -> "Notice":
-        heeded = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
-        self.before = {number: signal.signal(number, self._note) for number in heeded}
+    def __enter__(self) -> "StopSignal":
+        handled = [number for number in (signal.SIGTERM, signal.SIGINT) if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._record) for number in handled}
         return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _record(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGTERM:
             self.terminated = True
-        elif time.monotonic() - self.since > AGAIN:
+        elif time.monotonic() - self.since > SECOND_PRESS:
             self.before[number](number, frame)
         else:
             self.interrupted, self.since = True, min(self.since, time.monotonic())

@@ -1,0 +1,92 @@
+"""The settings of pre-training: each field is a flag of pre_train.py, with type, default and help in one place.
+
+The defaults are the published ones.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from utils.cli import SWITCH, fraction, non_negative_float, positive_float, positive_int, seed, setting
+
+LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
+RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
+FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
+TRACKERS = ("tensorboard", "trackio", "wandb")
+OF_ONE_START = ("resume", "ckpt_dir", "device")  # what a resumed run does not take from the checkpoint
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """What is read, in which order, how much at a time and how often."""
+
+    data_path: str = setting("./data/pre_train", "train.pkl, token_id_list.pkl and embeddings")
+    drop_short: bool = setting(False, "leave out histories of fewer than two items", **SWITCH)
+    batch_size: int = setting(12, "histories per forward pass and process", type=positive_int)
+    tokens_per_batch: int | None = setting(
+        None, "in place of --batch_size: batches of about this many tokens per pass and process", type=positive_int
+    )
+    epoch: int = setting(5, "passes over the histories", type=positive_int)
+    max_steps: int | None = setting(None, "stop, and save, after this many steps", type=positive_int)
+    seed: int = setting(0, "order of the histories, initial weights, dropout", type=seed)
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Sizes of the model; the width of the embeddings comes from the data."""
+
+    tf_layer: int = setting(3, "transformer layers", type=positive_int)
+    width: int = setting(768, "hidden width", type=positive_int)
+    heads: int | None = setting(None, "attention heads; by default one per 64 of width", type=positive_int)
+    dropout: float = setting(0.1, "of embeddings, attention weights and block outputs", type=fraction)
+
+
+@dataclass(frozen=True)
+class OptimisationSettings:
+    """How a step is taken, and on what device."""
+
+    lr: float = setting(1e-4, "AdamW's learning rate", type=positive_float)
+    schedule: str = setting("constant", "of the learning rate after the warm-up", choices=("constant", "cosine"))
+    warmup: float = setting(0.0, "part of the training in which the learning rate rises from 0", type=fraction)
+    weight_decay: float = setting(0.01, "AdamW's weight decay, on every parameter", type=non_negative_float)
+    max_grad_norm: float | None = setting(None, "clip the gradient to this norm", type=positive_float)
+    gradient_accumulation_steps: int = setting(1, "forward passes per step; as exact as one", type=positive_int)
+    gradient_checkpointing: bool = setting(False, "compute each block twice to hold less of it in memory", **SWITCH)
+    fsdp: bool = setting(False, "shard weights and moments over the GPUs", **SWITCH)
+    mixed_precision: str = setting("no", "bf16: matrix products in it", choices=("no", "bf16"))
+    compile: bool = setting(False, "torch.compile the transformer blocks", **SWITCH)
+    device: str | None = setting(None, "by default whatever accelerate finds", choices=("cpu", "cuda"))
+
+
+@dataclass(frozen=True)
+class CheckpointSettings:
+    """What is written, how often, and what a run starts from."""
+
+    ckpt_dir: str = setting("./ckpt", "folder for the checkpoints, made if need be")
+    save_every: int = setting(5000, "steps between checkpoints", type=positive_int)
+    keep: int | None = setting(
+        None, "keep the last K saves and the best; by default all, two to resume from", type=positive_int, metavar="K"
+    )
+    resume: str | None = setting(
+        None, "go on from the checkpoint written last, or from PATH; auto: start where there is none", **RESUME
+    )
+    eval_every: int | None = setting(None, "steps between evaluations on --eval_path", type=positive_int)
+    eval_path: str = setting("./data/eval", "held-out histories, as eval.py reads them")
+    log_file: str = setting("./logs/pre_train.jsonl", "JSON lines of the progress")
+    log_with: str | None = setting(None, "also log to a tracker, in a folder beside the log", choices=TRACKERS)
+
+
+@dataclass(frozen=True)
+class Settings(CheckpointSettings, OptimisationSettings, ModelSettings, DataSettings):
+    """All settings of pre-training."""
+
+    def to_resume(self) -> dict[str, Any]:
+        """The settings that every checkpoint tells, and that a resumed run has unless others are typed."""
+        return {name: value for name, value in asdict(self).items() if name not in OF_ONE_START}
+
+
+GROUPS = {  # of flags in --help
+    "data": DataSettings,
+    "model": ModelSettings,
+    "optimisation": OptimisationSettings,
+    "checkpoints and watching": CheckpointSettings,
+}
