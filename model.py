@@ -43,6 +43,11 @@ class RecGPTConfig:
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"RecGPTConfig: dropout {self.dropout} is not in [0, 1]")
 
+    @property
+    def attention_heads(self) -> int:
+        """Attention heads of every block: `heads` where it is given, otherwise one per 64 of width."""
+        return self.heads or max(1, self.width // HEAD_WIDTH)
+
     def gpt2(self) -> GPT2Config:
         """The configuration of the backbone."""
         return GPT2Config(
@@ -50,7 +55,7 @@ class RecGPTConfig:
             n_positions=self.window * CODES_PER_ITEM,
             n_embd=self.width,
             n_layer=self.layers,
-            n_head=self.heads or max(1, self.width // HEAD_WIDTH),
+            n_head=self.attention_heads,
             resid_pdrop=self.dropout,
             embd_pdrop=self.dropout,
             attn_pdrop=self.dropout,
@@ -177,7 +182,7 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         config = RecGPTConfig(
             layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("gpt2model.h.")),
             width=width,
-            heads=heads_of(metadata, noted_heads(state), width, path),
+            heads=checkpoint_heads(metadata, noted_heads(state), width, path),
             embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
             window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
         )
@@ -205,7 +210,7 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
     return model.to(device).eval(), metadata
 
 
-def heads_of(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
+def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
     """Attention heads, which no shape tells: as `noted` in the weights or in the JSON beside them.
 
     Where neither has them they are taken to be one per 64 of width, which is said unless it is the release's width.
@@ -221,7 +226,7 @@ def heads_of(metadata: dict[str, Any], noted: Any, width: int, path: str | Path)
         )
     heads = beside if noted is None else noted
     if heads is None:
-        heads = max(1, width // HEAD_WIDTH)
+        heads = RecGPTConfig(width=width).attention_heads
         if width != RecGPTConfig.width:
             print(f"{path} does not say how many attention heads it has: {heads}, one per {HEAD_WIDTH} of width")  # noqa: T201
     if type(heads) is not int or heads < 1 or width % heads:
