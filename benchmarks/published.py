@@ -31,14 +31,14 @@ class PublishedModel(nn.Module):
         """(B, L, K) int64 and (B, L, E) float, padded behind the last item -> (B, T, V) logits."""
         inputs = self.model.fuse(codes, embeddings)  # (B, T, D)
         tokens = inputs.shape[1]
-        visible = item_block_mask(tokens, CODES_PER_ITEM, inputs.device)  # (T, T)
+        positions = torch.arange(tokens, device=inputs.device)
+        visible = item_block_mask(positions, positions, CODES_PER_ITEM)  # (T, T)
         real = (codes != PADDING).all(-1).repeat_interleave(CODES_PER_ITEM, 1)  # (B, T)
         hidden_keys = ~(visible & real[:, None, None, :])  # (B, 1, T, T)
         mask = torch.zeros(hidden_keys.shape, device=inputs.device).masked_fill(
             hidden_keys, torch.finfo(torch.float32).min
         )
-        positions = torch.arange(tokens, device=inputs.device)[None]
-        return self.model.pred_head(self.model.gpt2model(inputs, positions, attention_mask=mask))
+        return self.model.pred_head(self.model.gpt2model(inputs, positions[None], attention_mask=mask))
 
 
 def padded_rows(sequences: Sequences, catalog: Catalog, items: int) -> tuple[Tensor, Tensor]:

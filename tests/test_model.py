@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.backends.cuda import cudnn_sdp_enabled
 from transformers import DynamicCache, GPT2Model
 
+import modeling_gpt2_rec
 from model import RecGPT, RecGPTConfig, load_model
-from modeling_gpt2_rec import item_block_mask
 from utils.checkpoint import find_checkpoints, save_state
 from utils.data import (
     GROUP_PADDING,
@@ -56,11 +58,16 @@ def sequences():
     return sequences_of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
 
 
-def test_no_model_uses_the_attention_of_cudnn():
-    """It cost 20 times a step's own time with bf16 on an H100 (docs/log.md)."""
-    torch.backends.cuda.enable_cudnn_sdp(True)
+def test_the_attention_of_cudnn_is_off_where_it_would_serve_and_nowhere_else(monkeypatch):
+    """It cost 20 times a step's own time with bf16 on an H100 (docs/log.md); the process may use it elsewhere."""
+    seen = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: seen.append(cudnn_sdp_enabled()))
+    monkeypatch.setattr("torch.backends.cuda.enable_cudnn_sdp", lambda _: pytest.fail("switched for the whole process"))
     RecGPT(RecGPTConfig(layers=1, width=8, heads=1, embedding_width=32))
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert cudnn_sdp_enabled()
+    for on_gpu in (True, False):
+        modeling_gpt2_rec.attend(SimpleNamespace(is_cuda=on_gpu), None, None, None)
+    assert seen == [False, True] and cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("layers", [3, 12])
@@ -78,7 +85,8 @@ def test_weights_start_as_those_of_gpt2(layers):
 def in_rows(model, batch, attention):
     """Hidden states (T, D) of one history by another of transformers' attentions: a row, a mask, no groups."""
     inputs = model.fuse(batch.codes, batch.embeddings)[None]
-    hidden = ~item_block_mask(inputs.shape[1], 4)
+    positions = torch.arange(inputs.shape[1])
+    hidden = ~modeling_gpt2_rec.item_block_mask(positions, positions, 4)
     # Eager attention adds the mask to the scores; a boolean one would be added as 0 and 1.
     added = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
     model.gpt2model.config._attn_implementation = attention
@@ -89,7 +97,7 @@ def in_rows(model, batch, attention):
 
 
 def test_mask_is_what_the_design_says():
-    mask = item_block_mask(16, 4)
+    mask = modeling_gpt2_rec.item_block_mask(torch.arange(16), torch.arange(16), 4)
     assert [[bool(mask[i, j]) for j in range(16)] for i in range(16)] == [
         [j // 4 <= i // 4 for j in range(16)] for i in range(16)
     ]
@@ -205,6 +213,60 @@ def test_cache_gives_what_the_whole_history_gives(model, catalog):
         logits, caches = append_item(model, caches, codes, embeddings)
         expected = model.next_item_logits(make_batch(sequences_of(*histories), catalog))
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def causal(queries, keys, per_item):
+    return keys[..., None, :] <= queries[..., :, None]
+
+
+def own_item_and_the_one_before(queries, keys, per_item):
+    back = queries[..., :, None] // per_item - keys[..., None, :] // per_item
+    return (back >= 0) & (back <= 1)
+
+
+@pytest.mark.parametrize("mask", [causal, own_item_and_the_one_before])
+@torch.inference_mode()
+def test_one_mask_decides_in_training_in_prediction_and_in_the_cache(model, catalog, monkeypatch, mask):
+    histories = [[4, 8, 15, 2], [16, 23, 42, 7, 9, 1, 11], [3, 12]]
+    batch = make_batch(sequences_of(*histories), catalog)
+    original = model.next_item_logits(batch)
+    monkeypatch.setattr(modeling_gpt2_rec, "item_block_mask", mask)
+    trained = model.pred_head(model.hidden(batch).unflatten(0, (-1, 4))[batch.last])
+    assert not torch.allclose(trained, original, atol=1e-3)
+    torch.testing.assert_close(model.next_item_logits(batch), trained, atol=1e-5, rtol=1e-5)
+    earlier, cache = make_batch(sequences_of(*(items[:-1] for items in histories)), catalog), DynamicCache()
+    model.hidden(earlier, cache)
+    new = np.array([items[-1] for items in histories])
+    codes, embeddings = torch.tensor(catalog.codes[new]).long(), torch.tensor(catalog.embed(new))
+    appended, _ = append_item(model, split_cache(cache, earlier.last), codes, embeddings)
+    torch.testing.assert_close(appended, trained, atol=1e-5, rtol=1e-5)
+    for row, items in enumerate(histories):
+        alone = in_rows(model, make_batch(sequences_of(items), catalog), "eager")
+        torch.testing.assert_close(model.pred_head(alone[-4:]), trained[row], atol=1e-5, rtol=1e-5)
+
+
+def test_no_token_sees_a_later_item():
+    """Under a mask that shows later items, training would see padding, and appending an item would need other keys."""
+    positions = torch.arange(32)
+    mask = modeling_gpt2_rec.item_block_mask(positions, positions, 4)
+    assert not (mask & (positions // 4 > positions[:, None] // 4)).any()
+
+
+def test_a_mask_is_made_once_for_each_length(model, catalog, sequences, monkeypatch):
+    made = []
+
+    def counted(queries, keys, per_item):
+        made.append(len(keys))
+        return causal(queries, keys, per_item)
+
+    monkeypatch.setattr(modeling_gpt2_rec, "item_block_mask", counted)
+    batch = make_batch(sequences, catalog)
+    for mode in (torch.inference_mode, torch.enable_grad):  # a mask of a prediction can be trained with
+        with mode():
+            hidden = model.hidden(batch)
+    hidden.sum().backward()
+    model.zero_grad()
+    assert made == [4 * items for _, items in batch.groups.shapes]
 
 
 def test_checkpoint_round_trip_reads_every_size(model, catalog, sequences, tmp_path):
