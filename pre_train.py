@@ -30,7 +30,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from decoder import check_width
-from eval import check_fit, evaluate
+from eval import evaluate
 from model import HEAD_WIDTH, RecGPT, RecGPTConfig
 from utils.cli import (
     INTERRUPTED,
@@ -45,7 +45,7 @@ from utils.cli import (
     share,
 )
 from utils.data import WINDOW, SeqBatch
-from utils.datasets import HELD_OUT, Interactions, load_eval
+from utils.datasets import HELD_OUT, Interactions, check_fit, load_eval
 from utils.errors import InputError
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
@@ -398,7 +398,7 @@ def load_held_out(args: argparse.Namespace, model: RecGPT, data: Interactions) -
     if not args.eval_every:
         return None
     held_out = load_eval(args.eval_path, args.drop_short)
-    check_fit(Path(args.data_path), model, data.tokenizer, data.encoder, held_out, args.eval_path)
+    check_fit(data.origin._replace(name=args.data_path), held_out.origin)
     return held_out._replace(sequences=held_out.sequences.last(model.config.window))
 
 

@@ -47,7 +47,6 @@ def main() -> None:
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
     args = flags.parse_args()
     common.check_model_flags(args)
-    args.protocol, args.search = "corrected", "exact"
     set_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)
@@ -56,14 +55,20 @@ def main() -> None:
     histories = histories.last(255)
     model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device).eval()
     published = PublishedModel(model).eval()
-    search = predict.make_search(args, Trie(catalog.codes).to(device), catalog.codes, targets, common.TOP)
-    check(published, histories, catalog, lambda some: predict.recommend(model, some, catalog, search, args).items)
+    args.protocol, args.search = "corrected", "exact"  # told with the result
+    trie, protocol = Trie(catalog.codes).to(device), predict.PROTOCOLS[args.protocol]
+    find = predict.make_search(args.search, trie, common.TOP, catalog.codes, targets, protocol.ids_decide)
+
+    def recommend(some: Sequences) -> predict.Found:
+        return predict.recommend(model, some, catalog, find, protocol.batches(some.lengths, args.test_batch_size))
+
+    check(published, histories, catalog, recommend)
 
     dictionaries = None if args.no_published else dictionary_trie(catalog.codes)
     useful = flops(histories.lengths, args.tf_layer, args.width)
     rates, shares, published_rates, matrix_rates = [], [], [], []
     for repeat in range(args.repeats + 1):
-        taken = common.seconds(lambda: predict.recommend(model, histories, catalog, search, args), device)
+        taken = common.seconds(lambda: recommend(histories), device)
         matrix = common.matrix_rate(device)
         if repeat:  # the first is the warm-up
             rates.append(len(histories) / taken)
@@ -117,7 +122,7 @@ def recommend_published(
 def check(published: PublishedModel, histories: Sequences, catalog: Catalog, recommend) -> None:
     """InputError unless lists equal those of users predicted one by one and ranked by a full sort."""
     some = histories.select(np.arange(min(CHECKED_USERS, len(histories))))
-    found, device = recommend(some), next(published.parameters()).device
+    found, device = recommend(some).items, next(published.parameters()).device
     codes = torch.from_numpy(catalog.codes).long()
     for user in range(len(some)):
         rows = padded_rows(some.select(np.array([user])), catalog, int(some.lengths[user]))

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predict import batches
+from predict import PROTOCOLS
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
@@ -186,8 +186,7 @@ def test_checkpoints_at_the_published_moments():
 @pytest.mark.parametrize("protocol", ["corrected", "released"])
 def test_prediction_batches(protocol):
     lengths = np.random.default_rng(0).geometric(0.05, 200)
-    sequences = Sequences(np.arange(200), np.zeros(lengths.sum(), dtype=np.int64), cumulate(lengths))
-    rows = list(batches(sequences, Namespace(protocol=protocol, test_batch_size=16)))
+    rows = list(PROTOCOLS[protocol].batches(lengths, 16))
     assert sorted(np.concatenate(rows)) == list(range(200))
     if protocol == "released":
         assert np.concatenate(rows).tolist() == list(range(200))
