@@ -1,11 +1,9 @@
 """RecGPT: item codes and item embeddings in, the four codes of the next item out. One class for every script.
 
-Letters of the shapes, here and in modeling_gpt2_rec.py and utils/past_key_values.py:
-    B  histories of a batch          K  codes of an item, 4
-    L  items of one history          V  rows of the vocabulary, 15,361: the codes and padding
-    S  item slots of a batch         D  hidden width
-    T  tokens, K to an item          E  width of an item embedding
-    R  rows, one history in each     Q  tokens that ask in attention, where they are not all T
+Letters of the shapes, here and in modeling_gpt2_rec.py and utils/past_key_values.py: B histories of a batch, L items of
+one history, S item slots of all histories of a batch, T tokens (4L or 4S), K = 4 codes of an item, V rows of the
+vocabulary (15,360 codes and padding), D hidden width, E width of an item embedding, R rows with one history each,
+Q tokens that attend to others, where they are not all T.
 """
 
 from dataclasses import dataclass

@@ -28,16 +28,11 @@ ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION,
 def item_block_mask(queries: Tensor, keys: Tensor, per_item: int) -> Tensor:
     """Which query sees which key: a token sees all tokens of its own item and of earlier items.
 
+    Queries (..., Q) and keys (..., T) are int64 positions of tokens in their history, `per_item` is K. Returns
+    (..., Q, T) bool, True where the query sees the key.
+
     Another mask may stand here, but none that shows a later item. Such a mask would let training see the padding, which
     follows a history's last item, and would make the keys in a cache wrong as soon as an item is appended.
-
-    Args:
-        queries: (..., Q) int64 positions of tokens, counted from the first token of their history.
-        keys: (..., T) int64 positions of the tokens that may be seen.
-        per_item: tokens of an item, K.
-
-    Returns:
-        (..., Q, T) bool, True where the query sees the key.
     """
     return keys[..., None, :] // per_item <= queries[..., :, None] // per_item
 
@@ -140,9 +135,7 @@ class GPT2ItemModel(GPT2Model):
             ValueError: both `past_key_values` and `last`, since the last block would leave keys out.
         """
         if last is not None and past_key_values is not None:
-            raise ValueError(
-                "the last block keeps no keys where it computes the last items only: leave out one of both"
-            )
+            raise ValueError("the last block keeps no keys where it computes the last items only: leave out one")
         hidden = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h if last is None else self.h[:-1]:
             hidden = block(hidden, past_key_values, attention_mask, groups=groups)
@@ -152,25 +145,16 @@ class GPT2ItemModel(GPT2Model):
 def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -> Tensor:
     """A block's output at the last item of every history, where prediction reads it; without dropout.
 
-    Keys and values are needed of every token, queries and all that follows only of the last items.
-
-    Args:
-        block: a `GPT2Block`.
-        hidden: (1, T, D), its input.
-        groups: the histories that attention takes together.
-        last: (B,) int64 item slots.
-
-    Returns:
-        (B, K, D), in the order of `last`.
+    Its input `hidden` is (1, T, D), `last` (B,) int64 are the item slots; returns (B, K, D) in their order. Keys and
+    values are needed of every token, queries and all that follows only of the last items.
     """
     attention, per_item = block.attn, hidden.shape[1] // len(groups.places)
     slots = last.sort().values  # (B,) in the order of the groups
     tokens = block.ln_1(hidden[0])  # (T, D)
     weight, bias = attention.c_attn.weight, attention.c_attn.bias  # (D, 3D) and (3D,): queries, keys, values
     width = len(weight)
-    keys_values = torch.addmm(bias[width:], tokens, weight[:, width:])  # (T, 2D)
-    keys_values = keys_values.unflatten(1, (2, -1, attention.head_dim))  # (T, 2, heads, D / heads)
-    key, value = keys_values.permute(1, 2, 0, 3)[:, None]  # (1, heads, T, D / heads) each
+    keys_values = torch.addmm(bias[width:], tokens, weight[:, width:]).unflatten(1, (2, -1, attention.head_dim))
+    key, value = keys_values.permute(1, 2, 0, 3)[:, None]  # (T, 2, heads, D / heads) -> (1, heads, T, D / heads) each
     query = tokens.unflatten(0, (-1, per_item))[slots] @ weight[:, :width] + bias[:width]  # (B, K, D)
     query = query.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)  # (B, heads, K, D / heads)
 

@@ -75,11 +75,9 @@ def main() -> None:
     device = pick_device(args)
     tokenizer = load_tokenizer(args.vae_ckpt, device)
     model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
-    source, width = test.embeddings_path, test.embeddings.shape[1]
-    check_fit(
-        Origin(args.ckpt_path, model.config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer")),
-        Origin(source, width, noted_encoder(source), tokenizer.fingerprint()),
-    )
+    source, known = test.embeddings_path, (metadata.get("encoder"), metadata.get("tokenizer"))
+    found = Origin(source, test.embeddings.shape[1], noted_encoder(source), tokenizer.fingerprint())
+    check_fit(Origin(args.ckpt_path, model.config.embedding_width, *known), found)
     codes = tokenizer.tokenize(test.embeddings, str(source))
     candidates = protocol.candidates(codes, test.embeddings)
     length = min(max(args.topk), len(codes))  # of the lists: no search finds more
@@ -131,7 +129,7 @@ def highest_ids(codes: np.ndarray, _: np.ndarray) -> np.ndarray:
 
 
 def batches_of_equal_work(lengths: np.ndarray, users: int) -> Iterator[np.ndarray]:
-    """Rows of each batch, by length (B,) of the histories, longest first: memory runs out at once or never.
+    """Rows of each batch, by length (U,) of the histories, longest first: memory runs out at once or never.
 
     A batch has as many items as `users` histories of mean length: at least one history, at most `8 * users`.
     """
@@ -189,13 +187,7 @@ def make_search(
 ) -> Callable[[Tensor, np.ndarray], Found]:
     """The function that finds, from logits (B, K, V) and users' rows (B,), the k best candidates and the target's rank.
 
-    Args:
-        name: exact or beam.
-        trie: the candidates.
-        k: length of the lists.
-        codes: (N, K), of all items.
-        targets: (U,) item ids, of all users.
-        ids_decide: as in `Protocol`.
+    `trie` holds the candidates, `codes` (N, K) are those of all items, `targets` (U,) the item ids of all users.
     """
     search, rank = (beam_search, rank_found) if name == "beam" else (exact_search, rank_targets)
     known = torch.isin(torch.from_numpy(targets), trie.items.cpu())
@@ -220,15 +212,9 @@ def recommend(
     batches: Iterable[np.ndarray],
     left_padded: bool = False,
 ) -> Found:
-    """Predict every user's next item: what `find` finds (see `make_search`), on the CPU, in the order of `histories`.
+    """Predict every user's next item: what `find` (see `make_search`) finds, on the CPU, in the order of `histories`.
 
-    Args:
-        model: in evaluation mode.
-        histories: of U users, without the targets, at most as long as the model's window.
-        catalog: the items.
-        find: from logits (B, K, V) and rows (B,) of the users.
-        batches: rows of the users of each batch, every user in one of them.
-        left_padded: as in `make_batch`.
+    Histories come without their targets and fit the window; `batches` are rows of them, each in one batch.
 
     Raises:
         InputError: a logit is not finite.

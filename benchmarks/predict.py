@@ -36,7 +36,7 @@ from utils.Trie import Trie
 from utils.util import pick_device, set_seed
 
 CHECKED_USERS = 16
-COMPARED_RATE = 131e9  # operations/s of the matrix product to which rates are scaled, so that machines compare
+COMPARED_RATE = 131e9  # FLOP/s of the matrix product to which rates are scaled, so that machines compare
 
 
 def main() -> None:
@@ -100,7 +100,7 @@ def main() -> None:
 
 
 def flops(lengths: np.ndarray, layers: int, width: int) -> float:
-    """Of a prediction that computes what is read: all of a history but in the last block, there four queries."""
+    """FLOPs of predicting from histories of lengths (B,): the last block computes only the last item's queries."""
     whole = common.model_flops(lengths, layers - 1, width, vocabulary=0)
     keys_values = 2 * CODES_PER_ITEM * lengths.sum() * 2 * width**2
     per_query = 10 * width**2 + 2 * width * CODES_PER_ITEM * lengths.mean() + width * VOCABULARY
@@ -111,7 +111,7 @@ def flops(lengths: np.ndarray, layers: int, width: int) -> float:
 def recommend_published(
     model: PublishedModel, histories: Sequences, catalog: Catalog, trie: dict, device: torch.device
 ) -> list[list[int]]:
-    """One batch, padded to its longest history, with the logits of every token, and a walk per user and beam."""
+    """The published way: one batch, padded to its longest history, all logits, and a walk per user and beam."""
     rows = padded_rows(histories, catalog, int(histories.lengths.max()))
     logits = model(*(side.to(device) for side in rows)).unflatten(1, (-1, CODES_PER_ITEM))  # (B, L, K, V)
     last = torch.from_numpy(histories.lengths - 1)
@@ -120,7 +120,7 @@ def recommend_published(
 
 @torch.inference_mode()
 def check(published: PublishedModel, histories: Sequences, catalog: Catalog, recommend) -> None:
-    """InputError unless lists equal those of users predicted one by one and ranked by a full sort."""
+    """InputError unless the lists are those of users who are predicted one by one and ranked by a full sort."""
     some = histories.select(np.arange(min(CHECKED_USERS, len(histories))))
     found, device = recommend(some).items, next(published.parameters()).device
     codes = torch.from_numpy(catalog.codes).long()

@@ -1,6 +1,6 @@
-"""The published formulation, as the yardstick of the benchmarks: padding, eager attention, all logits, dictionaries.
+"""The published formulation, which the benchmarks compare with: padding, eager attention, all logits, dictionaries.
 
-Same weights and same result as the program's own; written for what it costs, not copied from anywhere.
+It has the program's weights and results, and the costs of the published one. It is not copied from there.
 """
 
 import copy
@@ -42,7 +42,7 @@ class PublishedModel(nn.Module):
 
 
 def padded_rows(sequences: Sequences, catalog: Catalog, items: int) -> tuple[Tensor, Tensor]:
-    """Codes (B, items, K) int64, padded with 15360, and embeddings (B, items, E) float32, padded with zero."""
+    """Rows of `items` items: codes (B, items, K) int64, padded with 15360, and embeddings (B, items, E) with zero."""
     codes = np.full((len(sequences), items, CODES_PER_ITEM), PADDING, dtype=np.int64)
     embeddings = np.zeros((len(sequences), items, catalog.embeddings.shape[1]), dtype=np.float32)
     for row in range(len(sequences)):

@@ -252,21 +252,14 @@ def test_no_token_sees_a_later_item():
     assert not (mask & (positions // 4 > positions[:, None] // 4)).any()
 
 
-def test_a_mask_is_made_once_for_each_length(model, catalog, sequences, monkeypatch):
-    made = []
-
-    def counted(queries, keys, per_item):
-        made.append(len(keys))
-        return causal(queries, keys, per_item)
-
-    monkeypatch.setattr(modeling_gpt2_rec, "item_block_mask", counted)
+def test_a_mask_is_made_once_for_each_length_and_serves_training_after_prediction(model, catalog, sequences):
+    modeling_gpt2_rec.history_mask.cache_clear()
     batch = make_batch(sequences, catalog)
-    for mode in (torch.inference_mode, torch.enable_grad):  # a mask of a prediction can be trained with
-        with mode():
-            hidden = model.hidden(batch)
-    hidden.sum().backward()
+    with torch.inference_mode():
+        model.hidden(batch)
+    model.hidden(batch).sum().backward()
     model.zero_grad()
-    assert made == [4 * items for _, items in batch.groups.shapes]
+    assert modeling_gpt2_rec.history_mask.cache_info().misses == len(batch.groups.shapes)
 
 
 def test_checkpoint_round_trip_reads_every_size(model, catalog, sequences, tmp_path):

@@ -1,5 +1,6 @@
 """Metrics, baselines, sequences, the order of an epoch, and when checkpoints are written."""
 
+import doctest
 import math
 from argparse import Namespace
 
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predict import PROTOCOLS
+from utils import metrics
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
@@ -41,6 +43,10 @@ def test_sequences_and_repeat_recent_are_like_lists(lists, k):
     assert sequences.split_targets()[1].tolist() == [items[-1] for items in lists]
     recent = [list(dict.fromkeys(reversed(items)))[:k] for items in lists]
     assert repeat_recent(sequences, k).tolist() == [items + [-1] * (k - len(items)) for items in recent]
+
+
+def test_the_worked_examples_of_the_metrics():
+    assert doctest.testmod(metrics) == (0, 5)
 
 
 def test_metrics_by_hand():

@@ -1,11 +1,8 @@
 """Sequences, catalogs and batches: from histories of item ids to the tensors that the model reads.
 
-Letters of the shapes, here and in the comments:
-    U  users, or histories, of a whole file        N  items of the catalog
-    B  users, or histories, of a batch             K  codes of an item, 4
-    L  items of one history                        E  width of an item embedding
-    S  item slots of a batch: all its histories'   T  tokens, K to an item: of a batch 4S, of a history 4L
-    P  places in the attention groups of a batch: S and the padding
+Letters of the shapes, here and in the other files of utils/: U users, or histories, of a file, B of a batch; L items of
+one history, S item slots of all histories of a batch, P places in its attention groups (S and the padding); T tokens (4L
+or 4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
 """
 
 from collections.abc import Callable
@@ -117,12 +114,9 @@ class Catalog:
 
 
 def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
-    """InputError naming the first of some embeddings (n, E) float that holds NaN or infinity.
+    """InputError naming the first of some embeddings (n, E) that holds NaN or infinity, and its file, `source`.
 
-    Args:
-        embeddings: (n, E) float.
-        rows: their places in the file, (n,) int64; of consecutive rows the place of the first.
-        source: the file, for the message.
+    `rows` are their places in the file, (n,) int64, or of consecutive rows the place of the first.
     """
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
@@ -198,11 +192,8 @@ def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False
 def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
     """The batch in which every item but a history's first is a target, predicted at the slot of the item before.
 
-    A history's last item is a target only and is not read, so that a history of one item takes no part.
-
-    Args:
-        sequences: the histories, none empty, in any order.
-        catalog: codes and embeddings of their items.
+    A history's last item is a target only and is not read, so that a history of one item takes no part. The histories
+    may come in any order.
 
     Raises:
         ValueError: no history of two items, an empty one, or an item id that is none of the catalog.
@@ -254,10 +245,7 @@ def token_positions(items: Tensor) -> Tensor:
 
 
 def group_by_length(lengths: np.ndarray) -> Groups:
-    """Group B histories for attention: one joins the group of those before it unless it is much shorter.
-
-    Args:
-        lengths: (B,) whole numbers, longest first.
+    """Group histories of lengths (B,), longest first: one joins the group before it unless it is much shorter.
 
     Raises:
         ValueError: no lengths, a length below 1, or another order, in which items would be lost.

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
 import modeling_gpt2_rec
@@ -34,28 +35,20 @@ def split_cache(cache: DynamicCache, last: Tensor) -> list[UserCache]:
     """Cut a batch's cache into one per history, each a copy, in the order of `last` (B,) int64 (`SeqBatch.last`)."""
     keys = torch.cat([layer.keys for layer in cache.layers])  # (layers, heads, T, D / heads)
     values = torch.cat([layer.values for layer in cache.layers])
-    ends = ((last.sort().values + 1) * CODES_PER_ITEM).tolist()
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    caches = [
-        UserCache(*(side.clone() for side in sides))
-        for sides in zip(keys.split(lengths, 2), values.split(lengths, 2), strict=True)
-    ]
-    return [caches[history] for history in torch.searchsorted(last.sort().values, last).tolist()]
+    ends = ((last + 1) * CODES_PER_ITEM).tolist()
+    starts = dict(zip(sorted(ends), [0, *sorted(ends)], strict=False))  # a history begins where the one before ends
+    return [UserCache(*(side[:, :, starts[end] : end].clone() for side in (keys, values))) for end in ends]
 
 
 def join_caches(caches: list[UserCache]) -> DynamicCache:
     """The caches of B users as one batch of rows, padded on the left with zeros: (B, heads, longest, D / heads)."""
-    longest = max(cache.keys.shape[2] for cache in caches)
-    layers, heads, _, width = caches[0].keys.shape
-    keys = caches[0].keys.new_zeros(layers, len(caches), heads, longest, width)
-    values = torch.zeros_like(keys)
-    for row, cache in enumerate(caches):
-        first = longest - cache.keys.shape[2]
-        keys[:, row, :, first:] = cache.keys
-        values[:, row, :, first:] = cache.values
+    keys, values = (
+        pad_sequence([side.transpose(0, 2) for side in sides], batch_first=True, padding_side="left")
+        for sides in ([cache.keys for cache in caches], [cache.values for cache in caches])
+    )  # (B, longest, heads, layers, D / heads)
     joined = DynamicCache()
-    for layer in range(layers):
-        joined.update(keys[layer], values[layer], layer)
+    for layer in range(keys.shape[3]):
+        joined.update(keys[:, :, :, layer].transpose(1, 2), values[:, :, :, layer].transpose(1, 2), layer)
     return joined
 
 
