@@ -1,8 +1,8 @@
 """Sequences, catalogs and batches: from histories of item ids to the tensors that the model reads.
 
 Letters of the shapes, here and in the other files of utils/: U users, or histories, of a file, B of a batch; L items of
-one history, S item slots of all histories of a batch, P places in its attention groups (S and the padding); T tokens (4L
-or 4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
+one history, S item slots of all histories of a batch, P places in its attention groups (S and padding); T tokens (4L or
+4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ VOCABULARY = CODEBOOK_SIZE + 1  # V
 
 
 class FSQ(nn.Module):
-    """Quantizer of vectors of width `dim`: projects to five numbers, rounds each to one of its levels, projects back."""
+    """Quantizer of vectors of width `dim`: projects to five numbers, rounds each to a level, projects back."""
 
     def __init__(self, dim: int):
         super().__init__()
