@@ -47,15 +47,10 @@ def catalog():
     )
 
 
-def sequences_of(*histories):
-    lengths = np.array([len(history) for history in histories])
-    return Sequences(np.arange(len(histories)), np.concatenate(histories).astype(np.int64), cumulate(lengths))
-
-
 @pytest.fixture(scope="module")
 def sequences():
     rng = np.random.default_rng(3)
-    return sequences_of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
+    return Sequences.of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
 
 
 def test_the_attention_of_cudnn_is_off_where_it_would_serve_and_nowhere_else(monkeypatch):
@@ -105,7 +100,7 @@ def test_mask_is_what_the_design_says():
 
 @torch.inference_mode()
 def test_later_codes_of_an_item_are_seen_and_later_items_are_not(model, catalog):
-    batch = make_batch(sequences_of([1, 2, 3]), catalog)
+    batch = make_batch(Sequences.of([1, 2, 3]), catalog)
     codes = batch.codes.clone()
     codes[1, 3] = (codes[1, 3] + 1) % 15360  # the last code of the second item
     change = (model.hidden(batch) - model.hidden(batch._replace(codes=codes))).abs().amax(-1)
@@ -126,19 +121,19 @@ def test_histories_that_are_none_are_refused(model, catalog):
     """An empty history would get another user's logits, a negative id another item's codes."""
     for make in (make_batch, training_batch):
         with pytest.raises(ValueError, match="history 1 of the batch is empty"):
-            make(sequences_of([1, 2], [], [3, 4]), catalog)
+            make(Sequences.of([1, 2], [], [3, 4]), catalog)
         with pytest.raises(ValueError, match="there is no history"):
-            make(sequences_of([1, 2], [3]).select(np.array([], dtype=int)), catalog)
+            make(Sequences.of([1, 2], [3]).select(np.array([], dtype=int)), catalog)
         for odd in (-1, ITEMS):
             with pytest.raises(ValueError, match=f"item id {odd} is none of the catalog, which has 0 to {ITEMS - 1}"):
-                make(sequences_of([1, 2], [3, odd, 4]), catalog)
+                make(Sequences.of([1, 2], [3, odd, 4]), catalog)
             with pytest.raises(ValueError, match=f"item id {odd} is none"):
-                make(sequences_of([1, 2], [3, odd]), catalog)
+                make(Sequences.of([1, 2], [3, odd]), catalog)
     for left_padded in (False, True):
         with pytest.raises(ValueError, match="a history has 257 items, the window 256"):
-            model.next_item_logits(make_batch(sequences_of([1, 2], [3] * 257), catalog, left_padded))
+            model.next_item_logits(make_batch(Sequences.of([1, 2], [3] * 257), catalog, left_padded))
     with pytest.raises(ValueError, match="a history has 257 items"):
-        model(training_batch(sequences_of([3] * 258), catalog))
+        model(training_batch(Sequences.of([3] * 258), catalog))
 
 
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=60))
@@ -200,7 +195,7 @@ def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeyp
 @torch.inference_mode()
 def test_cache_gives_what_the_whole_history_gives(model, catalog):
     histories = [[4, 8, 15], [16, 23, 42, 7, 9, 1], [3]]
-    batch = make_batch(sequences_of(*histories), catalog)
+    batch = make_batch(Sequences.of(*histories), catalog)
     cache = DynamicCache()
     model.hidden(batch, cache)
     caches = split_cache(cache, batch.last)
@@ -211,7 +206,7 @@ def test_cache_gives_what_the_whole_history_gives(model, catalog):
         items = np.full(3, item)
         codes, embeddings = torch.tensor(catalog.codes[items]).long(), torch.tensor(catalog.embed(items))
         logits, caches = append_item(model, caches, codes, embeddings)
-        expected = model.next_item_logits(make_batch(sequences_of(*histories), catalog))
+        expected = model.next_item_logits(make_batch(Sequences.of(*histories), catalog))
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -228,20 +223,20 @@ def own_item_and_the_one_before(queries, keys, per_item):
 @torch.inference_mode()
 def test_one_mask_decides_in_training_in_prediction_and_in_the_cache(model, catalog, monkeypatch, mask):
     histories = [[4, 8, 15, 2], [16, 23, 42, 7, 9, 1, 11], [3, 12]]
-    batch = make_batch(sequences_of(*histories), catalog)
+    batch = make_batch(Sequences.of(*histories), catalog)
     original = model.next_item_logits(batch)
     monkeypatch.setattr(modeling_gpt2_rec, "item_block_mask", mask)
     trained = model.pred_head(model.hidden(batch).unflatten(0, (-1, 4))[batch.last])
     assert not torch.allclose(trained, original, atol=1e-3)
     torch.testing.assert_close(model.next_item_logits(batch), trained, atol=1e-5, rtol=1e-5)
-    earlier, cache = make_batch(sequences_of(*(items[:-1] for items in histories)), catalog), DynamicCache()
+    earlier, cache = make_batch(Sequences.of(*(items[:-1] for items in histories)), catalog), DynamicCache()
     model.hidden(earlier, cache)
     new = np.array([items[-1] for items in histories])
     codes, embeddings = torch.tensor(catalog.codes[new]).long(), torch.tensor(catalog.embed(new))
     appended, _ = append_item(model, split_cache(cache, earlier.last), codes, embeddings)
     torch.testing.assert_close(appended, trained, atol=1e-5, rtol=1e-5)
     for row, items in enumerate(histories):
-        alone = in_rows(model, make_batch(sequences_of(items), catalog), "eager")
+        alone = in_rows(model, make_batch(Sequences.of(items), catalog), "eager")
         torch.testing.assert_close(model.pred_head(alone[-4:]), trained[row], atol=1e-5, rtol=1e-5)
 
 

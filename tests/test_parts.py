@@ -13,17 +13,11 @@ from hypothesis import strategies as st
 from predict import PROTOCOLS
 from utils import metrics
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
-from utils.data import Sequences, cumulate
+from utils.data import Sequences
 from utils.errors import InputError
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
 from utils.training.batches import epoch_batches, equal_work_batches, prefetched
 from utils.training.plan import Place, Plan
-
-
-def sequences_of(histories):
-    lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    return Sequences(np.arange(len(histories)), np.concatenate(histories).astype(np.int64), cumulate(lengths))
-
 
 histories = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=12), min_size=1, max_size=8)
 
@@ -31,7 +25,7 @@ histories = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=12), min_s
 @given(histories, st.integers(1, 14))
 @settings(deadline=None)
 def test_sequences_and_repeat_recent_are_like_lists(lists, k):
-    sequences = sequences_of(lists)
+    sequences = Sequences.of(*lists)
     rows = np.arange(len(lists))[::-1]
     for made, expected in (
         (sequences.select(rows), lists[::-1]),

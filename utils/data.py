@@ -31,6 +31,12 @@ class Sequences:
     items: np.ndarray  # (sum of lengths,) int32 or int64, item ids in time order
     offsets: np.ndarray  # (U + 1,) int64
 
+    @classmethod
+    def of(cls, *lists: list[int] | np.ndarray) -> "Sequences":
+        """Histories given as lists of item ids, of users 0, 1, …"""
+        items = np.array([item for items in lists for item in items], dtype=np.int64)
+        return cls(np.arange(len(lists)), items, cumulate(np.array([len(items) for items in lists])))
+
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
@@ -266,7 +272,5 @@ def group_by_length(lengths: np.ndarray) -> Groups:
         start = end
     first_places = cumulate(np.repeat([longest for _, longest in shapes], [histories for histories, _ in shapes]))
     return Groups(
-        torch.from_numpy(np.concatenate(padded)),
-        torch.from_numpy(spans(first_places[:-1], lengths)),
-        tuple(shapes),
+        torch.from_numpy(np.concatenate(padded)), torch.from_numpy(spans(first_places[:-1], lengths)), tuple(shapes)
     )

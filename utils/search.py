@@ -286,13 +286,7 @@ def _ranges(begin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def beam_search(
-    logits: Tensor,
-    trie: Trie,
-    k: int,
-    temperature: float = 0.1,
-    first: int = 10,
-    per_beam: int = 5,
-    beams: int = 20,
+    logits: Tensor, trie: Trie, k: int, temperature: float = 0.1, first: int = 10, per_beam: int = 5, beams: int = 20
 ) -> TopK:
     """The published search: the most likely prefixes, extended code by code within the catalog. It is approximate.
 
