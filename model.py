@@ -106,12 +106,9 @@ class RecGPT(nn.Module):
         return tokens + self.norm_aux(self.linear_layer(slices))
 
     def hidden(self, batch: SeqBatch, cache: Cache | None = None, last: Tensor | None = None) -> Tensor:
-        """Final hidden states (T, D) float of all tokens.
+        """Final hidden states (T, D) float of all tokens; with `last` (B,) int64 only of these item slots, (B, K, D).
 
-        Args:
-            batch: the histories.
-            cache: receives the keys and values of every token (see utils/past_key_values.py).
-            last: (B,) int64 item slots. Only their hidden states are computed and returned, (B, K, D).
+        A `cache` receives the keys and values of every token (see utils/past_key_values.py).
 
         Raises:
             ValueError: a history is longer than the window, or embeddings are of another width.
@@ -172,10 +169,7 @@ class RecGPT(nn.Module):
 def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:
     """Load a checkpoint: a model in evaluation mode, its sizes read from the weights, and the JSON beside them.
 
-    Args:
-        path: a checkpoint of this program or of the release, or its zip parts.
-        device: where the model goes.
-        layers: what the user typed as --tf_layer, to be compared with the checkpoint.
+    The checkpoint may be the release's, or its zip parts; `layers` is what the user typed as --tf_layer.
 
     Raises:
         InputError: the file is damaged or does not hold a RecGPT model, or `layers` contradicts it.

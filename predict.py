@@ -76,10 +76,11 @@ def main() -> None:
     tokenizer = load_tokenizer(args.vae_ckpt, device)
     model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
     source, known = test.embeddings_path, (metadata.get("encoder"), metadata.get("tokenizer"))
-    found = Origin(source, test.embeddings.shape[1], noted_encoder(source), tokenizer.fingerprint())
-    check_fit(Origin(args.ckpt_path, model.config.embedding_width, *known), found)
+    at_hand = Origin(source, test.embeddings.shape[1], noted_encoder(source), tokenizer.fingerprint())
+    check_fit(Origin(args.ckpt_path, model.config.embedding_width, *known), at_hand)
     codes = tokenizer.tokenize(test.embeddings, str(source))
     candidates = protocol.candidates(codes, test.embeddings)
+    catalog = Catalog(codes, test.embeddings, source=str(source))
     length = min(max(args.topk), len(codes))  # of the lists: no search finds more
     trie = Trie(codes[candidates], candidates).to(device)
     if not protocol.ids_decide:
@@ -90,9 +91,7 @@ def main() -> None:
 
     started = time.perf_counter()
     batches = protocol.batches(read.lengths, args.test_batch_size)
-    found = recommend(
-        model, read, Catalog(codes, test.embeddings, source=str(source)), find, batches, protocol.left_padded
-    )
+    found = recommend(model, read, catalog, find, batches, protocol.left_padded)
     seconds = time.perf_counter() - started
     print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
     if args.output:
