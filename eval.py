@@ -44,17 +44,12 @@ def parse() -> argparse.Namespace:
     """The command line."""
     flags = parser(__doc__)
     flags.add_argument("--data_path", default="./data/eval", help="folder with eval.pkl and its companions")
-    flags.add_argument(
-        "--ckpt_path", nargs="+", default=["./ckpt"], metavar="PATH", help="checkpoints, folders or quoted patterns"
-    )
+    paths = "checkpoints, folders or quoted patterns"
+    flags.add_argument("--ckpt_path", nargs="+", default=["./ckpt"], metavar="PATH", help=paths)
     flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")
     flags.add_argument("--test_batch_size", type=positive_int, default=32, help="histories per batch")
-    flags.add_argument(
-        "--protocol",
-        choices=("corrected", "released"),
-        default="corrected",
-        help="rank by the loss per target token, or by the published mean of batch means",
-    )
+    meaning = "rank by the loss per target token, or by the published mean of batch means"
+    flags.add_argument("--protocol", choices=("corrected", "released"), default="corrected", help=meaning)
     flags.add_argument("--seed", help=argparse.SUPPRESS)  # of older commands: evaluation draws nothing
     flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per checkpoint")

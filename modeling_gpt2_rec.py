@@ -87,7 +87,7 @@ def item_block_attention(
 
 
 def split_groups(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> Iterator[tuple[Tensor, ...]]:
-    """Queries, keys or values (1, heads, T, D / heads) by group: (histories, heads, tokens of the longest, D / heads)."""
+    """Queries, keys or values (1, heads, T, D / heads) by group: (histories, heads, tokens, D / heads), padded."""
     sides = tuple(side[0].transpose(0, 1).unflatten(0, (-1, per_item))[groups.padded] for side in sides)  # (P, K, …)
     start = 0
     for histories, items in groups.shapes:

@@ -144,11 +144,8 @@ def model_flops(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -
 
 def report(name: str, args: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
     """Print a result, and append it to --results with machine, versions and date."""
-    settings = {
-        key: value
-        for key, value in vars(args).items()
-        if key not in ("results", "debug", "gpu", "sequences", "entropy")
-    }
+    left_out = ("results", "debug", "gpu", "sequences", "entropy")
+    settings = {key: value for key, value in vars(args).items() if key not in left_out}
     result = {
         "benchmark": name,
         **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},
@@ -178,9 +175,6 @@ def machine() -> dict[str, str]:
 def cpu_name() -> str:
     """The processor as Linux names it."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor() or platform.machine()

@@ -34,10 +34,7 @@ class PublishedModel(nn.Module):
         positions = torch.arange(tokens, device=inputs.device)
         visible = item_block_mask(positions, positions, CODES_PER_ITEM)  # (T, T)
         real = (codes != PADDING).all(-1).repeat_interleave(CODES_PER_ITEM, 1)  # (B, T)
-        hidden_keys = ~(visible & real[:, None, None, :])  # (B, 1, T, T)
-        mask = torch.zeros(hidden_keys.shape, device=inputs.device).masked_fill(
-            hidden_keys, torch.finfo(torch.float32).min
-        )
+        mask = ~(visible & real[:, None, None, :]) * torch.finfo(torch.float32).min  # (B, 1, T, T), added to the scores
         return self.model.pred_head(self.model.gpt2model(inputs, positions[None], attention_mask=mask))
 
 

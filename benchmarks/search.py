@@ -94,9 +94,8 @@ def main() -> None:
         result |= shares
         if dictionaries is not None:
             result["ratio"] = medians["published_ms_per_user"] / medians["exact_ms_per_user"]
-        common.report(
-            "search", args, device, {**result, **built, "all_exact_ms": [round(t, 3) for t in times["exact"]]}
-        )
+        result |= {**built, "all_exact_ms": [round(t, 3) for t in times["exact"]]}
+        common.report("search", args, device, result)
 
 
 def check_entropies(entropies: list[float]) -> None:

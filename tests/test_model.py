@@ -81,9 +81,8 @@ def in_rows(model, batch, attention):
     """Hidden states (T, D) of one history by another of transformers' attentions: a row, a mask, no groups."""
     inputs = model.fuse(batch.codes, batch.embeddings)[None]
     positions = torch.arange(inputs.shape[1])
-    hidden = ~modeling_gpt2_rec.item_block_mask(positions, positions, 4)
     # Eager attention adds the mask to the scores; a boolean one would be added as 0 and 1.
-    added = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+    added = ~modeling_gpt2_rec.item_block_mask(positions, positions, 4) * torch.finfo(torch.float32).min
     model.gpt2model.config._attn_implementation = attention
     try:
         return model.gpt2model(inputs, token_positions(batch.positions)[None], attention_mask=added[None, None])[0]

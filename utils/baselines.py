@@ -34,9 +34,8 @@ def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
 def most_popular(popularity: np.ndarray, users: int, k: int) -> np.ndarray:
     """Recommend the k items of the highest counts (N,) to everyone: (users, min(k, N)) int64; ties by ascending id."""
     check_count(k, "k")
-    top = (
-        len(popularity) - 1 - np.argsort(popularity[::-1], kind="stable")[::-1][:k]
-    )  # unsigned counts cannot be negated
+    ascending = np.argsort(popularity[::-1], kind="stable")  # unsigned counts could not be negated
+    top = len(popularity) - 1 - ascending[::-1][:k]
     return np.broadcast_to(top, (users, len(top)))
 
 
