@@ -78,13 +78,9 @@ def main() -> None:
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
     append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
     print(f"\n{len(data.sequences)} histories of {args.data_path}; loss in nats, best first")
-    print_table(
-        ["rank", "loss", "mean of batch means (published)", "checkpoint"],
-        (
-            [str(place), *(value if math.isfinite(value) else "not a number" for value in losses[path]), str(path)]
-            for place, path in enumerate(ranked, start=1)
-        ),
-    )
+    shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path]] for path in ranked}
+    rows = ([str(place), *shown[path], str(path)] for place, path in enumerate(ranked, start=1))
+    print_table(["rank", "loss", "mean of batch means (published)", "checkpoint"], rows)
     if not math.isfinite(getattr(losses[ranked[0]], by)):
         raise InputError("no checkpoint has a finite loss: training has diverged. Lower its --lr and train again.")
     print(f"best: {ranked[0]}")

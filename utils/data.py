@@ -170,9 +170,8 @@ class SeqBatch(NamedTuple):
 
     def _on(self, move: Callable[[Tensor], Tensor]) -> "SeqBatch":
         groups = Groups(move(self.groups.padded), move(self.groups.places), self.groups.shapes)
-        return SeqBatch(
-            *(move(tensor) for tensor in self[:4]), groups, None if self.targets is None else move(self.targets)
-        )
+        targets = None if self.targets is None else move(self.targets)
+        return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets)
 
 
 def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:
