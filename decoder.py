@@ -10,13 +10,12 @@ from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM
 
 DROPOUT = 0.2
-START = 0.02  # deviation of the weights before training
-
+INITIAL_STD = 0.02  # of linear and embedding weights
 DECODER_HEADS = 8  # attention heads over one slice
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; `linear_layers` are query, key and value, as the release names them."""
+    """Multi-head self-attention. `linear_layers`, the release's name, are those of queries, keys and values."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -48,7 +47,7 @@ class FeedForward(nn.Module):
 
 
 class Residual(nn.Module):
-    """Pre-norm residual connection around a sublayer; holds the norm under the release's name."""
+    """Pre-norm residual connection around a sublayer. It holds the norm, which the release names so."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -61,7 +60,7 @@ class Residual(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, both pre-norm, with dropout on the output."""
+    """Attention and feed-forward, each with a pre-norm residual connection; dropout on the output."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -79,7 +78,7 @@ class TransformerLayer(nn.Module):
 
 
 class Decoder(nn.Module):
-    """(N, K, E/K) quantized slices -> (N, E) reconstruction, read off the last of the K positions.
+    """Rebuilds item embeddings (N, E) from quantized slices (N, K, E/K), at the last of the K positions.
 
     Starts as published: weights of linear layers and positions from N(0, 0.02), biases 0, norms 1 and 0.
     """
@@ -93,7 +92,7 @@ class Decoder(nn.Module):
         self.linear_layer = nn.Sequential(
             nn.Linear(width, embedding_width), nn.ReLU(), nn.Linear(embedding_width, embedding_width)
         )
-        self.apply(_start)
+        self.apply(_init_weights)
 
     def forward(self, quantized: Tensor) -> Tensor:
         """(N, K, E/K) float -> (N, E) float."""
@@ -104,10 +103,10 @@ class Decoder(nn.Module):
         return self.linear_layer(x[:, -1])
 
 
-def _start(module: nn.Module) -> None:
-    """The published initial weights of one layer; norms start as torch's do."""
+def _init_weights(module: nn.Module) -> None:
+    """Draw the initial weights of one layer as published; norms start as torch's do."""
     if isinstance(module, (nn.Linear, nn.Embedding)):
-        nn.init.normal_(module.weight, std=START)
+        nn.init.normal_(module.weight, std=INITIAL_STD)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)
 

@@ -1,4 +1,4 @@
-"""The tokenizer's encoder: it has no parameters, an embedding is cut into consecutive slices."""
+"""The tokenizer's encoder, which has no parameters: an embedding is cut into consecutive slices."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from utils.fsq import CODES_PER_ITEM
 
 
 class Encoder(nn.Module):
-    """Cut item embeddings into K sub-vectors, one per code (design of the published tokenizer)."""
+    """Cuts item embeddings into K slices, one per code, as the published tokenizer does."""
 
     def forward(self, embeddings: Tensor) -> Tensor:
         """(N, E) float -> (N, K, E/K) float, consecutive slices; E must be a multiple of K."""

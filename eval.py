@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import RecGPT, load_model
+from model import load_model
 from utils.checkpoint import find_checkpoints
-from utils.cli import parser, positive_int, run, seed
+from utils.cli import parser, positive_int, run
 from utils.data import training_batch
-from utils.datasets import Interactions, load_eval, other_encoder
+from utils.datasets import Interactions, Origin, check_fit, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.util import add_device_flags, append_results, pick_device, print_table, set_seed
+from utils.util import add_device_flags, append_results, pick_device, print_table
 
 
 class EvalLoss(NamedTuple):
-    """Losses of one checkpoint in nats."""
+    """Losses of one checkpoint, in nats."""
 
     loss: float  # mean over all target tokens
     published: float  # mean of the batches' means
@@ -44,18 +44,13 @@ def parse() -> argparse.Namespace:
     """The command line."""
     flags = parser(__doc__)
     flags.add_argument("--data_path", default="./data/eval", help="folder with eval.pkl and its companions")
-    flags.add_argument(
-        "--ckpt_path", nargs="+", default=["./ckpt"], metavar="PATH", help="checkpoints, folders or quoted patterns"
-    )
+    paths = "checkpoints, folders or quoted patterns"
+    flags.add_argument("--ckpt_path", nargs="+", default=["./ckpt"], metavar="PATH", help=paths)
     flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")
     flags.add_argument("--test_batch_size", type=positive_int, default=32, help="histories per batch")
-    flags.add_argument(
-        "--protocol",
-        choices=("corrected", "released"),
-        default="corrected",
-        help="rank by the loss per target token, or by the published mean of batch means",
-    )
-    flags.add_argument("--seed", type=seed, default=0, help="evaluation draws nothing at random")
+    meaning = "rank by the loss per target token, or by the published mean of batch means"
+    flags.add_argument("--protocol", choices=("corrected", "released"), default="corrected", help=meaning)
+    flags.add_argument("--seed", help=argparse.SUPPRESS)  # of older commands: evaluation draws nothing
     flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per checkpoint")
     add_device_flags(flags)
@@ -65,7 +60,6 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Load, evaluate each checkpoint, rank."""
     args = parse()
-    set_seed(args.seed)
     if args.results:
         check_writable(args.results)
     checkpoints = find_checkpoints(args.ckpt_path)
@@ -75,7 +69,8 @@ def main() -> None:
     losses: dict[Path, EvalLoss] = {}
     for path in checkpoints:
         model, metadata = load_model(path, device, args.tf_layer)
-        check_fit(path, model, metadata.get("tokenizer"), metadata.get("encoder"), data, args.data_path)
+        known = metadata.get("encoder"), metadata.get("tokenizer")
+        check_fit(Origin(path, model.config.embedding_width, *known), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
 
@@ -83,40 +78,17 @@ def main() -> None:
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
     append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
     print(f"\n{len(data.sequences)} histories of {args.data_path}; loss in nats, best first")
-    print_table(
-        ["rank", "loss", "mean of batch means (published)", "checkpoint"],
-        (
-            [str(place), *(value if math.isfinite(value) else "not a number" for value in losses[path]), str(path)]
-            for place, path in enumerate(ranked, start=1)
-        ),
-    )
+    shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path]] for path in ranked}
+    rows = ([str(place), *shown[path], str(path)] for place, path in enumerate(ranked, start=1))
+    print_table(["rank", "loss", "mean of batch means (published)", "checkpoint"], rows)
     if not math.isfinite(getattr(losses[ranked[0]], by)):
         raise InputError("no checkpoint has a finite loss: training has diverged. Lower its --lr and train again.")
     print(f"best: {ranked[0]}")
 
 
 def rank(losses: dict[Path, float]) -> list[Path]:
-    """Checkpoints by ascending loss; those whose loss is no finite number last, in their order."""
+    """Checkpoints by ascending loss; those without a finite loss come last, in the order given."""
     return sorted(losses, key=lambda path: losses[path] if math.isfinite(losses[path]) else math.inf)
-
-
-def check_fit(
-    path: Path, model: RecGPT, tokenizer: str | None, encoder: str | None, data: Interactions, folder: str
-) -> None:
-    """InputError unless the checkpoint and the data come from the same encoder and tokenizer."""
-    width = data.catalog.embeddings.shape[1]
-    if width != model.config.embedding_width:
-        raise InputError(
-            f"{data.catalog.source} is {width} wide, {path} was trained on embeddings "
-            f"{model.config.embedding_width} wide. Encode both with one sentence encoder."
-        )
-    if other := other_encoder(path, encoder, data.catalog.source, data.encoder):
-        raise InputError(other)
-    if tokenizer and data.tokenizer and tokenizer != data.tokenizer:
-        raise InputError(
-            f"{path} was trained on codes of tokenizer {tokenizer}, {folder} holds codes of {data.tokenizer}. "
-            "Make the eval set with the tokenizer of the checkpoint (make_eval.py --vae_ckpt)."
-        )
 
 
 @torch.no_grad()
@@ -129,16 +101,16 @@ def evaluate(
     processes: int = 1,
     sum_over_processes: Callable[..., Sequence[float]] = lambda *numbers: numbers,
 ) -> EvalLoss:
-    """Next-item loss over all histories, which fit the window, in file order.
+    """Next-item loss over all histories, in file order.
 
     Args:
         model: in evaluation mode.
-        data: histories with their catalog.
+        data: histories that fit the model's window, with their catalog.
         batch_size: histories per batch.
         name: shown with the progress; None shows nothing.
         process: number of this process, which takes every `processes`-th batch.
-        processes: how many there are.
-        sum_over_processes: adds each of its arguments up over them.
+        processes: how many processes evaluate together.
+        sum_over_processes: adds up each of its arguments over all processes.
     """
     device = next(model.parameters()).device
     sequences = data.sequences
@@ -147,7 +119,7 @@ def evaluate(
     for start in tqdm(rounds, desc=name, unit="batch", mininterval=1.0, disable=name is None):
         rows = np.arange(start, len(sequences))[process * batch_size :][:batch_size]
         batch = training_batch(sequences.select(rows if len(rows) else np.array([0])), data.catalog)
-        # Without a share in the last round a process runs along, because the parts of a model may be spread over all.
+        # A process that has no batch left in the last round runs along: the weights may be spread over all processes.
         output = model((batch if len(rows) else batch.without_targets()).to(device))
         if len(rows):
             total += output.total.item()

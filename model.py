@@ -1,4 +1,10 @@
-"""RecGPT: item codes and item embeddings in, the four codes of the next item out; one class for every script."""
+"""RecGPT: item codes and item embeddings in, the four codes of the next item out. One class for every script.
+
+Letters of the shapes, here and in modeling_gpt2_rec.py and utils/past_key_values.py: B histories of a batch, L items of
+one history, S item slots of all histories of a batch, T tokens (4L or 4S), K = 4 codes of an item, V rows of the
+vocabulary (15,360 codes and padding), D hidden width, E width of an item embedding, R rows with one history each,
+Q tokens that attend to others, where they are not all T.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,23 +23,22 @@ from utils.errors import InputError, reason
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.util import check_count
 
-HEAD_WIDTH = 64  # of GPT-2: 12 heads at width 768
-LOGITS_AT_ONCE = 512  # target tokens: 30 MiB of logits in float32, which fits the cache
+HEAD_WIDTH = 64  # as in GPT-2, which has 12 heads at width 768
+LOGITS_AT_ONCE = 512  # target tokens whose logits are held together: 30 MiB in float32, which fits a CPU's cache
 
 
 @dataclass(frozen=True)
 class RecGPTConfig:
-    """Every size of the model; `heads` 0 stands for one head per 64 of width, as in GPT-2."""
+    """Every size of the model; ValueError for sizes that no model has."""
 
     layers: int = 3
     width: int = 768  # D
-    heads: int = 0
+    heads: int = 0  # 0 stands for one head per 64 of width
     embedding_width: int = 768  # E
-    window: int = WINDOW  # items
+    window: int = WINDOW  # items of a history that the model can read
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        """ValueError for sizes that no model has."""
         for name in ("layers", "width", "embedding_width", "window"):
             check_count(getattr(self, name), f"RecGPTConfig: {name}")
         if type(self.heads) is not int or self.heads < 0 or self.width % (self.heads or 1):
@@ -45,11 +50,11 @@ class RecGPTConfig:
 
     @property
     def attention_heads(self) -> int:
-        """Attention heads of every block: `heads` where it is given, otherwise one per 64 of width."""
+        """Attention heads of every block: as given, or one per 64 of width."""
         return self.heads or max(1, self.width // HEAD_WIDTH)
 
     def gpt2(self) -> GPT2Config:
-        """The configuration of the backbone."""
+        """The backbone's configuration."""
         return GPT2Config(
             vocab_size=VOCABULARY,
             n_positions=self.window * CODES_PER_ITEM,
@@ -66,21 +71,21 @@ class RecGPTConfig:
 
 
 class LossOutput(NamedTuple):
-    """Summed cross-entropy in nats and the number of target tokens it was summed over."""
+    """The loss of a batch as a sum, so that batches of different sizes can be added up."""
 
-    total: Tensor  # () float
-    targets: Tensor  # () int64
+    total: Tensor  # () float, cross-entropy in nats, summed over the target tokens
+    targets: Tensor  # () int64, how many target tokens there are
 
     @property
     def mean(self) -> Tensor:
-        """() float, cross-entropy per target token."""
+        """() float, cross-entropy in nats per target token."""
         return self.total / self.targets
 
 
 class RecGPT(nn.Module):
     """The model of the paper: embedding fusion, GPT-2 with item-block attention, one head for all four codes.
 
-    Parameter names are those of the release.
+    Parameters have the names of the release.
     """
 
     def __init__(self, config: RecGPTConfig, gradient_checkpointing: bool = False):
@@ -95,13 +100,13 @@ class RecGPT(nn.Module):
         self.norm_aux = nn.LayerNorm(config.width)
 
     def fuse(self, codes: Tensor, embeddings: Tensor) -> Tensor:
-        """Token embedding plus auxiliary embedding: (..., S, K) codes, (..., S, E) float -> (..., T, D) float."""
-        tokens = self.norm_seq(self.gpt2model.wte(codes.flatten(-2)))  # (..., T, D)
+        """Token embedding plus auxiliary embedding of (..., S, K) codes and (..., S, E) float: (..., T, D) float."""
+        tokens = self.norm_seq(self.gpt2model.wte(codes.flatten(-2)))  # (..., S, K) -> (..., T, D)
         slices = embeddings.unflatten(-1, (CODES_PER_ITEM, -1)).flatten(-3, -2)  # (..., T, E/K)
         return tokens + self.norm_aux(self.linear_layer(slices))
 
     def hidden(self, batch: SeqBatch, cache: Cache | None = None, last: Tensor | None = None) -> Tensor:
-        """Final hidden states (T, D); with `last` (B,) int64 only those of these item slots, (B, K, D).
+        """Final hidden states (T, D) float of all tokens; with `last` (B,) int64 only of these item slots, (B, K, D).
 
         A `cache` receives the keys and values of every token (see utils/past_key_values.py).
 
@@ -123,17 +128,17 @@ class RecGPT(nn.Module):
         return hidden if last is not None else hidden[0]
 
     def forward(self, batch: SeqBatch) -> LossOutput:
-        """Next-item loss: the four positions of an item predict the four codes of the next one, all at once.
+        """Next-item loss: the K tokens of an item predict the K codes of the next item, all at once.
 
         Raises:
-            ValueError: as `hidden`, or no targets.
+            ValueError: the batch has no targets, or what `hidden` raises.
         """
         if batch.targets is None:
             raise ValueError("the batch has nothing to predict: make it with training_batch")
         hidden, weight, targets = self.hidden(batch), self.pred_head.weight, batch.targets.flatten()  # (T, D), (T,)
-        # In chunks, so that the (T, V) logits are never held; which is also faster, since a chunk stays in the cache.
+        # The (T, V) logits are computed in chunks and never held. That is faster, too: a chunk stays in the cache.
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOGITS_AT_ONCE)
-        if torch.is_autocast_enabled(hidden.device.type):  # which this function does not heed: cast, and sum in float32
+        if torch.is_autocast_enabled(hidden.device.type):  # torch does not cast for this function; sum in float32
             dtype = torch.get_autocast_dtype(hidden.device.type)
             hidden, weight = hidden.to(dtype), weight.to(dtype)
             total = F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
@@ -142,16 +147,15 @@ class RecGPT(nn.Module):
         return LossOutput(total, (targets != IGNORED).sum())
 
     def flops_per_token(self) -> float:
-        """Floating-point operations of training on one token: those of the matrix products, attention left out."""
-        tables = (self.gpt2model.wte, self.gpt2model.wpe)
-        looked_up = sum(table.weight.numel() for table in tables)
+        """FLOPs of training on one token, forward and backward, in all matrix products but those of attention."""
+        looked_up = self.gpt2model.wte.weight.numel() + self.gpt2model.wpe.weight.numel()
         return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - looked_up)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
         """Logits of the four codes of every history's next item: (B, K, V) float32.
 
         Raises:
-            ValueError: as `hidden`, or dropout is on.
+            ValueError: dropout is on, or what `hidden` raises.
         """
         self.check_predicts()
         return self.pred_head(self.hidden(batch, last=batch.last)).float()
@@ -163,19 +167,32 @@ class RecGPT(nn.Module):
 
 
 def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:
-    """A model in evaluation mode with the weights of a checkpoint, every size read from it, and its JSON.
+    """Load a checkpoint: a model in evaluation mode, its sizes read from the weights, and the JSON beside them.
 
-    The release's token embedding has 50,257 rows, of which only the first V are ever used.
-
-    Args:
-        path: release or own checkpoint, or zip parts of one.
-        device: where the model goes.
-        layers: what the user typed as --tf_layer, to be held against the checkpoint.
+    The checkpoint may be the release's, or its zip parts; `layers` is what the user typed as --tf_layer.
 
     Raises:
-        InputError: damaged file, not a RecGPT model, or `layers` contradicts it.
+        InputError: the file is damaged or does not hold a RecGPT model, or `layers` contradicts it.
     """
     state, metadata = load_state(path), read_metadata(path)
+    config = read_config(state, metadata, path)
+    if layers is not None and layers != config.layers:
+        raise InputError(
+            f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
+        )
+    model = RecGPT(config)
+    fill_module(model, state, path)
+    return model.to(device).eval(), metadata
+
+
+def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | Path) -> RecGPTConfig:
+    """Read every size from the weights of a checkpoint, and cut their token embedding to the V rows that are used.
+
+    The release's token embedding has 50,257 rows, of which the first V are used.
+
+    Raises:
+        InputError: the weights are not those of a RecGPT model.
+    """
     try:
         width = state["gpt2model.wte.weight"].shape[1]
         state["gpt2model.wte.weight"] = state["gpt2model.wte.weight"][:VOCABULARY]
@@ -191,29 +208,24 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
             f"{path} does not hold the weights of a RecGPT model (missing or odd: {reason(error)}). "
             "Give a checkpoint that pre_train.py wrote, or the release's."
         ) from error
-    if layers is not None and layers != config.layers:
-        raise InputError(
-            f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
-        )
     check_width(config.embedding_width, path)
     blocks, tables = 12 * width * config.layers, 2 * VOCABULARY + config.embedding_width // CODES_PER_ITEM
     held = sum(value.numel() for value in state.values())
-    if width * (blocks + tables) > held:  # before a model is made that memory may not hold
+    if width * (blocks + tables) > held:  # a model of such sizes may not fit in memory
         raise InputError(
             f"{path} holds {held} numbers, too few for {config.layers} layers of width {width}. "
             "Give a checkpoint that pre_train.py wrote, or the release's."
         )
     if config.window < 2:
         raise InputError(f"{path} has a window of {config.window} items: no model of this kind.")
-    model = RecGPT(config)
-    fill_module(model, state, path)
-    return model.to(device).eval(), metadata
+    return config
 
 
 def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
-    """Attention heads, which no shape tells: as `noted` in the weights or in the JSON beside them.
+    """Attention heads of a checkpoint, which the shapes of its weights do not tell.
 
-    Where neither has them they are taken to be one per 64 of width, which is said unless it is the release's width.
+    They are `noted` in the weights or in the JSON beside them. Where they are not, as in the release, they are one per
+    64 of width; for any other width than the release's this guess is printed.
 
     Raises:
         InputError: weights and JSON disagree, or the heads do not divide the width.

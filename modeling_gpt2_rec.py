@@ -1,27 +1,59 @@
-"""GPT-2 with item-block attention over histories laid end to end: transformers' blocks around our attention."""
+"""GPT-2 with item-block attention over histories laid end to end: transformers' blocks around our own attention.
+
+`item_block_mask` alone says which token sees which: in training, in the last block of a prediction (`last_items`) and
+where an item is appended to a cache (utils/past_key_values.py). The letters of the shapes are those of model.py.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, Cache, GPT2Config, GPT2Model
 
 if TYPE_CHECKING:
-    from utils.data import Groups  # which histories attention takes together
+    from utils.data import Groups
+
+# On a GPU. cuDNN's attention is left out: with these shapes it is 21 times slower (docs/log.md).
+ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def item_block_mask(tokens: int, tokens_per_item: int, device: torch.device | None = None) -> Tensor:
-    """(T, T) bool, True where a query (row) sees a key (column): all tokens of its own item and of earlier items."""
-    item = torch.arange(tokens, device=device) // tokens_per_item
-    return item[None, :] <= item[:, None]  # kv // 4 <= q // 4
+def item_block_mask(queries: Tensor, keys: Tensor, per_item: int) -> Tensor:
+    """Which query sees which key: a token sees all tokens of its own item and of earlier items.
+
+    Queries (..., Q) and keys (..., T) are int64 positions of tokens in their history, `per_item` is K. Returns
+    (..., Q, T) bool, True where the query sees the key.
+
+    Another mask may stand here, but none that shows a later item. Such a mask would let training see the padding, which
+    follows a history's last item, and would make the keys in a cache wrong as soon as an item is appended.
+    """
+    return keys[..., None, :] // per_item <= queries[..., :, None] // per_item
 
 
-@torch.compiler.disable  # the groups differ from batch to batch, and each would be compiled anew
+@lru_cache(maxsize=256)  # lengths; the masks of every length up to 256 items take 90 MB
+@torch.inference_mode(False)  # a mask that was first needed in a prediction may serve training later
+def history_mask(mask: Callable[..., Tensor], tokens: int, per_item: int, device: torch.device) -> Tensor:
+    """`mask` between all tokens of a history, (tokens, tokens) bool; made once for each length and device."""
+    positions = torch.arange(tokens, device=device)
+    return mask(positions, positions, per_item)
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """torch's attention of (R, heads, Q, D / heads) queries: the same shape; on a GPU by the kernels named above."""
+    with sdpa_kernel(ATTENTION_KERNELS) if query.is_cuda else nullcontext():
+        return F.scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
+
+
+@torch.compiler.disable  # groups differ from batch to batch, and each would be compiled anew
 def item_block_attention(
     module: nn.Module,
     query: Tensor,
@@ -33,31 +65,30 @@ def item_block_attention(
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
-    """Attention within each history: what transformers calls in every block.
+    """Attention within each history. Every block calls it, with the arguments that transformers gives.
 
-    Query, key and value are (1, heads, T, D / heads), all histories one after another. Without `groups` they are
-    rows, (R, heads, tokens, D / heads), with an `attention_mask` as torch's attention takes it.
+    Query, key and value are (1, heads, T, D / heads), all histories one after another. Without `groups` they are R rows
+    instead, (R, heads, tokens, D / heads), with an `attention_mask` as torch's attention takes it.
 
     Returns:
-        (1 or R, T, heads, D / heads), and no weights.
+        (1 or R, T, heads, D / heads), and None in place of the attention weights.
     """
     if groups is None:
-        rows = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, scale=scaling)
-        return rows.transpose(1, 2), None
+        return attend(query, key, value, attention_mask, dropout, scaling).transpose(1, 2), None
     if key.shape[2] != query.shape[2]:
         raise ValueError("a cache that already holds keys needs rows and a mask in place of groups")
     per_item = query.shape[2] // len(groups.places)
     outputs = []
-    for q, k, v in _grouped((query, key, value), groups, per_item):
-        mask = item_block_mask(q.shape[2], per_item, q.device)  # hides the padding, too, which comes last
-        out = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scaling)
-        outputs.append(out.transpose(1, 2).unflatten(1, (-1, per_item)).flatten(0, 1))  # (places, K, heads, D / heads)
-    return torch.cat(outputs)[groups.places].flatten(0, 1)[None], None
+    for q, k, v in split_groups((query, key, value), groups, per_item):
+        mask = history_mask(item_block_mask, q.shape[2], per_item, q.device)
+        out = attend(q, k, v, mask, dropout, scaling)  # (histories, heads, tokens, D / heads)
+        outputs.append(out.transpose(1, 2).unflatten(1, (-1, per_item)).flatten(0, 1))  # (slots, K, heads, D / heads)
+    return torch.cat(outputs)[groups.places].flatten(0, 1)[None], None  # (P, K, …) -> (S, K, …) -> (1, T, …)
 
 
-def _grouped(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> Iterator[tuple[Tensor, ...]]:
-    """(1, heads, T, D / heads) each -> per group (histories, heads, tokens of the longest, D / heads) each."""
-    sides = tuple(side[0].transpose(0, 1).unflatten(0, (-1, per_item))[groups.padded] for side in sides)
+def split_groups(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> Iterator[tuple[Tensor, ...]]:
+    """Queries, keys or values (1, heads, T, D / heads) by group: (histories, heads, tokens, D / heads), padded."""
+    sides = tuple(side[0].transpose(0, 1).unflatten(0, (-1, per_item))[groups.padded] for side in sides)  # (P, K, …)
     start = 0
     for histories, items in groups.shapes:
         end = start + histories * items
@@ -66,14 +97,13 @@ def _grouped(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> Iterat
 
 
 class GPT2ItemModel(GPT2Model):
-    """`transformers.GPT2Model` whose tokens see all tokens of their own item, not only the earlier ones."""
+    """`transformers.GPT2Model` with the attention of this file in place of causal attention."""
 
     def __init__(self, config: GPT2Config):
         AttentionInterface.register("item_block", item_block_attention)
-        torch.backends.cuda.enable_cudnn_sdp(False)  # 21 times slower with these shapes (docs/log.md)
         config._attn_implementation = "item_block"
         super().__init__(config)
-        # GPT-2's start of what ends a residual branch, which transformers 5 leaves out for subclasses made elsewhere.
+        # transformers 5 scales the last projections of a block only in its own classes, not in subclasses like this.
         for block in self.h:
             for projection in (block.attn.c_proj, block.mlp.c_proj):
                 nn.init.normal_(projection.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
@@ -87,21 +117,22 @@ class GPT2ItemModel(GPT2Model):
         past_key_values: Cache | None = None,
         last: Tensor | None = None,
     ) -> Tensor:
-        """(1, T, D) input embeddings and (1, T) int64 positions -> (1, T, D) final hidden states.
+        """Final hidden states (1, T, D) of input embeddings (1, T, D).
 
         Args:
-            inputs_embeds: all histories one after another; or rows (R, T, D), with a mask instead of groups.
-            position_ids: places in the position embedding.
-            groups: which slots attention takes together.
-            attention_mask: for rows, (R, 1, T, keys).
-            past_key_values: receives keys and values; with rows it may hold earlier ones, which come first. Not with
-                `last`.
-            last: (B,) int64 slots of the histories' last items: the last block computes only these. Returns (B, K, D).
+            inputs_embeds: all histories one after another; or R rows, (R, T, D), with a mask in place of groups.
+            position_ids: (1, T) or (R, T) int64, rows of the position embedding.
+            groups: the histories that attention takes together.
+            attention_mask: of rows, (R, 1, T, keys).
+            past_key_values: receives keys and values. With rows it may hold earlier ones, which come first.
+            last: (B,) int64 item slots of the histories' last items. The last block then computes only these, and the
+                result is (B, K, D).
+
+        Raises:
+            ValueError: both `past_key_values` and `last`, since the last block would leave keys out.
         """
         if last is not None and past_key_values is not None:
-            raise ValueError(
-                "the last block keeps no keys where it computes the last items only: leave out one of both"
-            )
+            raise ValueError("the last block keeps no keys where it computes the last items only: leave out one")
         hidden = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h if last is None else self.h[:-1]:
             hidden = block(hidden, past_key_values, attention_mask, groups=groups)
@@ -109,26 +140,28 @@ class GPT2ItemModel(GPT2Model):
 
 
 def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -> Tensor:
-    """A block's output where prediction reads it: (1, T, D) and (B,) int64 item slots -> (B, K, D), without dropout.
+    """A block's output at the last item of every history, where prediction reads it; without dropout.
 
-    Keys and values need every token, queries and all that follows only those of the last items.
+    Its input `hidden` is (1, T, D), `last` (B,) int64 are the item slots; returns (B, K, D) in their order. Keys and
+    values are needed of every token, queries and all that follows only of the last items.
     """
     attention, per_item = block.attn, hidden.shape[1] // len(groups.places)
-    slots = last.sort().values  # histories in the order of the groups
-    lengths = slots.diff(prepend=slots.new_tensor([-1])) * per_item  # (B,) tokens
+    slots = last.sort().values  # (B,) in the order of the groups
     tokens = block.ln_1(hidden[0])  # (T, D)
     weight, bias = attention.c_attn.weight, attention.c_attn.bias  # (D, 3D) and (3D,): queries, keys, values
     width = len(weight)
     keys_values = torch.addmm(bias[width:], tokens, weight[:, width:]).unflatten(1, (2, -1, attention.head_dim))
-    key, value = keys_values.permute(1, 2, 0, 3)[:, None]  # (1, heads, T, D / heads) each
+    key, value = keys_values.permute(1, 2, 0, 3)[:, None]  # (T, 2, heads, D / heads) -> (1, heads, T, D / heads) each
     query = tokens.unflatten(0, (-1, per_item))[slots] @ weight[:, :width] + bias[:width]  # (B, K, D)
     query = query.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)  # (B, heads, K, D / heads)
 
+    lengths = slots.diff(prepend=slots.new_tensor([-1])) * per_item  # (B,) tokens
+    positions = lengths[:, None] + torch.arange(-per_item, 0, device=last.device)  # (B, K) of the last item's tokens
     outputs, start = [], 0
-    for k, v in _grouped((key, value), groups, per_item):
+    for k, v in split_groups((key, value), groups, per_item):
         end = start + len(k)
-        real = torch.arange(k.shape[2], device=k.device) < lengths[start:end, None]  # (histories, tokens)
-        outputs.append(F.scaled_dot_product_attention(query[start:end], k, v, real[:, None, None]))
+        mask = item_block_mask(positions[start:end], torch.arange(k.shape[2], device=k.device), per_item)
+        outputs.append(attend(query[start:end], k, v, mask[:, None]))  # mask: (histories, 1, K, tokens)
         start = end
     out = torch.cat(outputs).transpose(1, 2).flatten(2)  # (B, K, D)
     out = hidden[0].unflatten(0, (-1, per_item))[slots] + attention.c_proj(out)

@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from decoder import check_width
-from eval import check_fit, evaluate
+from eval import evaluate
 from model import RecGPT, RecGPTConfig
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
-from utils.datasets import HELD_OUT, Interactions, load_eval
+from utils.datasets import HELD_OUT, Interactions, check_fit, load_eval
 from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
@@ -337,7 +337,7 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
     if not settings.eval_every:
         return None
     held_out = load_eval(settings.eval_path, settings.drop_short)
-    check_fit(Path(settings.data_path), model, data.tokenizer, data.encoder, held_out, settings.eval_path)
+    check_fit(data.origin._replace(name=settings.data_path), held_out.origin)
     return held_out._replace(sequences=held_out.sequences.last(model.config.window))
 
 

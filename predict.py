@@ -17,7 +17,7 @@ if __name__ == "__main__":
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,16 +28,16 @@ from tqdm import tqdm
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
-from utils.cli import SWITCH, parser, positive_int, run, seed
+from utils.cli import SWITCH, parser, positive_int, run
 from utils.data import Catalog, Sequences, make_batch
-from utils.datasets import TestSet, dataset_folder, load_test, noted_encoder, other_encoder
+from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable, finite
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
 from utils.search import beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
-from utils.util import add_device_flags, append_results, pick_device, print_table, set_seed
+from utils.util import add_device_flags, append_results, pick_device, print_table
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
 
@@ -51,16 +51,16 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--tf_layer", type=positive_int, help="transformer layers, read from the checkpoint")
     flags.add_argument("--test_batch_size", type=positive_int, default=96, help="users per batch")
     flags.add_argument("--cold", **SWITCH, help="users of cold_test.pkl, who have one to three items")
-    flags.add_argument("--protocol", choices=("corrected", "released"), default="corrected", help="see above")
+    flags.add_argument("--protocol", choices=tuple(PROTOCOLS), default="corrected", help="see above")
     flags.add_argument("--search", choices=("exact", "beam"), help="exact for corrected, beam for released")
     flags.add_argument("--topk", type=positive_int, nargs="+", default=[1, 3, 5], help="k of Hit@k and NDCG@k")
-    flags.add_argument("--seed", type=seed, default=0, help="prediction draws nothing at random")
+    flags.add_argument("--seed", help=argparse.SUPPRESS)  # of older commands: prediction draws nothing
     flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
     flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items and scores")
     add_device_flags(flags)
     args = flags.parse_args()
-    args.search = args.search or {"corrected": "exact", "released": "beam"}[args.protocol]
+    args.search = args.search or PROTOCOLS[args.protocol].search
     args.topk = sorted(set(args.topk))
     for path in filter(None, (args.output, args.results)):
         check_writable(path)
@@ -70,32 +70,34 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Load, rank, compare, report."""
     args = parse()
-    set_seed(args.seed)
-    folder = dataset_folder(args.dataset)
-    test = load_test(folder, args.cold, args.drop_short)
+    protocol = PROTOCOLS[args.protocol]
+    test = load_test(dataset_folder(args.dataset), args.cold, args.drop_short)
     device = pick_device(args)
     tokenizer = load_tokenizer(args.vae_ckpt, device)
     model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
-    check_fit(args, model, metadata, tokenizer.fingerprint(), test)
-
-    codes = tokenizer.tokenize(test.embeddings, str(test.embeddings_path))
-    candidates = find_candidates(codes, test.embeddings, args.protocol)
-    catalog = Catalog(codes, test.embeddings, source=str(test.embeddings_path))
+    source, known = test.embeddings_path, (metadata.get("encoder"), metadata.get("tokenizer"))
+    at_hand = Origin(source, test.embeddings.shape[1], noted_encoder(source), tokenizer.fingerprint())
+    check_fit(Origin(args.ckpt_path, model.config.embedding_width, *known), at_hand)
+    codes = tokenizer.tokenize(test.embeddings, str(source))
+    candidates = protocol.candidates(codes, test.embeddings)
+    catalog = Catalog(codes, test.embeddings, source=str(source))
     length = min(max(args.topk), len(codes))  # of the lists: no search finds more
     trie = Trie(codes[candidates], candidates).to(device)
-    if args.protocol == "corrected":
+    if not protocol.ids_decide:
         tell_ties(trie)
     histories, targets = test.sequences.split_targets()
-    search = make_search(args, trie, codes, targets, length)
+    read = histories.last(model.config.window - 1)
+    find = make_search(args.search, trie, length, codes, targets, protocol.ids_decide)
 
     started = time.perf_counter()
-    found = recommend(model, histories.last(model.config.window - 1), catalog, search, args)
+    batches = protocol.batches(read.lengths, args.test_batch_size)
+    found = recommend(model, read, catalog, find, batches, protocol.left_padded)
     seconds = time.perf_counter() - started
     print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
     if args.output:
         write_lists(args.output, test.sequences.users, found)
 
-    baselines = baseline_ranks(histories, targets, test, candidates, length, by_id=args.protocol == "released")
+    baselines = baseline_ranks(histories, targets, test, candidates, length, protocol.ids_decide)
     ranks = {"RecGPT": Ranks(found.above, found.tied), **baselines}
     results = measure(ranks, user_groups(histories, targets, test), args.topk)
     report(results, args.topk)
@@ -105,38 +107,12 @@ def main() -> None:
     print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
 
 
-def check_fit(args: argparse.Namespace, model: RecGPT, metadata: dict[str, Any], tokenizer: str, test: TestSet) -> None:
-    """InputError unless data, tokenizer and checkpoint belong together; all that is wrong is told at once."""
-    problems = []
-    if test.embeddings.shape[1] != model.config.embedding_width:
-        problems.append(
-            f"{test.embeddings_path} is {test.embeddings.shape[1]} wide, {args.ckpt_path} was trained on embeddings "
-            f"{model.config.embedding_width} wide: encode the texts with the encoder of the checkpoint."
-        )
-    encoder = noted_encoder(test.embeddings_path)
-    if other := other_encoder(args.ckpt_path, metadata.get("encoder"), test.embeddings_path, encoder):
-        problems.append(other)
-    if metadata.get("tokenizer", tokenizer) != tokenizer:
-        problems.append(
-            f"{args.ckpt_path} was trained on codes of tokenizer {metadata['tokenizer']}, {args.vae_ckpt} is "
-            f"{tokenizer}: name the tokenizer of the checkpoint with --vae_ckpt."
-        )
-    if problems:
-        raise InputError(" ".join(problems))
-
-
-def find_candidates(codes: np.ndarray, embeddings: np.ndarray, protocol: str) -> np.ndarray:
-    """Ids (M,) int64, ascending, of the items that may be recommended, from codes (N, K) and embeddings (N, E).
-
-    `corrected`: every item with text. `released`: of items that share four codes the one with the highest id, rows
-    without text included.
+def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
+    """Ids (M,) int64, ascending, of the items of codes (N, K) whose embedding (N, E) is not zero.
 
     Raises:
-        InputError: no item has text.
+        InputError: there is none.
     """
-    if protocol == "released":
-        _, last = np.unique(codes[::-1], axis=0, return_index=True)
-        return np.sort(len(codes) - 1 - last)
     candidates = np.flatnonzero(np.any(embeddings, axis=1))
     if len(candidates) < len(codes):
         print(f"{len(codes) - len(candidates)} of {len(codes)} items have no text (zero embedding): not recommended")
@@ -145,8 +121,51 @@ def find_candidates(codes: np.ndarray, embeddings: np.ndarray, protocol: str) ->
     return candidates
 
 
+def highest_ids(codes: np.ndarray, _: np.ndarray) -> np.ndarray:
+    """Ids (M,) int64, ascending: of the items that share all four codes of (N, K) the one with the highest id."""
+    _, last = np.unique(codes[::-1], axis=0, return_index=True)
+    return np.sort(len(codes) - 1 - last)
+
+
+def batches_of_equal_work(lengths: np.ndarray, users: int) -> Iterator[np.ndarray]:
+    """Rows of each batch, by length (U,) of the histories, longest first: memory runs out at once or never.
+
+    A batch has as many items as `users` histories of mean length: at least one history, at most `8 * users`.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
+    start = 0
+    while start < len(order):
+        done = ends[start - 1] if start else 0
+        end = int(np.searchsorted(ends, done + users * lengths.mean(), side="right"))
+        end = min(max(end, start + 1), start + 8 * users)
+        yield order[start:end]
+        start = end
+
+
+def batches_in_file_order(lengths: np.ndarray, users: int) -> Iterator[np.ndarray]:
+    """Rows of each batch: `users` of the histories at a time, as they come."""
+    yield from np.split(np.arange(len(lengths)), range(users, len(lengths), users))
+
+
+class Protocol(NamedTuple):
+    """What --protocol decides."""
+
+    search: str  # --search where it is not given
+    left_padded: bool  # positions count as the published program's do, which depend on who shares the batch
+    batches: Callable[[np.ndarray, int], Iterator[np.ndarray]]  # lengths, users per batch -> rows of each batch
+    candidates: Callable[[np.ndarray, np.ndarray], np.ndarray]  # codes, embeddings -> items that may be recommended
+    ids_decide: bool  # which of equal scores ranks first; otherwise a target has the mean rank of its ties
+
+
+PROTOCOLS = {
+    "corrected": Protocol("exact", False, batches_of_equal_work, items_with_text, ids_decide=False),
+    "released": Protocol("beam", True, batches_in_file_order, highest_ids, ids_decide=True),
+}
+
+
 def tell_ties(trie: Trie) -> None:
-    """Say how many candidates share all four codes with another, and so have the same score for everyone."""
+    """Print how many candidates share all four codes with another, and so have the same score for everyone."""
     sizes = trie.starts[CODES_PER_ITEM].diff()
     sharing = int(sizes[sizes > 1].sum())
     if sharing:
@@ -154,7 +173,7 @@ def tell_ties(trie: Trie) -> None:
 
 
 class Found(NamedTuple):
-    """What prediction finds for each user: a list, and where the target stands."""
+    """What prediction finds for B users: a list each, and where the target stands."""
 
     items: Tensor  # (B, k) int64, as in TopK
     scores: Tensor  # (B, k) float32
@@ -163,18 +182,18 @@ class Found(NamedTuple):
 
 
 def make_search(
-    args: argparse.Namespace, trie: Trie, codes: np.ndarray, targets: np.ndarray, k: int
+    name: str, trie: Trie, k: int, codes: np.ndarray, targets: np.ndarray, ids_decide: bool
 ) -> Callable[[Tensor, np.ndarray], Found]:
-    """A function from logits (B, K, V) and rows (B,) of users to the k best candidates and the targets' ranks.
+    """The function that finds, from logits (B, K, V) and users' rows (B,), the k best candidates and the target's rank.
 
-    `codes` (N, K) are those of all items, `targets` (U,) of all users.
+    `trie` holds the candidates, `codes` (N, K) are those of all items, `targets` (U,) the item ids of all users.
     """
-    search, rank = (beam_search, rank_found) if args.search == "beam" else (exact_search, rank_targets)
+    search, rank = (beam_search, rank_found) if name == "beam" else (exact_search, rank_targets)
     known = torch.isin(torch.from_numpy(targets), trie.items.cpu())
 
     def find(logits: Tensor, rows: np.ndarray) -> Found:
         top = search(logits, trie, k)
-        if args.protocol == "released":
+        if ids_decide:
             return Found(*top, *list_ranks(top.items, torch.from_numpy(targets[rows]).to(logits.device)))
         wanted = torch.from_numpy(codes[targets[rows]].astype(np.int64)).to(logits.device)
         ranks = rank(logits, trie, top, wanted)
@@ -183,50 +202,31 @@ def make_search(
     return find
 
 
-def batches(histories: Sequences, args: argparse.Namespace) -> Iterator[np.ndarray]:
-    """Rows of each batch: in file order for the published numbers, by length where results do not depend on it.
-
-    By length, longest first so that memory runs out at once or never, batches are of equal work: as many items as
-    --test_batch_size users of mean length have, at least one history and never over eight times as many users.
-    """
-    lengths = histories.lengths
-    if args.protocol == "released":
-        yield from np.split(np.arange(len(lengths)), range(args.test_batch_size, len(lengths), args.test_batch_size))
-        return
-    order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
-    work = args.test_batch_size * lengths.mean()
-    start = 0
-    while start < len(order):
-        done = ends[start - 1] if start else 0
-        end = int(np.searchsorted(ends, done + work, side="right"))
-        end = min(max(end, start + 1), start + 8 * args.test_batch_size)
-        yield order[start:end]
-        start = end
-
-
 @torch.inference_mode()
 def recommend(
     model: RecGPT,
     histories: Sequences,
     catalog: Catalog,
-    search: Callable[[Tensor, np.ndarray], Found],
-    args: argparse.Namespace,
+    find: Callable[[Tensor, np.ndarray], Found],
+    batches: Iterable[np.ndarray],
+    left_padded: bool = False,
 ) -> Found:
-    """What `search` finds for every user, on the CPU, in the order of `histories`.
+    """Predict every user's next item: what `find` (see `make_search`) finds, on the CPU, in the order of `histories`.
+
+    Histories come without their targets and fit the window; `batches` are rows of them, each in one batch.
 
     Raises:
-        InputError: the model predicts something that is no number.
+        InputError: a logit is not finite.
     """
     device = next(model.parameters()).device
     found, order = [], []
     with tqdm(total=len(histories), unit="user", desc="predict", mininterval=1.0) as progress:
-        for rows in batches(histories, args):
-            batch = make_batch(histories.select(rows), catalog, args.protocol == "released").to(device)
+        for rows in batches:
+            batch = make_batch(histories.select(rows), catalog, left_padded).to(device)
             logits = model.next_item_logits(batch)
             if not torch.isfinite(logits).all():
                 raise InputError("the model's logits are not finite: its weights are damaged. Use another checkpoint.")
-            found.append([column.cpu() for column in search(logits, rows)])
+            found.append([column.cpu() for column in find(logits, rows)])
             order.append(rows)
             progress.update(len(rows))
     place = torch.from_numpy(np.argsort(np.concatenate(order)))
@@ -234,11 +234,11 @@ def recommend(
 
 
 def baseline_ranks(
-    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int, by_id: bool
+    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int, ids_decide: bool
 ) -> dict[str, Ranks]:
-    """Ranks of the recommenders that need no training; popularity needs the domain's interactions.
+    """Ranks of the targets (U,) by recommenders that need no training; popularity needs interactions of the domain.
 
-    With `by_id`, ids decide among equal scores, as in the published evaluation.
+    Where `ids_decide` among equal scores, they are ranks in lists of k items, as in the published evaluation.
     """
     wanted, last_items = torch.from_numpy(targets), histories.items[histories.offsets[1:] - 1]
 
@@ -249,19 +249,19 @@ def baseline_ranks(
     if test.popularity is not None:
         ranks["popularity (train.pkl)"] = (
             listed(most_popular(test.popularity, len(histories), k))
-            if by_id
+            if ids_decide
             else popularity_ranks(test.popularity, targets)
         )
     ranks["nearest text"] = (
         listed(nearest_text(last_items, test.embeddings, candidates, k))
-        if by_id
+        if ids_decide
         else nearest_text_ranks(last_items, targets, test.embeddings, candidates)
     )
     return ranks
 
 
 def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:
-    """Masks (U,) of the groups that results are split in."""
+    """The groups of users by which results are told apart, each a mask (U,) bool."""
     user = np.repeat(np.arange(len(histories)), histories.lengths)
     repeated = np.zeros(len(histories), dtype=bool)
     repeated[user[histories.items == targets[user]]] = True
@@ -272,7 +272,7 @@ def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dic
 
 
 def measure(ranks: dict[str, Ranks], groups: dict[str, np.ndarray], topk: list[int]) -> list[dict[str, Any]]:
-    """One result per method and group of users, the model on all users first."""
+    """Metrics of every method for every group of users, one result each; the first is the model's for all users."""
     results = []
     for group, members in groups.items():
         for method, found in ranks.items():
@@ -283,7 +283,7 @@ def measure(ranks: dict[str, Ranks], groups: dict[str, np.ndarray], topk: list[i
 
 
 def report(results: list[dict[str, Any]], topk: list[int]) -> None:
-    """Print one table per group of users."""
+    """Print the metrics, one table per group of users."""
     names = [f"{metric}@{k}" for metric in ("hit", "ndcg") for k in topk] + ["mrr"]
     for group in dict.fromkeys(result["group"] for result in results):
         rows = [result for result in results if result["group"] == group]
@@ -294,7 +294,7 @@ def report(results: list[dict[str, Any]], topk: list[int]) -> None:
 
 
 def write_lists(path: str, users: np.ndarray, found: Found) -> None:
-    """One JSON object per user, in the order of the file: user, items, scores."""
+    """Write --output: one JSON object per user with user, items and scores, in the order of the data set."""
     with atomic_write(path, "w") as file:
         for user, items, scores in zip(users.tolist(), found.items.tolist(), found.scores.tolist(), strict=True):
             count = sum(item >= 0 for item in items)

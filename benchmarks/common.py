@@ -1,4 +1,4 @@
-"""What the benchmarks share: the histories, the clock, the rate that the machine reaches, and the record of a run."""
+"""What the benchmarks share: flags, histories, the clock, the rates that the machine reaches, the record of a run."""
 
 import argparse
 import datetime
@@ -40,7 +40,7 @@ def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
 
 
 def add_model_flags(flags: argparse.ArgumentParser) -> None:
-    """What the benchmarks that run the model have beyond these."""
+    """The further flags of the benchmarks that run the model."""
     flags.add_argument("--sequences", metavar="FILE", help="test.pkl whose histories are used, ids modulo --items")
     flags.add_argument("--length", type=positive_int, help="histories of exactly so many items, the target not counted")
     flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
@@ -48,13 +48,13 @@ def add_model_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
-    """Refuse a place for the results that cannot be written to, before anything is built."""
+    """InputError, before anything is built, where --results cannot be written."""
     if args.results:
         check_writable(args.results)
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
-    """The same, and what cannot be measured with the flags of `add_model_flags`."""
+    """As `check_flags`; InputError also for flags of `add_model_flags` with which nothing can be measured."""
     check_flags(args)
     if args.items < TOP:
         raise InputError(f"--items {args.items}: lists of {TOP} are searched; name at least as many.")
@@ -65,9 +65,9 @@ def check_model_flags(args: argparse.Namespace) -> None:
 
 
 def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generator) -> Sequences:
-    """`count` random histories of --sequences, or of lengths like those of the released Steam test set.
+    """Draw `count` histories from --sequences, or with lengths like those of the released Steam test set.
 
-    That set's mean is 13.7 with the target, its median 9. With --length all are that long, and one item for the target.
+    Its mean is 13.7 items with the target, its median 9. With --length every history has that many and a target.
     """
     if args.length:
         lengths = np.full(count, args.length + 1)
@@ -118,7 +118,7 @@ def seconds(run: Callable[[], Any], device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype = torch.float32, repeats: int = 20) -> float:
-    """Operations per second, the median of `repeats` plain products: 2048x768x3072 on the CPU, 8192 cubed on a GPU."""
+    """FLOP/s, the median of `repeats` plain matrix products: 2048x768x3072 on the CPU, 8192 cubed on a GPU."""
     m, k, n = (2048, 768, 3072) if device.type == "cpu" else (8192, 8192, 8192)
     left, right = torch.randn(m, k, device=device, dtype=dtype), torch.randn(k, n, device=device, dtype=dtype)
     left @ right
@@ -132,9 +132,9 @@ def copy_rate(device: torch.device, size: int = 1 << 28, repeats: int = 10) -> f
 
 
 def model_flops(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -> float:
-    """Operations of a forward pass that reads (B,) int64 items of each history and computes the logits of every token.
+    """FLOPs of a forward pass over histories of lengths (B,) int64 with the logits of every token.
 
-    Multiplications and additions of the matrix products and of attention's visible pairs, nothing else.
+    They are those of the matrix products and of the pairs that attention sees, nothing else.
     """
     tokens = CODES_PER_ITEM * lengths.sum()
     pairs = CODES_PER_ITEM**2 * (lengths * (lengths + 1) // 2).sum()  # a token sees its own and all earlier items
@@ -144,11 +144,8 @@ def model_flops(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -
 
 def report(name: str, args: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
     """Print a result, and append it to --results with machine, versions and date."""
-    settings = {
-        key: value
-        for key, value in vars(args).items()
-        if key not in ("results", "debug", "gpu", "sequences", "entropy")
-    }
+    left_out = ("results", "debug", "gpu", "sequences", "entropy")
+    settings = {key: value for key, value in vars(args).items() if key not in left_out}
     result = {
         "benchmark": name,
         **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},
@@ -178,9 +175,6 @@ def machine() -> dict[str, str]:
 def cpu_name() -> str:
     """The processor as Linux names it."""
     info = Path("/proc/cpuinfo")
-    names = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line]
-        if info.exists()
-        else []
-    )
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
     return names[0] if names else platform.processor() or platform.machine()

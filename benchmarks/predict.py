@@ -36,7 +36,7 @@ from utils.Trie import Trie
 from utils.util import pick_device, set_seed
 
 CHECKED_USERS = 16
-COMPARED_RATE = 131e9  # operations/s of the matrix product to which rates are scaled, so that machines compare
+COMPARED_RATE = 131e9  # FLOP/s of the matrix product to which rates are scaled, so that machines compare
 
 
 def main() -> None:
@@ -47,7 +47,6 @@ def main() -> None:
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
     args = flags.parse_args()
     common.check_model_flags(args)
-    args.protocol, args.search = "corrected", "exact"
     set_seed(args.seed)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)
@@ -56,14 +55,20 @@ def main() -> None:
     histories = histories.last(255)
     model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device).eval()
     published = PublishedModel(model).eval()
-    search = predict.make_search(args, Trie(catalog.codes).to(device), catalog.codes, targets, common.TOP)
-    check(published, histories, catalog, lambda some: predict.recommend(model, some, catalog, search, args).items)
+    args.protocol, args.search = "corrected", "exact"  # told with the result
+    trie, protocol = Trie(catalog.codes).to(device), predict.PROTOCOLS[args.protocol]
+    find = predict.make_search(args.search, trie, common.TOP, catalog.codes, targets, protocol.ids_decide)
+
+    def recommend(some: Sequences) -> predict.Found:
+        return predict.recommend(model, some, catalog, find, protocol.batches(some.lengths, args.test_batch_size))
+
+    check(published, histories, catalog, recommend)
 
     dictionaries = None if args.no_published else dictionary_trie(catalog.codes)
     useful = flops(histories.lengths, args.tf_layer, args.width)
     rates, shares, published_rates, matrix_rates = [], [], [], []
     for repeat in range(args.repeats + 1):
-        taken = common.seconds(lambda: predict.recommend(model, histories, catalog, search, args), device)
+        taken = common.seconds(lambda: recommend(histories), device)
         matrix = common.matrix_rate(device)
         if repeat:  # the first is the warm-up
             rates.append(len(histories) / taken)
@@ -95,7 +100,7 @@ def main() -> None:
 
 
 def flops(lengths: np.ndarray, layers: int, width: int) -> float:
-    """Of a prediction that computes what is read: all of a history but in the last block, there four queries."""
+    """FLOPs of predicting from histories of lengths (B,): the last block computes only the last item's queries."""
     whole = common.model_flops(lengths, layers - 1, width, vocabulary=0)
     keys_values = 2 * CODES_PER_ITEM * lengths.sum() * 2 * width**2
     per_query = 10 * width**2 + 2 * width * CODES_PER_ITEM * lengths.mean() + width * VOCABULARY
@@ -106,7 +111,7 @@ def flops(lengths: np.ndarray, layers: int, width: int) -> float:
 def recommend_published(
     model: PublishedModel, histories: Sequences, catalog: Catalog, trie: dict, device: torch.device
 ) -> list[list[int]]:
-    """One batch, padded to its longest history, with the logits of every token, and a walk per user and beam."""
+    """The published way: one batch, padded to its longest history, all logits, and a walk per user and beam."""
     rows = padded_rows(histories, catalog, int(histories.lengths.max()))
     logits = model(*(side.to(device) for side in rows)).unflatten(1, (-1, CODES_PER_ITEM))  # (B, L, K, V)
     last = torch.from_numpy(histories.lengths - 1)
@@ -115,9 +120,9 @@ def recommend_published(
 
 @torch.inference_mode()
 def check(published: PublishedModel, histories: Sequences, catalog: Catalog, recommend) -> None:
-    """InputError unless lists equal those of users predicted one by one and ranked by a full sort."""
+    """InputError unless the lists are those of users who are predicted one by one and ranked by a full sort."""
     some = histories.select(np.arange(min(CHECKED_USERS, len(histories))))
-    found, device = recommend(some), next(published.parameters()).device
+    found, device = recommend(some).items, next(published.parameters()).device
     codes = torch.from_numpy(catalog.codes).long()
     for user in range(len(some)):
         rows = padded_rows(some.select(np.array([user])), catalog, int(some.lengths[user]))

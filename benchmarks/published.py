@@ -1,6 +1,6 @@
-"""The published formulation, as the yardstick of the benchmarks: padding, eager attention, all logits, dictionaries.
+"""The published formulation, which the benchmarks compare with: padding, eager attention, all logits, dictionaries.
 
-Same weights and same result as the program's own; written for what it costs, not copied from anywhere.
+It has the program's weights and results, and the costs of the published one. It is not copied from there.
 """
 
 import copy
@@ -31,18 +31,15 @@ class PublishedModel(nn.Module):
         """(B, L, K) int64 and (B, L, E) float, padded behind the last item -> (B, T, V) logits."""
         inputs = self.model.fuse(codes, embeddings)  # (B, T, D)
         tokens = inputs.shape[1]
-        visible = item_block_mask(tokens, CODES_PER_ITEM, inputs.device)  # (T, T)
+        positions = torch.arange(tokens, device=inputs.device)
+        visible = item_block_mask(positions, positions, CODES_PER_ITEM)  # (T, T)
         real = (codes != PADDING).all(-1).repeat_interleave(CODES_PER_ITEM, 1)  # (B, T)
-        hidden_keys = ~(visible & real[:, None, None, :])  # (B, 1, T, T)
-        mask = torch.zeros(hidden_keys.shape, device=inputs.device).masked_fill(
-            hidden_keys, torch.finfo(torch.float32).min
-        )
-        positions = torch.arange(tokens, device=inputs.device)[None]
-        return self.model.pred_head(self.model.gpt2model(inputs, positions, attention_mask=mask))
+        mask = ~(visible & real[:, None, None, :]) * torch.finfo(torch.float32).min  # (B, 1, T, T), added to the scores
+        return self.model.pred_head(self.model.gpt2model(inputs, positions[None], attention_mask=mask))
 
 
 def padded_rows(sequences: Sequences, catalog: Catalog, items: int) -> tuple[Tensor, Tensor]:
-    """Codes (B, items, K) int64, padded with 15360, and embeddings (B, items, E) float32, padded with zero."""
+    """Rows of `items` items: codes (B, items, K) int64, padded with 15360, and embeddings (B, items, E) with zero."""
     codes = np.full((len(sequences), items, CODES_PER_ITEM), PADDING, dtype=np.int64)
     embeddings = np.zeros((len(sequences), items, catalog.embeddings.shape[1]), dtype=np.float32)
     for row in range(len(sequences)):

@@ -94,13 +94,12 @@ def main() -> None:
         result |= shares
         if dictionaries is not None:
             result["ratio"] = medians["published_ms_per_user"] / medians["exact_ms_per_user"]
-        common.report(
-            "search", args, device, {**result, **built, "all_exact_ms": [round(t, 3) for t in times["exact"]]}
-        )
+        result |= {**built, "all_exact_ms": [round(t, 3) for t in times["exact"]]}
+        common.report("search", args, device, result)
 
 
 def check_entropies(entropies: list[float]) -> None:
-    """Refuse what no scale of logits gives: more than a uniform distribution's entropy."""
+    """InputError for more than the entropy of a uniform distribution, which no logits have."""
     most = math.log(VOCABULARY)
     if max(entropies) >= most:
         raise InputError(f"--entropy {max(entropies):g} cannot be reached; a uniform distribution has {most:.2f} nats.")
@@ -130,7 +129,7 @@ def whole_scan(logits: torch.Tensor, trie: Trie) -> TopK:
 
 
 def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> dict[str, float]:
-    """InputError unless the lists are those of a full sort, and of a scan; otherwise what a proof has to look at."""
+    """InputError unless the lists are those of a scan and of a full sort; returns the `needed_shares`."""
     found, scanned = exact_search(logits, trie, common.TOP), whole_scan(logits, trie)
     if not torch.equal(found.items, scanned.items):
         raise InputError("wrong: the search's lists are not those of a scan of the catalog; no time is reported")
@@ -146,7 +145,7 @@ def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> dict[str, floa
 
 
 def needed_shares(logits: torch.Tensor, trie: Trie, kth: torch.Tensor) -> dict[str, float]:
-    """Mean share of the catalog that cannot be ruled out without a look at it, given the k-th score (B,).
+    """Mean share of the catalog that has to be scored to prove the k-th score (B,), by two bounds.
 
     By gaps: items with a code whose gap is at most a quarter of the k-th item's. By the first code: items whose first
     code together with the best code at every other place could still win.

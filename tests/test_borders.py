@@ -12,7 +12,7 @@ from ae_trainer import AutoEncoder, codebook_report
 from model import RecGPT, RecGPTConfig, load_model
 from tests import runs
 from utils.baselines import most_popular, nearest_text, popularity_ranks, repeat_recent
-from utils.data import Catalog, Sequences, cumulate, group_by_length, make_batch, training_batch
+from utils.data import Catalog, Sequences, group_by_length, make_batch, training_batch
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
@@ -24,12 +24,6 @@ from utils.Trie import Trie
 CODES = np.random.default_rng(0).integers(0, 20, (100, 4))
 LOGITS = torch.randn(3, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
 TRIE = Trie(CODES)
-
-
-def histories(*lists) -> Sequences:
-    lengths = np.array([len(items) for items in lists], dtype=np.int64)
-    flat = [item for items in lists for item in items]
-    return Sequences(np.arange(len(lists)), np.array(flat, dtype=np.int64), cumulate(lengths))
 
 
 def catalog(**changed) -> Catalog:
@@ -71,15 +65,8 @@ def test_targets_are_one_row_of_codes_for_each_user():
     targets = torch.tensor(CODES[:3])
     for find, rank in ((exact_search, rank_targets), (beam_search, rank_found)):
         top = find(LOGITS, TRIE, 5)
-        for odd in (
-            targets[:1],
-            targets[:2],
-            targets[:, :3],
-            targets[0],
-            targets.float(),
-            targets - 100,
-            targets + 15360,
-        ):
+        others = targets[:1], targets[:2], targets[:, :3], targets[0]
+        for odd in (*others, targets.float(), targets - 100, targets + 15360):
             with pytest.raises(ValueError, match="targets must be"):
                 rank(LOGITS, TRIE, top, odd)
         with pytest.raises(ValueError, match="targets must be"):
@@ -126,12 +113,12 @@ def test_a_prefix_may_be_of_any_whole_numbers_and_of_nothing_else():
 def test_histories_are_chosen_by_their_numbers(rows):
     """Row -2 gave the last history under the name of the one before."""
     with pytest.raises(ValueError, match="rows must"):
-        histories([1, 2, 3], [4], [5, 6]).select(np.array(rows))
+        Sequences.of([1, 2, 3], [4], [5, 6]).select(np.array(rows))
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.uint64])
 def test_rows_of_few_bits_do_not_wrap(dtype):
-    many = histories(*([item] for item in range(300)))
+    many = Sequences.of(*([item] for item in range(300)))
     last = 127 if dtype == np.int8 else 255
     assert many.select(np.array([0, last], dtype=dtype)).lists() == [[0], [last]]
 
@@ -139,9 +126,9 @@ def test_rows_of_few_bits_do_not_wrap(dtype):
 def test_windows_and_targets_of_nothing():
     for window in (0, -1, 2.5, None, np.nan):
         with pytest.raises(ValueError, match="window must be 1 or more"):
-            histories([1, 2], [3]).last(window)
+            Sequences.of([1, 2], [3]).last(window)
     with pytest.raises(ValueError, match="history 1 is empty"):
-        histories([1, 2], [], [3]).split_targets()
+        Sequences.of([1, 2], [], [3]).split_targets()
 
 
 @pytest.mark.parametrize("lengths", [[], [1, 5], [3, 10, 1], [3, 0], [3, -1], [3.0, 2.0], 3], ids=str)
@@ -174,7 +161,7 @@ def test_batches_of_odd_histories_or_catalogs(make):
         ({"embeddings": np.ones((5, 32), np.float32)}, "rows of the catalog must lie in"),
     ):
         with pytest.raises(ValueError, match=said):
-            make(histories([1, 9, 2]), catalog(**changed))
+            make(Sequences.of([1, 9, 2]), catalog(**changed))
 
 
 # Baselines and metrics
@@ -182,13 +169,13 @@ def test_batches_of_odd_histories_or_catalogs(make):
 
 def test_ids_that_are_large_negative_or_missing():
     high = 2**62
-    lists = repeat_recent(histories([high, high // 2, 0], [], [1, high], [high // 2, high // 2 + 1, 0]), 3)
+    lists = repeat_recent(Sequences.of([high, high // 2, 0], [], [1, high], [high // 2, high // 2 + 1, 0]), 3)
     assert lists.tolist() == [[0, high // 2, high], [-1] * 3, [high, 1, -1], [0, high // 2 + 1, high // 2]]
-    assert repeat_recent(histories([], []), 2).tolist() == [[-1, -1]] * 2
+    assert repeat_recent(Sequences.of([], []), 2).tolist() == [[-1, -1]] * 2
     with pytest.raises(ValueError, match="ids must be 0 or more"):
-        repeat_recent(histories([-1, 2]), 2)
+        repeat_recent(Sequences.of([-1, 2]), 2)
     for k in (0, -1, 1.5):
-        for lists_of in (lambda k: repeat_recent(histories([1]), k), lambda k: most_popular(np.arange(3), 1, k)):
+        for lists_of in (lambda k: repeat_recent(Sequences.of([1]), k), lambda k: most_popular(np.arange(3), 1, k)):
             with pytest.raises(ValueError, match="k must be 1 or more"):
                 lists_of(k)
 
@@ -268,13 +255,13 @@ def model() -> RecGPT:
 
 
 def test_predictions_are_not_drawn_at_random(model):
-    batch = make_batch(histories([1, 2], [3]), catalog())
+    batch = make_batch(Sequences.of([1, 2], [3]), catalog())
     with pytest.raises(ValueError, match=r"model\.eval\(\)"):
         copy.deepcopy(model).train().next_item_logits(batch)
     with pytest.raises(ValueError, match="nothing to predict"):
         model(batch)
     with pytest.raises(ValueError, match="embeddings are 64 wide, the model reads 32"):
-        model.next_item_logits(make_batch(histories([1, 2]), catalog(embeddings=np.ones((10, 64), np.float32))))
+        model.next_item_logits(make_batch(Sequences.of([1, 2]), catalog(embeddings=np.ones((10, 64), np.float32))))
 
 
 def test_an_appended_item_is_one_for_each_history(model):
@@ -282,20 +269,16 @@ def test_an_appended_item_is_one_for_each_history(model):
     from transformers import DynamicCache
 
     items, cache = catalog(), DynamicCache()
-    batch = make_batch(histories([1, 2, 3], [4], [5, 6]), items)
+    batch = make_batch(Sequences.of([1, 2, 3], [4], [5, 6]), items)
     with torch.inference_mode():
         model.hidden(batch, cache)
     caches = split_cache(cache, batch.last)
     codes, embeddings = torch.tensor(items.codes[7:]), torch.tensor(items.embeddings[7:])
     assert append_item(model, caches, codes, embeddings)[0].shape == (3, 4, VOCABULARY)
+    fewer = (codes[:1], embeddings[:1]), (codes, embeddings[:1]), (codes[:1], embeddings)
+    values = (codes - 20000, embeddings), (codes * 0 + 15360, embeddings)
     for odd in (
-        (caches, codes[:1], embeddings[:1]),
-        (caches, codes, embeddings[:1]),
-        (caches, codes[:1], embeddings),
-        (caches, codes - 20000, embeddings),
-        (caches, codes * 0 + 15360, embeddings),
-        (caches, codes, embeddings.double()),
-        (caches, codes, embeddings * torch.nan),
+        *((caches, *pair) for pair in (*fewer, *values, (codes, embeddings.double()), (codes, embeddings * torch.nan))),
         (caches[:1], codes[0], embeddings[0]),
         ([], codes[:0], embeddings[:0]),
     ):

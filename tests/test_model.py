@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.backends.cuda import cudnn_sdp_enabled
 from transformers import DynamicCache, GPT2Model
 
+import modeling_gpt2_rec
 from model import RecGPT, RecGPTConfig, load_model
-from modeling_gpt2_rec import item_block_mask
 from utils.checkpoint import find_checkpoints, save_state
 from utils.data import (
     GROUP_PADDING,
@@ -45,22 +47,22 @@ def catalog():
     )
 
 
-def sequences_of(*histories):
-    lengths = np.array([len(history) for history in histories])
-    return Sequences(np.arange(len(histories)), np.concatenate(histories).astype(np.int64), cumulate(lengths))
-
-
 @pytest.fixture(scope="module")
 def sequences():
     rng = np.random.default_rng(3)
-    return sequences_of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
+    return Sequences.of(*(rng.integers(0, ITEMS, length) for length in (5, 1, 9, 3, 30, 2, 12)))
 
 
-def test_no_model_uses_the_attention_of_cudnn():
-    """It cost 20 times a step's own time with bf16 on an H100 (docs/log.md)."""
-    torch.backends.cuda.enable_cudnn_sdp(True)
+def test_the_attention_of_cudnn_is_off_where_it_would_serve_and_nowhere_else(monkeypatch):
+    """It cost 20 times a step's own time with bf16 on an H100 (docs/log.md); the process may use it elsewhere."""
+    seen = []
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *_, **__: seen.append(cudnn_sdp_enabled()))
+    monkeypatch.setattr("torch.backends.cuda.enable_cudnn_sdp", lambda _: pytest.fail("switched for the whole process"))
     RecGPT(RecGPTConfig(layers=1, width=8, heads=1, embedding_width=32))
-    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert cudnn_sdp_enabled()
+    for on_gpu in (True, False):
+        modeling_gpt2_rec.attend(SimpleNamespace(is_cuda=on_gpu), None, None, None)
+    assert seen == [False, True] and cudnn_sdp_enabled()
 
 
 @pytest.mark.parametrize("layers", [3, 12])
@@ -78,9 +80,9 @@ def test_weights_start_as_those_of_gpt2(layers):
 def in_rows(model, batch, attention):
     """Hidden states (T, D) of one history by another of transformers' attentions: a row, a mask, no groups."""
     inputs = model.fuse(batch.codes, batch.embeddings)[None]
-    hidden = ~item_block_mask(inputs.shape[1], 4)
+    positions = torch.arange(inputs.shape[1])
     # Eager attention adds the mask to the scores; a boolean one would be added as 0 and 1.
-    added = torch.zeros(hidden.shape).masked_fill(hidden, torch.finfo(torch.float32).min)
+    added = ~modeling_gpt2_rec.item_block_mask(positions, positions, 4) * torch.finfo(torch.float32).min
     model.gpt2model.config._attn_implementation = attention
     try:
         return model.gpt2model(inputs, token_positions(batch.positions)[None], attention_mask=added[None, None])[0]
@@ -89,15 +91,19 @@ def in_rows(model, batch, attention):
 
 
 def test_mask_is_what_the_design_says():
-    mask = item_block_mask(16, 4)
-    assert [[bool(mask[i, j]) for j in range(16)] for i in range(16)] == [
-        [j // 4 <= i // 4 for j in range(16)] for i in range(16)
-    ]
+    mask = modeling_gpt2_rec.item_block_mask(torch.arange(16), torch.arange(16), 4)
+    assert mask.tolist() == [[j // 4 <= i // 4 for j in range(16)] for i in range(16)]
+
+
+def test_no_token_sees_a_later_item():
+    """Under a mask that shows later items, training would see padding, and appending an item would need other keys."""
+    mask = modeling_gpt2_rec.item_block_mask(torch.arange(16), torch.arange(16), 4)
+    assert not any(mask[i, j] for i in range(16) for j in range(16) if j // 4 > i // 4)
 
 
 @torch.inference_mode()
 def test_later_codes_of_an_item_are_seen_and_later_items_are_not(model, catalog):
-    batch = make_batch(sequences_of([1, 2, 3]), catalog)
+    batch = make_batch(Sequences.of([1, 2, 3]), catalog)
     codes = batch.codes.clone()
     codes[1, 3] = (codes[1, 3] + 1) % 15360  # the last code of the second item
     change = (model.hidden(batch) - model.hidden(batch._replace(codes=codes))).abs().amax(-1)
@@ -118,19 +124,19 @@ def test_histories_that_are_none_are_refused(model, catalog):
     """An empty history would get another user's logits, a negative id another item's codes."""
     for make in (make_batch, training_batch):
         with pytest.raises(ValueError, match="history 1 of the batch is empty"):
-            make(sequences_of([1, 2], [], [3, 4]), catalog)
+            make(Sequences.of([1, 2], [], [3, 4]), catalog)
         with pytest.raises(ValueError, match="there is no history"):
-            make(sequences_of([1, 2], [3]).select(np.array([], dtype=int)), catalog)
+            make(Sequences.of([1, 2], [3]).select(np.array([], dtype=int)), catalog)
         for odd in (-1, ITEMS):
             with pytest.raises(ValueError, match=f"item id {odd} is none of the catalog, which has 0 to {ITEMS - 1}"):
-                make(sequences_of([1, 2], [3, odd, 4]), catalog)
+                make(Sequences.of([1, 2], [3, odd, 4]), catalog)
             with pytest.raises(ValueError, match=f"item id {odd} is none"):
-                make(sequences_of([1, 2], [3, odd]), catalog)
+                make(Sequences.of([1, 2], [3, odd]), catalog)
     for left_padded in (False, True):
         with pytest.raises(ValueError, match="a history has 257 items, the window 256"):
-            model.next_item_logits(make_batch(sequences_of([1, 2], [3] * 257), catalog, left_padded))
+            model.next_item_logits(make_batch(Sequences.of([1, 2], [3] * 257), catalog, left_padded))
     with pytest.raises(ValueError, match="a history has 257 items"):
-        model(training_batch(sequences_of([3] * 258), catalog))
+        model(training_batch(Sequences.of([3] * 258), catalog))
 
 
 @given(st.lists(st.integers(1, 256), min_size=1, max_size=60))
@@ -192,7 +198,7 @@ def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeyp
 @torch.inference_mode()
 def test_cache_gives_what_the_whole_history_gives(model, catalog):
     histories = [[4, 8, 15], [16, 23, 42, 7, 9, 1], [3]]
-    batch = make_batch(sequences_of(*histories), catalog)
+    batch = make_batch(Sequences.of(*histories), catalog)
     cache = DynamicCache()
     model.hidden(batch, cache)
     caches = split_cache(cache, batch.last)
@@ -203,8 +209,48 @@ def test_cache_gives_what_the_whole_history_gives(model, catalog):
         items = np.full(3, item)
         codes, embeddings = torch.tensor(catalog.codes[items]).long(), torch.tensor(catalog.embed(items))
         logits, caches = append_item(model, caches, codes, embeddings)
-        expected = model.next_item_logits(make_batch(sequences_of(*histories), catalog))
+        expected = model.next_item_logits(make_batch(Sequences.of(*histories), catalog))
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+def causal(queries, keys, per_item):
+    return keys[..., None, :] <= queries[..., :, None]
+
+
+def own_item_and_the_one_before(queries, keys, per_item):
+    back = queries[..., :, None] // per_item - keys[..., None, :] // per_item
+    return (back >= 0) & (back <= 1)
+
+
+@pytest.mark.parametrize("mask", [causal, own_item_and_the_one_before])
+@torch.inference_mode()
+def test_one_mask_decides_in_training_in_prediction_and_in_the_cache(model, catalog, monkeypatch, mask):
+    histories = [[4, 8, 15, 2], [16, 23, 42, 7, 9, 1, 11], [3, 12]]
+    batch = make_batch(Sequences.of(*histories), catalog)
+    original = model.next_item_logits(batch)
+    monkeypatch.setattr(modeling_gpt2_rec, "item_block_mask", mask)
+    trained = model.pred_head(model.hidden(batch).unflatten(0, (-1, 4))[batch.last])
+    assert not torch.allclose(trained, original, atol=1e-3)
+    torch.testing.assert_close(model.next_item_logits(batch), trained, atol=1e-5, rtol=1e-5)
+    earlier, cache = make_batch(Sequences.of(*(items[:-1] for items in histories)), catalog), DynamicCache()
+    model.hidden(earlier, cache)
+    new = np.array([items[-1] for items in histories])
+    codes, embeddings = torch.tensor(catalog.codes[new]).long(), torch.tensor(catalog.embed(new))
+    appended, _ = append_item(model, split_cache(cache, earlier.last), codes, embeddings)
+    torch.testing.assert_close(appended, trained, atol=1e-5, rtol=1e-5)
+    for row, items in enumerate(histories):
+        alone = in_rows(model, make_batch(Sequences.of(items), catalog), "eager")
+        torch.testing.assert_close(model.pred_head(alone[-4:]), trained[row], atol=1e-5, rtol=1e-5)
+
+
+def test_a_mask_is_made_once_for_each_length_and_serves_training_after_prediction(model, catalog, sequences):
+    modeling_gpt2_rec.history_mask.cache_clear()
+    batch = make_batch(sequences, catalog)
+    with torch.inference_mode():
+        model.hidden(batch)
+    model.hidden(batch).sum().backward()
+    model.zero_grad()
+    assert modeling_gpt2_rec.history_mask.cache_info().misses == len(batch.groups.shapes)
 
 
 def test_checkpoint_round_trip_reads_every_size(model, catalog, sequences, tmp_path):

@@ -1,7 +1,7 @@
 """Metrics, baselines, sequences, the order of an epoch, and when checkpoints are written."""
 
+import doctest
 import math
-from argparse import Namespace
 
 import numpy as np
 import pytest
@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from predict import batches
+from predict import PROTOCOLS
+from utils import metrics
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
-from utils.data import Sequences, cumulate
+from utils.data import Sequences
 from utils.datasets import Interactions
 from utils.errors import InputError
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
@@ -19,19 +20,13 @@ from utils.training.batches import epoch_batches, equal_work_batches, prefetched
 from utils.training.plan import Plan, Progress
 from utils.training.settings import Settings
 
-
-def sequences_of(histories):
-    lengths = np.array([len(history) for history in histories], dtype=np.int64)
-    return Sequences(np.arange(len(histories)), np.concatenate(histories).astype(np.int64), cumulate(lengths))
-
-
 histories = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=12), min_size=1, max_size=8)
 
 
 @given(histories, st.integers(1, 14))
 @settings(deadline=None)
 def test_sequences_and_repeat_recent_are_like_lists(lists, k):
-    sequences = sequences_of(lists)
+    sequences = Sequences.of(*lists)
     rows = np.arange(len(lists))[::-1]
     for made, expected in (
         (sequences.select(rows), lists[::-1]),
@@ -43,6 +38,10 @@ def test_sequences_and_repeat_recent_are_like_lists(lists, k):
     assert sequences.split_targets()[1].tolist() == [items[-1] for items in lists]
     recent = [list(dict.fromkeys(reversed(items)))[:k] for items in lists]
     assert repeat_recent(sequences, k).tolist() == [items + [-1] * (k - len(items)) for items in recent]
+
+
+def test_the_worked_examples_of_the_metrics():
+    assert doctest.testmod(metrics) == (0, 5)
 
 
 def test_metrics_by_hand():
@@ -187,8 +186,7 @@ def test_checkpoints_at_the_published_moments():
 @pytest.mark.parametrize("protocol", ["corrected", "released"])
 def test_prediction_batches(protocol):
     lengths = np.random.default_rng(0).geometric(0.05, 200)
-    sequences = Sequences(np.arange(200), np.zeros(lengths.sum(), dtype=np.int64), cumulate(lengths))
-    rows = list(batches(sequences, Namespace(protocol=protocol, test_batch_size=16)))
+    rows = list(PROTOCOLS[protocol].batches(lengths, 16))
     assert sorted(np.concatenate(rows)) == list(range(200))
     if protocol == "released":
         assert np.concatenate(rows).tolist() == list(range(200))

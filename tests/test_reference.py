@@ -8,7 +8,7 @@ import torch
 
 from ae_trainer import load_tokenizer
 from model import load_model
-from utils.data import Catalog, Sequences, cumulate, make_batch, training_batch
+from utils.data import Catalog, Sequences, make_batch, training_batch
 from utils.search import exact_search
 from utils.Trie import Trie
 
@@ -27,8 +27,7 @@ def catalog(reference):
 
 @pytest.fixture(scope="module")
 def sequences(reference):
-    lengths = np.array([len(items) for items in reference.histories])
-    return Sequences(np.arange(len(lengths)), np.concatenate(reference.histories), cumulate(lengths))
+    return Sequences.of(*reference.histories)
 
 
 def test_tokenizer(house, reference):

@@ -204,8 +204,7 @@ def test_a_saved_trie_opens_by_mapping(tmp_path):
 def test_another_file_under_a_name_of_a_saved_trie_is_refused(tmp_path):
     trie = Trie(np.random.default_rng(1).integers(0, 20, (300, 4)))
     for name, write, message in (
-        ("items", lambda path: np.save(path, np.arange(299, dtype=np.int32)), r"holds \(299,\) .* the 300 items"),
-        ("postings", lambda path: np.save(path, np.zeros((4, 300))), r"holds \(4, 300\) torch.float64"),
+        ("postings", lambda path: np.save(path, np.zeros((4, 300))), "is not the file that .*trie.json"),
         ("codes", lambda path: path.write_bytes(b"nothing"), "is not a whole .npy"),
         ("items", lambda path: np.save(path, np.arange(300, dtype=np.int32)), "is not the file that .*trie.json"),
         ("codes", lambda path: path.unlink(), "does not exist"),

@@ -21,23 +21,22 @@ REMEDY = "Save the index again: Trie(codes).save(folder)."
 class Trie:
     """Prefix tree over the codes of a catalog, and for every code the items that have it, at each of the four places.
 
-    Items are sorted by their four codes, ties by ascending id. A node of depth d is a run of that order that shares
-    its first d codes, named by its rank among the runs of depth d; the single node of depth 0 is the root.
+    Items are sorted by their four codes, ties by ascending id. A node of depth d is a run of items in this order that
+    share their first d codes. Its number is its rank among the nodes of depth d; the only node of depth 0 is the root.
 
     Attributes:
         codes: (N, K) int16, sorted.
-        items: (N,) int32 item ids in the same order, int64 where they need it.
-        starts: K + 1 tensors; `starts[d]` is (nodes of depth d, plus one): where each run begins, then N.
-        postings: (K, N) int32 ranks in the sorted order, for each place ordered by the code at that place.
-        code_starts: (K, 15361) int64: where each code's ranks begin in a row of `postings`, then N.
+        items: (N,) int32 item ids in the same order; int64 where an id needs it.
+        starts: K + 1 tensors; `starts[d]` (nodes of depth d, plus one) int32, where each node begins, and at its end N.
+        postings: (K, N) int32, for each place the ranks of all items in the sorted order, by the code at that place.
+        code_starts: (K, 15361) int64, where the ranks of each code begin in a row of `postings`, and at its end N.
     """
 
     def __init__(self, codes: np.ndarray | Tensor, items: np.ndarray | Tensor | None = None):
         """Build from codes (N, K) of any integer type; `items` (N,) are their ids, 0 to N - 1 by default.
 
         Raises:
-            ValueError: codes are not (N, 4) integers in [0, 15360), or ids are not one whole number of 0 or more for
-                each, all different.
+            ValueError: codes are not (N, 4) integers in [0, 15360), or ids not N different integers of 0 or more.
         """
         codes = np.asarray(codes)
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
@@ -61,8 +60,8 @@ class Trie:
         self._set(codes[order], ids[order])
 
     def _set(self, codes: np.ndarray, items: np.ndarray) -> None:
-        """Everything else from codes (N, K) int16 and ids (N,) in the order of the codes."""
-        same = np.ones(len(codes), dtype=bool)  # as the item before, in the first codes
+        """Set all arrays from codes (N, K) int16 and ids (N,) that are sorted already."""
+        same = np.ones(len(codes), dtype=bool)  # whether an item has the first codes of the item before
         same[:1] = False
         starts = [np.array([0, len(codes)], dtype=np.int32)]
         for column in codes.T:
@@ -81,8 +80,8 @@ class Trie:
     def save(self, folder: str | Path) -> None:
         """Write the index as a folder of .npy files, to be opened by memory mapping.
 
-        The files get new names, and trie.json, which lists them, is renamed into place when they are there: whoever
-        opens the folder meanwhile gets the old index or the new one, and whoever has the old one open keeps it.
+        The files get new names. trie.json, which lists them, is renamed into place last: whoever opens the folder
+        meanwhile gets the old index or the new one, and whoever has the old one open keeps it.
         """
         folder, saving = Path(folder), secrets.token_hex(8)
         with staged_directory(folder) as stage:
@@ -97,7 +96,7 @@ class Trie:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Trie":
-        """A saved index, its arrays mapped from the files: no copy, and pages shared between processes.
+        """Open a saved index. Its arrays are mapped from the files: no copy, and processes share the pages.
 
         Raises:
             InputError: the folder does not hold a whole index of this format.
@@ -108,31 +107,23 @@ class Trie:
             try:
                 return cls._mapped(path, header)
             except (InputError, FileNotFoundError):
-                if read_json(path) == header:  # otherwise another index was saved meanwhile, which takes these away
+                if read_json(path) == header:  # otherwise another index was saved meanwhile, in place of this one
                     raise
 
     @classmethod
     def _mapped(cls, path: Path, header: dict[str, Any]) -> "Trie":
-        """The index whose trie.json holds `header`."""
+        """The index that trie.json, at `path`, describes by `header`."""
         if header.get("format") != FORMAT:
             raise InputError(f"{path} is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
         trie = object.__new__(cls)
         try:
-            if type(header["items"]) is not int:
-                raise TypeError(f"{header['items']!r} items")
             files = {name: (path.parent / file, known) for name, (file, known) in header["files"].items()}
             trie._take(lambda name: torch.from_numpy(load_array(files[name][0], REMEDY, mode="c")))
+            if header["items"] != len(trie):
+                raise ValueError(f"{header['items']!r} items")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} does not list the files of an index ({error!r}). {REMEDY}") from error
-        for name, tensor in trie._tensors().items():
-            kind, shape = _layout(name, header.get("items"))
-            file, known = files[name]
-            whole = len(shape) == tensor.ndim and all(a in (None, b) for a, b in zip(shape, tensor.shape, strict=True))
-            if tensor.dtype not in kind or not whole:
-                raise InputError(
-                    f"{file} holds {tuple(tensor.shape)} {tensor.dtype}, which does not fit the "
-                    f"{header.get('items')} items of {path.name}. {REMEDY}"
-                )
+        for file, known in files.values():
             if fingerprint(file) != known:
                 raise InputError(f"{file} is not the file that {path} was written with. {REMEDY}")
         return trie
@@ -142,7 +133,7 @@ class Trie:
         return {**{name: getattr(self, name) for name in ARRAYS}, **starts}
 
     def _take(self, get: Callable[[str], Tensor]) -> None:
-        """Set every array to what `get` gives for its name."""
+        """Set every array to what `get` returns for its name."""
         for name in ARRAYS:
             setattr(self, name, get(name))
         self.starts = [get(f"starts_{depth}") for depth in range(CODES_PER_ITEM + 1)]
@@ -157,21 +148,21 @@ class Trie:
         return moved
 
     def node_codes(self, nodes: Tensor, depth: int) -> Tensor:
-        """The last code of the prefixes that nodes of a depth >= 1 stand for: (...) int64 -> (...) int64."""
+        """The last code of the prefixes of nodes (...) int64 of a depth of 1 or more: (...) int64."""
         return self.codes[self.starts[depth][nodes], depth - 1].long()
 
     def children(self, nodes: Tensor, depth: int) -> tuple[Tensor, Tensor]:
-        """First and one-past-last child, nodes of depth + 1, of nodes (...) int64 of `depth`; ascending by code."""
+        """Children of nodes (...) int64 of `depth`: first and one past the last, of depth + 1, ascending by code."""
         below, here = self.starts[depth + 1], self.starts[depth]
         return torch.searchsorted(below, here[nodes]), torch.searchsorted(below, here[nodes + 1])
 
     def find(self, prefixes: Tensor | np.ndarray) -> Tensor:
-        """Node of each prefix (..., d), 0 <= d <= K, among those of depth d, or -1 where no item has it: (...) int64.
+        """Nodes of the prefixes (..., d), 0 <= d <= K, -1 where no item has the prefix: (...) int64.
 
         One binary search per code, over all prefixes at once.
 
         Raises:
-            ValueError: more than K codes, or no whole numbers.
+            ValueError: more than K codes, or other than whole numbers.
         """
         prefixes = self._codes(prefixes)
         if prefixes.shape[-1] > CODES_PER_ITEM:
@@ -193,7 +184,7 @@ class Trie:
         return nodes.masked_fill(missing, -1)
 
     def _codes(self, codes: Tensor | np.ndarray) -> Tensor:
-        """Codes (..., d) as int64 where the index is; ValueError for what are none."""
+        """Codes (..., d) as int64 on the device of the index; ValueError unless they are whole numbers."""
         try:
             found = torch.as_tensor(codes, device=self.items.device)
         except (TypeError, ValueError) as error:
@@ -215,7 +206,7 @@ class Trie:
         """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix.
 
         Raises:
-            ValueError: K codes or more, which nothing follows; or several prefixes.
+            ValueError: K codes or more, or several prefixes.
         """
         prefix = self._codes(prefix)
         if prefix.ndim != 1:
@@ -236,10 +227,10 @@ class Trie:
         return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]].long()
 
     def restrict(self, allowed: np.ndarray) -> "Trie":
-        """The index of a subset (in stock, not yet seen); `allowed` is a bool mask over item ids.
+        """The index of some of the items (in stock, not yet seen), those whose ids a mask (ids,) of bool allows.
 
         Raises:
-            ValueError: no mask, such as a list of ids, or shorter than the ids need.
+            ValueError: `allowed` is no mask, but a list of ids for example, or ends before the highest id.
         """
         allowed = np.asarray(allowed)
         if allowed.dtype != bool or allowed.ndim != 1:
@@ -255,12 +246,12 @@ class Trie:
         return subset
 
     def extend(self, codes: np.ndarray, items: np.ndarray) -> "Trie":
-        """The index with new items (M, K) of the given ids (M,): merged in, sorted anew where ids are out of order."""
+        """The index with new items, codes (M, K) and ids (M,); nothing is sorted anew where all new ids are higher."""
         new = Trie(codes, items)
         old_codes, old_items = self.codes.numpy(), self.items.numpy()
         if len(self) and len(new) and new.items.min() <= self.items.max():
             return Trie(np.concatenate([old_codes, new.codes]), np.concatenate([old_items, new.items]))
-        # Every new id is higher, so that a new item goes behind all old ones of the same codes.
+        # Every new id is higher, so that a new item comes after all old ones of the same codes.
         places = np.searchsorted(_keys(old_codes), _keys(new.codes.numpy()), side="right")
         grown = object.__new__(Trie)
         ids = np.insert(old_items.astype(np.int64), places, new.items.numpy())
@@ -268,25 +259,15 @@ class Trie:
         return grown
 
 
-def _layout(name: str, items: int) -> tuple[tuple[torch.dtype, ...], tuple[int | None, ...]]:
-    """Types and shape that an array of an index of so many items may have; None for any length."""
-    return {
-        "codes": ((torch.int16,), (items, CODES_PER_ITEM)),
-        "items": ((torch.int32, torch.int64), (items,)),
-        "postings": ((torch.int32,), (CODES_PER_ITEM, items)),
-        "code_starts": ((torch.int64,), (CODES_PER_ITEM, CODEBOOK_SIZE + 1)),
-    }.get(name, ((torch.int32,), (None,)))
-
-
 def _whole(codes: Tensor, alone: bool = False) -> Tensor:
-    """The same codes (..., K), `alone` (K,); ValueError where they are fewer or more."""
+    """The same codes (..., K), or (K,) of one item `alone`; ValueError unless there are K."""
     if codes.shape[-1:] != (CODES_PER_ITEM,) or (alone and codes.ndim > 1):
         raise ValueError(f"an item has {CODES_PER_ITEM} codes, found {tuple(codes.shape)}")
     return codes
 
 
 def _keys(codes: np.ndarray) -> np.ndarray:
-    """(N, K) codes -> (N,) int64 whose order is that of the codes; 15360**4 fits in 56 bits."""
+    """Codes (N, K) as numbers (N,) int64 in the same order; 15360**4 fits in 56 bits."""
     keys = np.zeros(len(codes), dtype=np.int64)
     for column in codes.T:
         keys = keys * CODEBOOK_SIZE + column

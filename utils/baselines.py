@@ -1,4 +1,4 @@
-"""Recommendations that need no training, to hold the model against."""
+"""Recommenders that need no training, with which the model is compared."""
 
 from collections.abc import Iterator
 
@@ -9,11 +9,11 @@ from utils.data import Sequences, check_finite
 from utils.metrics import Ranks, score_ranks
 from utils.util import check_count, numbers_below
 
-SIMILARITIES = 1 << 26  # held at once: 256 MiB
+SIMILARITIES = 1 << 26  # at most so many are held at once: 256 MiB
 
 
 def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
-    """The user's own last distinct items, most recent first: (B, k) int64, -1 where there are fewer."""
+    """Recommend a user's own last distinct items, most recent first: (B, k) int64, -1 where there are fewer."""
     check_count(k, "k")
     count = len(histories)
     user = np.repeat(np.arange(count), histories.lengths)[::-1]  # newest first within a user
@@ -32,21 +32,22 @@ def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
 
 
 def most_popular(popularity: np.ndarray, users: int, k: int) -> np.ndarray:
-    """The k items with the highest counts (N,), the same for everyone: (B, min(k, N)) int64; ties by ascending id."""
+    """Recommend the k items of the highest counts (N,) to everyone: (users, min(k, N)) int64; ties by ascending id."""
     check_count(k, "k")
-    top = len(popularity) - 1 - np.argsort(popularity[::-1], kind="stable")[::-1][:k]  # counts may have no sign
+    ascending = np.argsort(popularity[::-1], kind="stable")  # unsigned counts could not be negated
+    top = len(popularity) - 1 - ascending[::-1][:k]
     return np.broadcast_to(top, (users, len(top)))
 
 
 def popularity_ranks(popularity: np.ndarray, targets: np.ndarray) -> Ranks:
-    """Where targets (B,) int64 stand when items are ranked by their counts (N,)."""
+    """Ranks of targets (B,) int64 among all items by their counts (N,)."""
     ascending, counts = np.sort(popularity), popularity[numbers_below(targets, len(popularity), "targets")]
     low, high = (np.searchsorted(ascending, counts, side=side) for side in ("left", "right"))
     return Ranks(torch.from_numpy(len(ascending) - high), torch.from_numpy(high - low))
 
 
 def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray, k: int) -> np.ndarray:
-    """The k candidates whose text is nearest to the user's last item, itself left out; ties by ascending id.
+    """Recommend the k candidates whose text is nearest to the last item's, without that item; ties by ascending id.
 
     Args:
         last_items: (B,) int64.
@@ -79,7 +80,7 @@ def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.
 def nearest_text_ranks(
     last_items: np.ndarray, targets: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray
 ) -> Ranks:
-    """Where targets (B,) int64 stand when candidates are ranked as `nearest_text` does; its other arguments."""
+    """Ranks of targets (B,) int64 among all candidates by the similarity that `nearest_text` ranks by."""
     candidates = np.unique(candidates)
     places = np.searchsorted(candidates, targets).clip(max=len(candidates) - 1)
     places = torch.from_numpy(np.where(candidates[places] == targets, places, -1))
@@ -93,10 +94,10 @@ def nearest_text_ranks(
 def text_similarities(
     last_items: np.ndarray, embeddings: np.ndarray, candidates: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Cosine similarity of users' last items (B,) to candidates (M,): (n,) users and (n, M) float32 at a time.
+    """Cosine similarity of users' last items (B,) to candidates (M,), as (n,) users and (n, M) float32 at a time.
 
-    An item itself has -inf. Candidates with the same embedding have the same similarity, to the last bit: it is
-    computed once, because a matrix product may round equal columns differently.
+    An item's similarity to itself is -inf. Equal embeddings have equal similarities to the last bit: they are computed
+    once, because a matrix product may round equal columns differently.
     """
     if not len(candidates):
         raise ValueError(f"ids must lie in [0, {len(embeddings)}), and there must be a candidate: found none")
@@ -119,6 +120,6 @@ def _unit(embeddings: np.ndarray, ids: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         rows = np.asarray(embeddings[ids], dtype=np.float32)
     check_finite(rows, ids, "the embedding matrix")
-    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # first, so that no square overflows
+    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # so that no square overflows
     rows = rows / largest
     return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) + 0.0  # -0.0 becomes 0.0

@@ -1,4 +1,9 @@
-"""Sequences, catalogs and batches: from histories of item ids to the tensors the model reads."""
+"""Sequences, catalogs and batches: from histories of item ids to the tensors that the model reads.
+
+Letters of the shapes, here and in the other files of utils/: U users, or histories, of a file, B of a batch; L items of
+one history, S item slots of all histories of a batch, P places in its attention groups (S and padding); T tokens (4L or
+4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +18,24 @@ from utils.errors import InputError
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.util import check_count, numbers_below
 
-WINDOW = 256  # items: 1,024 tokens, the rows of the position embedding
-GROUP_PADDING = 0.125  # of a history's places in its attention group, at most
-IGNORED = -100  # in place of a target code: what torch's cross-entropy leaves out
+WINDOW = 256  # items of a history that the published model reads: 1,024 tokens, the rows of its position embedding
+GROUP_PADDING = 0.125  # at most this part of a history's places in its attention group is padding
+IGNORED = -100  # stands where there is no target code; torch's cross-entropy leaves it out
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Many histories as one flat array: user i's items are `items[offsets[i]:offsets[i + 1]]`."""
 
-    users: np.ndarray | None  # (U,) int64 or object: the keys of the file, in its order; None where nobody asks
-    items: np.ndarray  # (sum of lengths,) int32 or int64 item ids in time order
+    users: np.ndarray | None  # (U,) int64 or object, the keys of the file in its order; None where nobody needs them
+    items: np.ndarray  # (sum of lengths,) int32 or int64, item ids in time order
     offsets: np.ndarray  # (U + 1,) int64
+
+    @classmethod
+    def of(cls, *lists: list[int] | np.ndarray) -> "Sequences":
+        """Histories given as lists of item ids, of users 0, 1, …"""
+        items = np.array([item for items in lists for item in items], dtype=np.int64)
+        return cls(np.arange(len(lists)), items, cumulate(np.array([len(items) for items in lists])))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -35,10 +46,10 @@ class Sequences:
         return np.diff(self.offsets)
 
     def select(self, rows: np.ndarray) -> "Sequences":
-        """The histories of the given rows, in that order; ValueError for rows that are none."""
+        """The histories of some rows (n,), in that order; ValueError for a row that does not exist."""
         rows = numbers_below(rows, len(self), "rows")
         starts = self.offsets[rows]
-        lengths = self.offsets[rows + 1] - starts  # not by self.lengths, which reads the offsets of all users
+        lengths = self.offsets[rows + 1] - starts  # self.lengths would read the offsets of all users
         users = None if self.users is None else self.users[rows]
         return Sequences(users, self.items[spans(starts, lengths)], cumulate(lengths))
 
@@ -48,13 +59,13 @@ class Sequences:
         return [flat[start:end] for start, end in pairwise(self.offsets.tolist())]
 
     def last(self, window: int) -> "Sequences":
-        """Every history cut to its most recent `window` items; ValueError where that is none."""
+        """Every history cut to its most recent `window` items; ValueError for a window below 1."""
         check_count(window, "window")
         lengths = np.minimum(self.lengths, window)
         return Sequences(self.users, self.items[spans(self.offsets[1:] - lengths, lengths)], cumulate(lengths))
 
     def split_targets(self) -> tuple["Sequences", np.ndarray]:
-        """Histories without their last item, and the last items (U,); ValueError for an empty history."""
+        """Split every history into all but its last item, and that item, (U,); ValueError for an empty history."""
         lengths = self.lengths - 1
         if len(lengths) and lengths.min() < 0:
             raise ValueError(f"history {lengths.argmin()} is empty: it has no last item")
@@ -63,7 +74,7 @@ class Sequences:
 
 
 def cumulate(lengths: np.ndarray) -> np.ndarray:
-    """(U,) lengths -> (U + 1,) int64 offsets."""
+    """(U,) lengths -> (U + 1,) int64 offsets, from 0 on."""
     return np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
 
 
@@ -75,18 +86,18 @@ def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All N items: codes for the token embedding, continuous embeddings for the auxiliary one."""
+    """All items that there are: codes for the token embedding, their own embeddings for the auxiliary one."""
 
     codes: np.ndarray  # (N, K) int16 in [0, 15360)
     embeddings: np.ndarray  # (rows, E) float, usually memory-mapped
-    rows: np.ndarray | None = None  # (N,) int64 row of each item in `embeddings`; None: item i is row i
-    source: str = "the embedding matrix"  # file name, for messages
+    rows: np.ndarray | None = None  # (N,) int64, row of each item in `embeddings`; None where item i has row i
+    source: str = "the embedding matrix"  # its file, for messages
 
     def __len__(self) -> int:
         return len(self.codes)
 
     def embed(self, items: np.ndarray) -> np.ndarray:
-        """(n,) item ids -> (n, E) float32 embeddings, read from the matrix as they are needed.
+        """Read the embeddings of items (n,) from the matrix: (n, E) float32.
 
         Raises:
             InputError: an embedding is not finite.
@@ -99,7 +110,7 @@ class Catalog:
         return embeddings
 
     def codes_of(self, items: np.ndarray) -> Tensor:
-        """(n,) item ids -> (n, K) int64; ValueError where an item has no four codes."""
+        """Codes of items (n,): (n, K) int64; ValueError unless every item has K codes of the codebook."""
         codes = self.codes[items]
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
             raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) whole numbers, found {codes.shape} {codes.dtype}")
@@ -109,9 +120,9 @@ class Catalog:
 
 
 def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
-    """InputError naming the first row of (n, E) float that holds NaN or infinity.
+    """InputError naming the first of some embeddings (n, E) that holds NaN or infinity, and its file, `source`.
 
-    `rows` are their places in the file, (n,) int64, or the place of the first of consecutive ones.
+    `rows` are their places in the file, (n,) int64, or of consecutive rows the place of the first.
     """
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
@@ -127,26 +138,26 @@ def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) ->
 class Groups:
     """Which histories attention takes together: those of like lengths, padded to the longest of their group.
 
-    No tuple, so that torch.compile passes it on without a look at its contents.
+    It is a dataclass because torch.compile looks into a tuple, and would compile anew for every batch's shapes.
     """
 
-    padded: Tensor  # (P,) int64 item slot at every place of the groups, one group after another
-    places: Tensor  # (S,) int64 place of every item slot
-    shapes: tuple[tuple[int, int], ...]  # (histories, items of the longest) of each group, in the order of the slots
+    padded: Tensor  # (P,) int64, item slot at every place of the groups, one group after another
+    places: Tensor  # (S,) int64, place of every item slot: the inverse of `padded`
+    shapes: tuple[tuple[int, int], ...]  # histories, and items of the longest, of each group in the order of the slots
 
 
 class SeqBatch(NamedTuple):
-    """B histories one after another, longest first, without padding: S item slots, T = 4S tokens."""
+    """B histories laid end to end, longest first, without padding."""
 
     codes: Tensor  # (S, K) int64
     embeddings: Tensor  # (S, E) float32
-    positions: Tensor  # (S,) int64, the item's place for the position embedding
-    last: Tensor  # (B,) int64, slot of each history's last item, in the order given
+    positions: Tensor  # (S,) int64, place of each item in the position embedding
+    last: Tensor  # (B,) int64, slot of each history's last item: for a prediction in the order of the users
     groups: Groups
-    targets: Tensor | None = None  # (S, K) int64, the codes of each slot's next item, in training; or IGNORED
+    targets: Tensor | None = None  # (S, K) int64, in training: the codes of each slot's next item, or IGNORED
 
     def without_targets(self) -> "SeqBatch":
-        """The same histories with nothing to predict: for a process that runs along without a share of its own."""
+        """The same batch with a loss of 0, for a process that has no batch left but must run along with the others."""
         return self._replace(targets=torch.full_like(self.targets, IGNORED))
 
     def to(self, device: torch.device) -> "SeqBatch":
@@ -154,60 +165,68 @@ class SeqBatch(NamedTuple):
         return self._on(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "SeqBatch":
-        """The same batch where a GPU can fetch it while it computes."""
+        """The same batch in page-locked memory, which a GPU can read while it computes."""
         return self._on(Tensor.pin_memory)
 
     def _on(self, move: Callable[[Tensor], Tensor]) -> "SeqBatch":
         groups = Groups(move(self.groups.padded), move(self.groups.places), self.groups.shapes)
-        return SeqBatch(
-            *(move(tensor) for tensor in self[:4]), groups, None if self.targets is None else move(self.targets)
-        )
+        targets = None if self.targets is None else move(self.targets)
+        return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets)
 
 
 def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:
-    """Histories as the model reads them, to predict the item after each one's last.
+    """The batch from which the item after each history's last one is predicted.
 
     Args:
-        sequences: the B histories of the batch, none empty.
+        sequences: the B histories, none empty, in any order.
         catalog: codes and embeddings of their items.
         left_padded: count positions as the published program does, which pads histories on the left to the longest
-            of the batch (`released`), instead of from each one's first item (`corrected`).
+            of the batch (protocol `released`), instead of from each one's first item (`corrected`).
 
     Raises:
         ValueError: no history or an empty one, or an item id that is none of the catalog or has no codes there.
     """
     check_histories(sequences, catalog)
-    longest_first = np.argsort(-sequences.lengths, kind="stable")
-    ordered = sequences.select(longest_first)
-    lengths = ordered.lengths
-    positions = spans(lengths[0] - lengths if left_padded else np.zeros_like(lengths), lengths)
-    last = np.empty_like(lengths)
-    last[longest_first] = ordered.offsets[1:] - 1
-    return SeqBatch(
-        catalog.codes_of(ordered.items),
-        torch.from_numpy(catalog.embed(ordered.items)),
-        torch.from_numpy(positions),
-        torch.from_numpy(last),
-        group_by_length(lengths),
-    )
+    rows = np.argsort(-sequences.lengths, kind="stable")
+    batch = batch_of_sorted(sequences.select(rows), catalog, left_padded)
+    last = torch.empty_like(batch.last)
+    last[torch.from_numpy(rows)] = batch.last
+    return batch._replace(last=last)
 
 
 def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
-    """Histories with the next item's codes at every slot; a history's last item is only a target, and never read.
+    """The batch in which every item but a history's first is a target, predicted at the slot of the item before.
+
+    A history's last item is a target only and is not read, so that a history of one item takes no part. The histories
+    may come in any order.
 
     Raises:
         ValueError: no history of two items, an empty one, or an item id that is none of the catalog.
     """
     check_histories(sequences, catalog)
-    rows = np.argsort(-sequences.lengths, kind="stable")  # make_batch keeps this order
-    ordered = sequences.select(rows[sequences.lengths[rows] > 1])  # one item alone has no next
-    batch = make_batch(ordered.split_targets()[0], catalog)
-    next_items = ordered.items[spans(ordered.offsets[:-1] + 1, ordered.lengths - 1)]
-    return batch._replace(targets=catalog.codes_of(next_items))
+    lengths = sequences.lengths - 1  # items that are read
+    rows = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
+    if not len(rows):
+        raise ValueError("there is no history of two items, an item to read and one to predict")
+    slots = spans(sequences.offsets[rows], lengths[rows])  # (S,) where the items that are read stand
+    read = Sequences(None, sequences.items[slots], cumulate(lengths[rows]))
+    return batch_of_sorted(read, catalog)._replace(targets=catalog.codes_of(sequences.items[slots + 1]))
+
+
+def batch_of_sorted(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:
+    """What `make_batch` and `training_batch` share: a batch of B histories that are sorted already, longest first."""
+    lengths = sequences.lengths
+    return SeqBatch(
+        catalog.codes_of(sequences.items),
+        torch.from_numpy(catalog.embed(sequences.items)),
+        torch.from_numpy(spans(lengths[0] - lengths if left_padded else np.zeros_like(lengths), lengths)),
+        torch.from_numpy(sequences.offsets[1:] - 1),
+        group_by_length(lengths),
+    )
 
 
 def check_histories(sequences: Sequences, catalog: Catalog) -> None:
-    """ValueError unless there are histories, each with an item, and all items have codes: others' would be read."""
+    """ValueError unless there are histories, none empty, of items that the catalog has."""
     for name, kinds in (("items", "iu"), ("offsets", "i")):
         array = getattr(sequences, name)
         if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
@@ -226,15 +245,15 @@ def check_histories(sequences: Sequences, catalog: Catalog) -> None:
 
 
 def token_positions(items: Tensor) -> Tensor:
-    """Places of items (..., S) int64 -> places of their tokens (..., T) int64."""
+    """Positions of items (..., S) int64 -> positions of their tokens (..., T) int64, K to an item."""
     return (items[..., None] * CODES_PER_ITEM + torch.arange(CODES_PER_ITEM, device=items.device)).flatten(-2)
 
 
 def group_by_length(lengths: np.ndarray) -> Groups:
-    """Groups of (B,) int64 lengths, longest first: a history joins the one before unless that pads it by too much.
+    """Group histories of lengths (B,), longest first: one joins the group before it unless it is much shorter.
 
     Raises:
-        ValueError: no lengths, a length below 1, or an order in which others would lose items.
+        ValueError: no lengths, a length below 1, or another order, in which items would be lost.
     """
     if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
         raise ValueError(f"lengths must be (B,) whole numbers, found {lengths.shape} {lengths.dtype}")
@@ -252,7 +271,5 @@ def group_by_length(lengths: np.ndarray) -> Groups:
         start = end
     first_places = cumulate(np.repeat([longest for _, longest in shapes], [histories for histories, _ in shapes]))
     return Groups(
-        torch.from_numpy(np.concatenate(padded)),
-        torch.from_numpy(spans(first_places[:-1], lengths)),
-        tuple(shapes),
+        torch.from_numpy(np.concatenate(padded)), torch.from_numpy(spans(first_places[:-1], lengths)), tuple(shapes)
     )

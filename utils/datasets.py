@@ -36,6 +36,11 @@ class Interactions(NamedTuple):
     tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
     encoder: str | None = None  # name of what made the embeddings, where it is known
 
+    @property
+    def origin(self) -> "Origin":
+        """What the codes and embeddings were made with."""
+        return Origin(self.catalog.source, self.catalog.embeddings.shape[1], self.encoder, self.tokenizer)
+
 
 class TestSet(NamedTuple):
     """A data set directory as predict.py reads it; codes come from the tokenizer at hand."""
@@ -207,18 +212,40 @@ def noted_encoder(embeddings: Path) -> str | None:
     return read_json(metadata).get("encoder") if metadata.is_file() else None
 
 
-def other_encoder(trained: str | Path, encoder: Any, source: str | Path, found: Any) -> str | None:
-    """What is wrong where `trained` is of another encoder than the embeddings `source`; None if nothing is known to be.
+class Origin(NamedTuple):
+    """What item embeddings and codes were made with: those at hand, or those that a checkpoint was trained on."""
 
-    Only the last part of their names or paths counts.
+    name: str | Path  # the file, for messages
+    width: int  # of the embeddings, E
+    encoder: str | None  # its name; None where it is not known
+    tokenizer: str | None  # its fingerprint; None where it is not known
+
+
+def check_fit(trained: Origin, found: Origin) -> None:
+    """InputError unless a checkpoint can read the embeddings and codes at hand; says at once all that is wrong.
+
+    Of an encoder's name or path only the last part counts.
     """
-    known = isinstance(encoder, str) and isinstance(found, str) and encoder and found
-    if not known or Path(encoder).name == Path(found).name:
-        return None
-    return (
-        f"{trained} was trained on embeddings of the encoder {encoder}, {source} has those of {found}. Encode the "
-        'texts with the first; if it is the same under two names, mend "encoder" in the JSON beside the embeddings.'
-    )
+    problems = []
+    if trained.width != found.width:
+        problems.append(
+            f"{found.name} is {found.width} wide, {trained.name} was trained on embeddings {trained.width} wide. "
+            "Encode both with one sentence encoder."
+        )
+    encoders = [origin.encoder for origin in (trained, found) if isinstance(origin.encoder, str) and origin.encoder]
+    if len(encoders) == 2 and Path(encoders[0]).name != Path(encoders[1]).name:
+        problems.append(
+            f"{trained.name} was trained on embeddings of the encoder {trained.encoder}, {found.name} has those of "
+            f"{found.encoder}. Encode the texts with the first; if it is the same under two names, mend "
+            '"encoder" in the JSON beside the embeddings.'
+        )
+    if trained.tokenizer and found.tokenizer and trained.tokenizer != found.tokenizer:
+        problems.append(
+            f"{trained.name} was trained on codes of tokenizer {trained.tokenizer}, those of {found.name} are of "
+            f"{found.tokenizer}. Name the first with --vae_ckpt, to make_eval.py where the codes are of an eval set."
+        )
+    if problems:
+        raise InputError(" ".join(problems))
 
 
 def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:

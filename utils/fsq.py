@@ -1,8 +1,8 @@
 """Finite scalar quantization (FSQ): the codebook without a learned table.
 
 Follows Mentzer et al., "Finite Scalar Quantization: VQ-VAE Made Simple" (2023), in the published system's variant:
-the shift is ``tan(offset / half)``, not ``atanh``, and the half-range shrinks by ``1 - 1e-3``. Both matter: the
-published weights give other codes under any other choice.
+the shift is ``tan(offset / half)``, not ``atanh``, and the half-range shrinks by ``1 - 1e-3``. Under any other choice
+the published weights give other codes.
 """
 
 import torch
@@ -12,12 +12,12 @@ CODES_PER_ITEM = 4  # K
 LEVELS = (8, 8, 8, 6, 5)
 BASIS = (1, 8, 64, 512, 3072)
 CODEBOOK_SIZE = 15360  # prod(LEVELS)
-PADDING = CODEBOOK_SIZE  # the token that stands where no item is
+PADDING = CODEBOOK_SIZE  # the token where there is no item
 VOCABULARY = CODEBOOK_SIZE + 1  # V
 
 
 class FSQ(nn.Module):
-    """Quantizer for vectors of width `dim`: project to five numbers, round each to its level, project back."""
+    """Quantizer of vectors of width `dim`: projects to five numbers, rounds each to a level, projects back."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -26,7 +26,7 @@ class FSQ(nn.Module):
         levels = torch.tensor(LEVELS)
         half = (levels - 1) * (1 - 1e-3) / 2
         offset = torch.where(levels % 2 == 0, 0.5, 0.0)
-        # Derived from LEVELS, so not part of a checkpoint.
+        # Not part of a checkpoint, since all follow from LEVELS.
         self.register_buffer("half_range", half, persistent=False)
         self.register_buffer("offset", offset, persistent=False)
         self.register_buffer("shift", torch.tan(offset / half), persistent=False)
@@ -47,7 +47,7 @@ class FSQ(nn.Module):
     def codes_to_indices(self, codes: Tensor) -> Tensor:
         """(..., 5) normalised codes -> (...) int64 indices in [0, 15360).
 
-        The digits are rounded before the integer cast: a product such as 0.3333 * 3 must not fall to 0.
+        The digits are rounded before the integer cast, which would turn a product such as 0.3333 * 3 into 0.
         """
         digits = (codes.float() * self.half_width).round().long() + self.half_width
         return (digits * self.basis).sum(-1)
@@ -58,9 +58,9 @@ class FSQ(nn.Module):
         return (digits - self.half_width) / self.half_width
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(..., dim) float -> quantized (..., dim) float32 and indices (...) int64.
+        """Quantize (..., dim) float: (..., dim) float32 and the indices of the codes (...) int64.
 
-        Always in float32: in bfloat16 nine of ten indices come out wrong and some become the padding token.
+        Always in float32, whatever autocast says: in bfloat16 nine of ten indices are wrong, some the padding token.
         """
         with torch.autocast(x.device.type, enabled=False):
             codes = self.quantize(self.project_in(x.float()))

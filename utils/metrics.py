@@ -1,4 +1,4 @@
-"""Hit@k, NDCG@k and MRR with one target per user; candidates with equal scores share their places."""
+"""Hit@k, NDCG@k and MRR with one target per user; candidates with equal scores share their ranks."""
 
 from typing import NamedTuple
 
@@ -10,13 +10,10 @@ from utils.util import check_count
 
 
 class Ranks(NamedTuple):
-    """Where each user's target stands among the candidates of a method.
+    """Where each user's target stands among the candidates: at one of the ranks above + 1 to above + tied."""
 
-    Its rank may be any of above + 1 to above + tied: nothing but its id tells it from the candidates it ties with.
-    """
-
-    above: Tensor  # (B,) int64 candidates with a higher score
-    tied: Tensor  # (B,) int64 candidates with the target's score, itself included; 0 where it is not recommended
+    above: Tensor  # (B,) int64, candidates with a higher score
+    tied: Tensor  # (B,) int64, candidates with the target's score, itself included; 0 where it is not recommended
 
     def select(self, users: Tensor) -> "Ranks":
         """The ranks of some users, by a mask (B,) bool."""
@@ -24,7 +21,11 @@ class Ranks(NamedTuple):
 
 
 def list_ranks(ranked: Tensor, targets: Tensor) -> Ranks:
-    """Ranks by place in lists (B, k) of items, whose order counts, for targets (B,) int64; -1 is no item."""
+    """Ranks of targets (B,) int64 by their place in lists (B, k) of items, best first; -1 is no item.
+
+    >>> list_ranks(torch.tensor([[7, 3, 5], [7, 3, 5]]), torch.tensor([3, 4]))
+    Ranks(above=tensor([1, 0]), tied=tensor([1, 0]))
+    """
     if ranked.ndim != 2 or not ranked.shape[1] or targets.shape != ranked.shape[:1]:
         raise ValueError(f"expected one target for each list, found {tuple(targets.shape)} for {tuple(ranked.shape)}")
     hits = (ranked == targets[:, None]) & (targets >= 0)[:, None]
@@ -32,9 +33,12 @@ def list_ranks(ranked: Tensor, targets: Tensor) -> Ranks:
 
 
 def score_ranks(scores: Tensor, places: Tensor) -> Ranks:
-    """Ranks by scores (B, M) of all candidates, for targets at places (B,) int64; -1 where a target is no candidate.
+    """Ranks of targets by the scores (B, M) of all candidates, of which they are those at `places` (B,) int64.
 
-    A score of -inf stands for an item that is not recommended to this user.
+    A place of -1 stands for a target that is no candidate, a score of -inf for an item that is not recommended.
+
+    >>> score_ranks(torch.tensor([[0.5, 0.9, 0.5]]), torch.tensor([2]))
+    Ranks(above=tensor([1]), tied=tensor([2]))
 
     Raises:
         ValueError: a score is NaN, or there is not one place among the candidates for each user.
@@ -51,9 +55,14 @@ def score_ranks(scores: Tensor, places: Tensor) -> Ranks:
 
 
 class TopKAccumulator:
-    """Sums Hit@k, NDCG@k (1 / log2(rank + 1)) and reciprocal ranks over batches; the denominator is all users.
+    """Mean Hit@k, NDCG@k (1 / log2(rank + 1)) and MRR (over the longest list) of all users, batch by batch.
 
-    A target that ties counts with the mean of each metric over all orders of the tie. MRR is over the longest list.
+    A target that ties counts with the mean of each metric over all orders of the tie.
+
+    >>> accumulator = TopKAccumulator([1, 3])
+    >>> accumulator.accumulate(Ranks(above=torch.tensor([0, 1]), tied=torch.tensor([2, 1])))  # rank 1 or 2; rank 2
+    >>> {name: round(value, 3) for name, value in accumulator.reduce().items()}
+    {'hit@1': 0.25, 'ndcg@1': 0.25, 'hit@3': 1.0, 'ndcg@3': 0.723, 'mrr': 0.625}
     """
 
     def __init__(self, ks: list[int]):
@@ -68,22 +77,21 @@ class TopKAccumulator:
         self.users = 0
 
     def accumulate(self, ranks: Ranks) -> None:
-        """Add users by the ranks of their targets; ValueError for what are no ranks."""
+        """Add users by the ranks of their targets; ValueError unless these are whole numbers of 0 or more."""
         if not len(ranks.above):
             return
         above, tied = (side.cpu() for side in ranks)
         if above.shape != tied.shape or above.dtype.is_floating_point or min(above.amin(), tied.amin()) < 0:
             raise ValueError(f"ranks must be (B,) whole numbers of 0 or more, found {above} and {tied}")
-        # What the ranks up to each one, from 0 on, add up to: (longest list that is reached + 1,) each.
-        places = torch.arange(1, min(self.ks[-1], int((above + tied).max())) + 1, dtype=torch.float64)
-        gains, reciprocals = (F.pad(share.cumsum(0), (1, 0)) for share in (1 / torch.log2(places + 1), 1 / places))
-        share = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each place of the tie
+        ranks = torch.arange(1, min(self.ks[-1], int((above + tied).max())) + 1, dtype=torch.float64)
+        # Entry r of each is the sum of the gains of ranks 1 to r, from r = 0 on.
+        gains, reciprocals = (F.pad(gain.cumsum(0), (1, 0)) for gain in (1 / torch.log2(ranks + 1), 1 / ranks))
+        weight = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each rank that the target may have
         for place, k in enumerate(self.ks):
             first, end = above.clamp(max=k), (above + tied).clamp(max=k)
-            self.sums[2 * place] += ((end - first) * share).sum()
-            self.sums[2 * place + 1] += ((gains[end] - gains[first]) * share).sum()
-        # Up to the last k, the longest list.
-        self.sums[-1] += ((reciprocals[end] - reciprocals[first]) * share).sum()
+            self.sums[2 * place] += ((end - first) * weight).sum()
+            self.sums[2 * place + 1] += ((gains[end] - gains[first]) * weight).sum()
+        self.sums[-1] += ((reciprocals[end] - reciprocals[first]) * weight).sum()  # up to the last k, the longest list
         self.users += len(above)
 
     def reduce(self) -> dict[str, float]:

@@ -1,71 +1,64 @@
-"""Per-user key/value caches: keep what a user's history has cost, and pay only for the items that are new.
+"""Key/value caches per user: what a history has cost is kept, and only new items are paid for.
 
-With positions that count from the first item (protocol `corrected`) keys and values of a history do not depend on the
-batch they were computed in, so that caches can be split, kept per user, and joined in other company.
+Two things make that possible. Keys and values of a history do not depend on the batch that they were computed in,
+because positions count from its first item (protocol `corrected`): a batch's cache can be split, kept per user, and
+joined in other company. And no token sees a later item (`item_block_mask`), so that they stay as they are when an item
+is appended. The letters of the shapes are those of model.py.
 """
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+import modeling_gpt2_rec
 from utils.data import token_positions
 from utils.errors import InputError
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 
 
 class UserCache(NamedTuple):
-    """Keys and values of one user's history, without padding; T = 4L."""
+    """Keys and values of one user's history of L items, without padding; T = 4L."""
 
     keys: Tensor  # (layers, heads, T, D / heads)
     values: Tensor  # (layers, heads, T, D / heads)
 
     @property
     def items(self) -> int:
-        """Items in the cache."""
+        """Items in the cache, L."""
         return self.keys.shape[2] // CODES_PER_ITEM
 
 
 def split_cache(cache: DynamicCache, last: Tensor) -> list[UserCache]:
-    """A batch's cache cut into one per history, each a copy; `last` (B,) int64 are the batch's last item slots."""
+    """Cut a batch's cache into one per history, each a copy, in the order of `last` (B,) int64 (`SeqBatch.last`)."""
     keys = torch.cat([layer.keys for layer in cache.layers])  # (layers, heads, T, D / heads)
     values = torch.cat([layer.values for layer in cache.layers])
-    ends = ((last.sort().values + 1) * CODES_PER_ITEM).tolist()
-    lengths = [end - start for start, end in zip([0, *ends], ends, strict=False)]
-    caches = [
-        UserCache(*(side.clone() for side in sides))
-        for sides in zip(keys.split(lengths, 2), values.split(lengths, 2), strict=True)
-    ]
-    return [caches[history] for history in torch.searchsorted(last.sort().values, last).tolist()]
+    ends = ((last + 1) * CODES_PER_ITEM).tolist()
+    starts = dict(zip(sorted(ends), [0, *sorted(ends)], strict=False))  # a history begins where the one before ends
+    return [UserCache(*(side[:, :, starts[end] : end].clone() for side in (keys, values))) for end in ends]
 
 
-def join_caches(caches: list[UserCache]) -> tuple[DynamicCache, Tensor]:
-    """Users' caches as one batch of rows, padded on the left; and (B, T) bool, True where a slot is real."""
-    longest = max(cache.keys.shape[2] for cache in caches)
-    layers, heads, _, width = caches[0].keys.shape
-    keys = caches[0].keys.new_zeros(layers, len(caches), heads, longest, width)
-    values = torch.zeros_like(keys)
-    real = torch.zeros(len(caches), longest, dtype=torch.bool, device=keys.device)
-    for row, cache in enumerate(caches):
-        first = longest - cache.keys.shape[2]
-        real[row, first:] = True
-        keys[:, row, :, first:] = cache.keys
-        values[:, row, :, first:] = cache.values
+def join_caches(caches: list[UserCache]) -> DynamicCache:
+    """The caches of B users as one batch of rows, padded on the left with zeros: (B, heads, longest, D / heads)."""
+    keys, values = (
+        pad_sequence([side.transpose(0, 2) for side in sides], batch_first=True, padding_side="left")
+        for sides in ([cache.keys for cache in caches], [cache.values for cache in caches])
+    )  # (B, longest, heads, layers, D / heads)
     joined = DynamicCache()
-    for layer in range(layers):
-        joined.update(keys[layer], values[layer], layer)
-    return joined, real
+    for layer in range(keys.shape[3]):
+        joined.update(keys[:, :, :, layer].transpose(1, 2), values[:, :, :, layer].transpose(1, 2), layer)
+    return joined
 
 
 @torch.inference_mode()
 def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tensor) -> tuple[Tensor, list[UserCache]]:
-    """Add one item to every user's history and predict the next, at the cost of four tokens per user.
+    """Add one item to every user's history and predict the next, at the cost of K tokens per user.
 
     Args:
         model: a `RecGPT` in evaluation mode.
-        caches: one per user, as `split_cache` or this function gave it.
+        caches: one per user, as `split_cache` or this function returned it.
         codes: (B, K) int64 codes of the new items.
         embeddings: (B, E) float32 embeddings of the new items.
 
@@ -77,7 +70,22 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
         ValueError: not one item for each user, or dropout is on.
     """
     model.check_predicts()
-    shapes = (len(caches), CODES_PER_ITEM), (len(caches), model.config.embedding_width)
+    _check_new_items(model.config, caches, codes, embeddings)
+    lengths = torch.tensor([[cache.items] for cache in caches], device=codes.device)  # (B, 1)
+    positions = token_positions(lengths)  # (B, K) of the new item's tokens
+    slots = torch.arange(int(positions.max()) + 1, device=codes.device)
+    keys = slots - (lengths.max() - lengths) * CODES_PER_ITEM  # (B, T) positions of kept and new keys; padding below 0
+    mask = modeling_gpt2_rec.item_block_mask(positions, keys, CODES_PER_ITEM) & (keys >= 0)[:, None]  # (B, K, T)
+    inputs, joined = model.fuse(codes[:, None], embeddings[:, None]), join_caches(caches)  # (B, K, D)
+    hidden = model.gpt2model(inputs, positions, attention_mask=mask[:, None], past_key_values=joined)
+    sides = (torch.stack([getattr(layer, side) for layer in joined.layers], 1) for side in ("keys", "values"))
+    longer = [UserCache(k[:, :, real], v[:, :, real]) for k, v, real in zip(*sides, keys >= 0, strict=True)]
+    return model.pred_head(hidden).float(), longer
+
+
+def _check_new_items(config, caches: list[UserCache], codes: Tensor, embeddings: Tensor) -> None:
+    """Raise what `append_item` says of its arguments; `config` is the model's."""
+    shapes = (len(caches), CODES_PER_ITEM), (len(caches), config.embedding_width)
     if not caches or (codes.shape, embeddings.shape) != shapes:
         raise ValueError(
             f"codes and embeddings must be one row for each of {len(caches)} users, {shapes[0]} and {shapes[1]}, "
@@ -88,16 +96,8 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
     if embeddings.dtype != torch.float32 or not embeddings.isfinite().all():
         raise ValueError("embeddings must be float32 and finite")
     longest = max(cache.items for cache in caches)
-    if longest >= model.config.window:
+    if longest >= config.window:
         raise InputError(
-            f"a cached history of {longest} items fills the window of {model.config.window}. "
+            f"a cached history of {longest} items fills the window of {config.window}. "
             "Compute a new cache from the most recent items."
         )
-    joined, real = join_caches(caches)
-    real = F.pad(real, (0, CODES_PER_ITEM), value=True)  # and the new item's own tokens
-    positions = token_positions(torch.tensor([[cache.items] for cache in caches], device=codes.device))  # (B, K)
-    inputs = model.fuse(codes[:, None], embeddings[:, None])  # (B, K, D)
-    hidden = model.gpt2model(inputs, positions, attention_mask=real[:, None, None], past_key_values=joined)
-    keys, values = (torch.stack([getattr(layer, side) for layer in joined.layers], 1) for side in ("keys", "values"))
-    longer = [UserCache(k[:, :, kept], v[:, :, kept]) for k, v, kept in zip(keys, values, real, strict=True)]
-    return model.pred_head(hidden).float(), longer

@@ -1,6 +1,6 @@
 """From the four next-item distributions to items of the catalog: exact search and the published beam search.
 
-Both work on all users of a batch at once. An item's score is the sum of its four log-probabilities.
+Both work on all B users of a batch at once. An item's score is the sum of its K log-probabilities.
 """
 
 import math
@@ -16,32 +16,32 @@ from utils.metrics import Ranks
 from utils.Trie import Trie
 from utils.util import check_count
 
-SCAN_USERS = 48  # users scored together: three lines of the cache for each code
+SCAN_USERS = 48  # users scored together: a code's log-probabilities fill three cache lines
 SCAN_ITEMS = 1 << 13  # items scored together: their scores stay in the cache
-FIRST_ITEMS = 1 << 11  # of a scan, of which the best set the bar for the rest
+FIRST_ITEMS = 1 << 11  # items that a scan scores first; the k-th best of them is the bar that others must reach
 
-# Costs as benchmarks/search.py measured them on a CPU, in items of a scan for one user.
-SCAN_SETUP = 20  # a scan of few users costs as if there were so many more
-POSTING_COST = 32  # what best-first search pays to look at one item
-BEST_FIRST_FROM = 1 << 23  # cost of a scan per user from which best-first search is tried
+# Costs on a CPU, measured by benchmarks/search.py. The unit is scoring one item for one user in a scan.
+SCAN_SETUP = 20  # what a scan costs beyond that, however few its users
+POSTING_COST = 32  # of scoring one item in best-first search
+BEST_FIRST_FROM = 1 << 23  # where a scan costs more than this per user, best-first search is tried
 
 MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of 61,440
 PROBED = 4  # users that try best-first search before the others of their batch
-FIRST_POSTINGS = 1 << 10  # items that its first round looks at for one user; every later round, eight times as many
-POSTINGS_AT_ONCE = 1 << 18  # items looked at together: bounds memory
+FIRST_POSTINGS = 1 << 10  # items that its first round scores for one user; every later round takes eight times as many
+POSTINGS_AT_ONCE = 1 << 18  # items that it scores together, which bounds its memory
 LAST = torch.iinfo(torch.int64).max
-MARGIN = 1e-3  # nats: above what rounding does to a sum of four float32 log-probabilities
+MARGIN = 1e-3  # nats: more than rounding changes in a sum of four float32 log-probabilities
 
 
 class TopK(NamedTuple):
-    """Ranked items of each user; -1 and -inf where the search found fewer than k."""
+    """The k best items of each user, best first; -1 and -inf where the search found fewer."""
 
     items: Tensor  # (B, k) int64 item ids
     scores: Tensor  # (B, k) float32, sums of log-probabilities in nats
 
 
 def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
-    """The true k best items of the catalog, ties in ascending id order, whatever its size.
+    """The k best items of the catalog, proven to be so at any size; ties by ascending id.
 
     Args:
         logits: (B, K, V) float32.
@@ -53,27 +53,26 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     """
     check_arguments(logits, trie, k)
     log_probs = logits.log_softmax(-1)  # (B, K, V)
-    best = _nothing(len(logits), k, logits.device)
+    best = empty_topk(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
     setup = SCAN_SETUP / max(1, len(logits))  # of a scan, per user
     if len(trie) * (1 + setup) > BEST_FIRST_FROM:
-        # A few users tell whether best-first search pays, so that the others need not try where it does not.
-        tried, others = unproven[:PROBED], unproven[PROBED:]
-        unproven = _try(best, log_probs, trie, tried, setup * len(tried))
-        if len(others) and len(unproven) < len(tried):
-            unproven = torch.cat([unproven, _try(best, log_probs, trie, others, SCAN_SETUP)])
-        else:
-            unproven = torch.cat([unproven, others])
+        # A few users tell whether best-first search pays; the others try it only if it does.
+        probes, others = unproven[:PROBED], unproven[PROBED:]
+        unproven = _best_first_into(best, log_probs, trie, probes, setup * len(probes))
+        if len(others) and len(unproven) < len(probes):
+            others = _best_first_into(best, log_probs, trie, others, SCAN_SETUP)
+        unproven = torch.cat([unproven, others])
     unproven = unproven.sort().values
     for start in range(0, len(unproven), SCAN_USERS):
         users = unproven[start : start + SCAN_USERS]
-        part = log_probs if len(users) == len(logits) else log_probs[users]  # a copy only where need be
+        part = log_probs if len(users) == len(logits) else log_probs[users]  # no copy of all users
         best.items[users], best.scores[users] = scan(part, trie, k)
     return best
 
 
 def check_arguments(logits: Tensor, trie: Trie, k: int) -> None:
-    """ValueError unless logits are (B, K, V) float32 and finite, where the catalog is, and lists have a length."""
+    """ValueError unless logits are (B, K, V) float32, finite and on the catalog's device, and k is 1 or more."""
     check_count(k, "k")
     if not isinstance(logits, Tensor) or logits.dtype != torch.float32:
         raise ValueError(f"logits must be float32, found {getattr(logits, 'dtype', type(logits))}: logits.float()")
@@ -86,7 +85,7 @@ def check_arguments(logits: Tensor, trie: Trie, k: int) -> None:
 
 
 def check_targets(logits: Tensor, top: TopK, targets: Tensor) -> Tensor:
-    """Targets as int64; ValueError unless they are (B, K) codes, and lists those of the same users."""
+    """Targets (B, K) as int64; ValueError unless they are codes, and logits and lists are of as many users."""
     users = (len(logits), CODES_PER_ITEM)
     if targets.shape != users or len(top.items) != len(logits) or targets.dtype.is_floating_point:
         raise ValueError(
@@ -99,7 +98,7 @@ def check_targets(logits: Tensor, top: TopK, targets: Tensor) -> Tensor:
 
 
 def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
-    """Where targets stand among all candidates, whose k best are `top`; only those in the lists count as recommended.
+    """Ranks of the targets among all candidates; a target outside the lists `top` counts as not recommended.
 
     Args:
         logits: (B, K, V) float32.
@@ -108,7 +107,7 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
         targets: (B, K) int64 codes of the targets, which must be candidates.
 
     Raises:
-        ValueError: no such codes, or not one row for each user.
+        ValueError: targets are no codes, or not one row for each user.
     """
     targets = check_targets(logits, top, targets)
     log_probs = logits.log_softmax(-1)
@@ -116,7 +115,7 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
     for place in range(1, CODES_PER_ITEM):
         scores += log_probs[:, place].gather(1, targets[:, place, None])
     tied = ((top.scores == scores) & (top.items >= 0)).sum(1)
-    # A tie with the last of a list goes on beyond it.
+    # A target that ties with the last item of a list may tie with items beyond it, too.
     (further,) = ((top.scores[:, -1] == scores[:, 0]) & (top.items[:, -1] >= 0)).nonzero(as_tuple=True)
     for start in range(0, len(further), SCAN_USERS):
         users = further[start : start + SCAN_USERS]
@@ -126,7 +125,7 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
 
 
 def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
-    """The same of what `beam_search` found: of its ties beyond the end of a list only the target's own codes count."""
+    """As `rank_targets`, in lists of `beam_search`: beyond a list's end only items of the target's codes can tie."""
     targets = check_targets(logits, top, targets)
     found_node = trie.find(targets)
     if not len(trie):
@@ -141,15 +140,15 @@ def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     return Ranks((top.scores > scores).sum(1), tied * found.any(1))
 
 
-def _try(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, setup: float) -> Tensor:
-    """Best-first search for (n,) users, into `best`: those for whom a scan is cheaper."""
+def _best_first_into(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, setup: float) -> Tensor:
+    """Write the lists of users (n,) int64 into `best`; returns those users for whom a scan is cheaper."""
     found, unproven = best_first(log_probs[users], trie, best.items.shape[1], setup)
     best.items[users], best.scores[users] = found
     return users[unproven]
 
 
 def scan_scores(table: Tensor, trie: Trie, first: int = SCAN_ITEMS) -> Iterator[Tensor]:
-    """Scores (items, B) of all items, a few at a time, `first` at first: sums of four rows of a table, (K * V, B)."""
+    """Scores of all items from log-probabilities (K * V, B): first those of `first` items, (first, B), then of more."""
     first_row = torch.arange(CODES_PER_ITEM, device=table.device, dtype=torch.int32) * VOCABULARY
     start, size = 0, first
     while start < len(trie):
@@ -158,16 +157,16 @@ def scan_scores(table: Tensor, trie: Trie, first: int = SCAN_ITEMS) -> Iterator[
 
 
 def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
-    """Exact search by scoring every item."""
+    """Exact search by scoring every item, from log-probabilities (B, K, V)."""
     users, device = len(log_probs), log_probs.device
-    best, start = _nothing(users, k, device), 0
+    best, start = empty_topk(users, k, device), 0
     table = F.pad(log_probs.permute(1, 2, 0).flatten(0, 1), (0, -users % 8)).contiguous()
-    bar = torch.full((table.shape[1],), torch.inf, device=device)  # scores that matter; none of the padding does
+    bar = torch.full((table.shape[1],), torch.inf, device=device)  # scores to reach; the padding's columns never do
     found, waiting = [], 0
     for scores in scan_scores(table, trie, max(FIRST_ITEMS, k)):  # (items, B)
         if not start:
             bar[:users] = scores[:, :users].T.topk(min(k, len(scores))).values[:, -1]
-        above = (scores >= bar).view(torch.int64)  # (items, B / 8): eight answers in a number, nearly all of them zero
+        above = (scores >= bar).view(torch.int64)  # (items, B / 8): eight bool in a number, and nearly all are zero
         item, eight = above.nonzero(as_tuple=True)
         hit, user = (scores.unflatten(1, (-1, 8))[item, eight] >= bar.view(-1, 8)[eight]).nonzero(as_tuple=True)
         item, user = item[hit], eight[hit] * 8 + user
@@ -180,55 +179,63 @@ def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
 
 
 def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP) -> tuple[TopK, Tensor]:
-    """Exact search that looks only at items with at least one likely code, and proves that no other can win.
+    """Exact search that scores only items with at least one likely code, and proves that no other can win.
 
-    The gap of a code is how far its log-probability lies below the best one at its place. All items that have one of
-    the codes of smallest gap are scored, from the smallest gap on. An item not seen has four codes of larger gaps, so
-    that its score is below `sum of the best - 4 * next gap`: once that is below the k-th score found, the list is
-    exact. At most a quarter of an item's whole gap has to be searched at each place, however flat the distributions.
+    The gap of a code is how far its log-probability lies below the best one at its place. Codes are taken by ascending
+    gap, and all items that have one of them are scored. An item not scored yet has four codes of larger gaps, so that
+    its score is below `sum of the best - 4 * next gap`: once that is below the k-th score found, the list is exact.
+    So a code need not be taken if its gap is more than a quarter of the k-th item's, however flat the distributions.
 
     Args:
         log_probs: (B, K, V) float32.
         trie: the candidates.
         k: length of the lists.
-        setup: what a scan would cost these users beyond 1 for each of them and each item.
+        setup: what a scan would cost these users together, beyond 1 for each of them and each item.
 
     Returns:
-        The lists, and the users (int64) for whom a scan is cheaper, whose lists are not proven.
+        The lists, and the users (int64) whose lists are not proven, because a scan is cheaper for them.
     """
     users, device = len(log_probs), log_probs.device
     highest = log_probs[..., :CODEBOOK_SIZE].amax(-1, keepdim=True)  # (B, K, 1)
     gaps = (highest - log_probs[..., :CODEBOOK_SIZE]).flatten(1)  # (B, K * 15360)
-    gap, code = gaps.topk(MOST_CODES, largest=False)  # (B, M) ascending
+    gap, code = gaps.topk(MOST_CODES, largest=False)  # (B, M = MOST_CODES) ascending
     ceiling = highest.sum((1, 2))  # (B,)
     sizes = trie.code_starts.diff(dim=1).flatten()  # (K * 15360,) items that have each code
-    postings = sizes[code].cumsum(1)  # (B, M) items looked at up to and with each code
-    best = _nothing(users, k, device)
+    postings = sizes[code].cumsum(1)  # (B, M) items scored up to and with each code
+    best = empty_topk(users, k, device)
     alive, done = torch.arange(users, device=device), torch.zeros(users, dtype=torch.int64, device=device)
     needed, budget, unproven = torch.full((users,), MOST_CODES, device=device), FIRST_POSTINGS, alive[:0]
     while len(alive):
         affordable = torch.searchsorted(postings[alive], torch.full((len(alive), 1), budget, device=device))[:, 0]
         upto = torch.minimum(torch.maximum(affordable, done + 1), needed)  # codes, at least one more
         owner, place = _ranges(done, upto - done)
-        best = _look_at(best, log_probs, trie, alive[owner], code[alive[owner], place])
+        best = score_postings(best, log_probs, trie, alive[owner], code[alive[owner], place])
 
         missing = (ceiling[alive] + MARGIN - best.scores[alive, -1]) / CODES_PER_ITEM
         needed = torch.searchsorted(gap[alive], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
         still = (needed > upto) | (needed == MOST_CODES)
         alive, done, needed, budget = alive[still], upto[still], needed[still], budget * 8
-        # What going on costs each user; more than any scan where the codes looked at cannot prove anything.
+        # What the proof costs each user: more than any scan where all MOST_CODES would not be enough.
         costs = POSTING_COST * postings[alive, needed - 1].double()
         costs = costs.where(needed < MOST_CODES, len(trie) * (setup + 1) + 1)
-        dear = costs > len(trie)
-        sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # the first round's bar says too little
-        if sure and costs[dear].sum() > len(trie) * (setup + int(dear.sum())):
-            unproven = torch.cat([unproven, alive[dear]])
-            alive, done, needed = alive[~dear], done[~dear], needed[~dear]
+        too_costly = costs > len(trie)
+        sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # after one round the k-th score tells little
+        if sure and costs[too_costly].sum() > len(trie) * (setup + int(too_costly.sum())):
+            unproven = torch.cat([unproven, alive[too_costly]])
+            alive, done, needed = alive[~too_costly], done[~too_costly], needed[~too_costly]
     return best, unproven
 
 
-def _look_at(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, codes: Tensor) -> TopK:
-    """Score for each (n,) user all items that have the (n,) code, numbered over the four places: the lists after it."""
+def score_postings(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, codes: Tensor) -> TopK:
+    """Score all items that have some codes, each code for one user, and merge them into the lists.
+
+    Args:
+        best: the lists so far; unchanged, the new ones are returned.
+        log_probs: (B, K, V) float32.
+        trie: the candidates.
+        user: (n,) int64 rows of `best`.
+        codes: (n,) int64, numbered over all four places: place * 15360 + code.
+    """
     place, code = codes // CODEBOOK_SIZE, codes % CODEBOOK_SIZE
     begin, end = trie.code_starts[place, code], trie.code_starts[place, code + 1]
     ends = (end - begin).cumsum(0)
@@ -249,7 +256,7 @@ def _look_at(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, codes: Ten
 
 
 def _merge(best: TopK, user: Tensor, items: Tensor, scores: Tensor) -> TopK:
-    """The k best of the lists and of further (n,) candidates, which may be there already; ties by ascending id."""
+    """The k best of the lists and of further candidates (n,), which may be listed already; ties by ascending id."""
     users, k = best.items.shape
     user = torch.cat([torch.arange(users, device=user.device).repeat_interleave(k), user])
     items, scores = torch.cat([best.items.flatten(), items.long()]), torch.cat([best.scores.flatten(), scores])
@@ -261,32 +268,27 @@ def _merge(best: TopK, user: Tensor, items: Tensor, scores: Tensor) -> TopK:
     first[1:] = (user[1:] != user[:-1]) | (items[1:] != items[:-1])
     user, items, scores = user[first], items[first], scores[first]
     rank = torch.arange(len(user), device=user.device) - torch.searchsorted(user, user)
-    kept, merged = rank < k, _nothing(users, k, user.device)
+    kept, merged = rank < k, empty_topk(users, k, user.device)
     merged.items[user[kept], rank[kept]] = items[kept]
     merged.scores[user[kept], rank[kept]] = scores[kept]
     return merged
 
 
-def _nothing(users: int, k: int, device: torch.device) -> TopK:
+def empty_topk(users: int, k: int, device: torch.device) -> TopK:
+    """Lists in which nothing has been found yet."""
     return TopK(torch.full((users, k), -1, device=device), torch.full((users, k), -torch.inf, device=device))
 
 
 def _ranges(begin: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-    """The ranges [begin, begin + count) one after another: which range each element is of, and the element."""
+    """All numbers of the ranges [begin, begin + count), one range after another: the range of each, and the number."""
     owner = torch.repeat_interleave(counts)
     return owner, torch.arange(len(owner), device=begin.device) + (begin - counts.cumsum(0) + counts)[owner]
 
 
 def beam_search(
-    logits: Tensor,
-    trie: Trie,
-    k: int,
-    temperature: float = 0.1,
-    first: int = 10,
-    per_beam: int = 5,
-    beams: int = 20,
+    logits: Tensor, trie: Trie, k: int, temperature: float = 0.1, first: int = 10, per_beam: int = 5, beams: int = 20
 ) -> TopK:
-    """The published approximate search: the most likely prefixes, extended code by code within the catalog.
+    """The published search: the most likely prefixes, extended code by code within the catalog. It is approximate.
 
     The first step keeps `first` codes; every later one extends each beam by its `per_beam` best next codes and keeps
     the `beams` best of all. Scores are log-softmax of logits / temperature. All items of a leaf are returned.
@@ -301,8 +303,7 @@ def beam_search(
         beams: beams kept by a later step.
 
     Raises:
-        ValueError: as `exact_search`; beams of no width; or logits too large to be divided by the temperature, or that
-            is not above 0.
+        ValueError: as `exact_search`; a width below 1, a temperature of 0 or below, or logits too large for it.
     """
     check_arguments(logits, trie, k)
     for name, width in (("first", first), ("per_beam", per_beam), ("beams", beams)):
@@ -324,7 +325,7 @@ def beam_search(
 def _extend(
     log_probs: Tensor, trie: Trie, depth: int, nodes: Tensor, scores: Tensor, per_parent: int, keep: int
 ) -> tuple[Tensor, Tensor]:
-    """One step of beam search: (B, W) beams of a depth -> (B, at most keep) beams of the next, best first."""
+    """One step of beam search: nodes and scores of (B, W) beams -> of (B, at most keep) longer beams, best first."""
     begin, end = trie.children(nodes, depth)  # (B, W)
     most = int((end - begin).max()) if nodes.numel() else 0
     children = begin[..., None] + torch.arange(most, device=nodes.device)  # (B, W, most)
@@ -338,7 +339,7 @@ def _extend(
 
 
 def _leaf_items(trie: Trie, leaves: Tensor, scores: Tensor, k: int) -> TopK:
-    """Items of (B, W) leaves in the order of the leaves, ascending ids within one, at most k per user."""
+    """The first k items of each user's (B, W) leaves: in the order of the leaves, within one by ascending id."""
     bounds = trie.starts[CODES_PER_ITEM]
     begin, end = bounds[leaves], bounds[leaves + 1]  # (B, W)
     counts = torch.where(scores > -torch.inf, (end - begin).clamp(max=k), 0)
@@ -347,7 +348,7 @@ def _leaf_items(trie: Trie, leaves: Tensor, scores: Tensor, k: int) -> TopK:
     place = before.flatten()[leaf] + rank - begin.flatten()[leaf]
     leaf, rank, place = (column[place < k] for column in (leaf, rank, place))
     user = leaf // max(1, leaves.shape[1])
-    found = _nothing(len(leaves), k, leaves.device)
+    found = empty_topk(len(leaves), k, leaves.device)
     found.items[user, place] = trie.items[rank].long()
     found.scores[user, place] = scores.flatten()[leaf]
     return found
