@@ -35,7 +35,7 @@ from utils.checkpoint import fill_module, load_state, load_tensors, save_state, 
 from utils.cli import ctrl_c_waits, parse_again, parser, positive_float, positive_int, run, seed
 from utils.data import check_finite
 from utils.errors import InputError, shown
-from utils.files import check_whole, check_writable, load_matrix, locked
+from utils.files import check_whole, check_writable, load_matrix, lock_folder
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
@@ -408,7 +408,7 @@ def build(args: argparse.Namespace, rows: np.ndarray) -> tuple[AutoEncoder, torc
 def main() -> None:
     """Parse, keep other runs away, train."""
     args, saved = parse()
-    lock = locked(Path(args.output), "--output")
+    lock = lock_folder(Path(args.output), "--output")
     try:
         begin_or_go_on(args, saved)
     finally:

@@ -49,7 +49,7 @@ from utils.datasets import HELD_OUT, Interactions, load_eval
 from utils.errors import InputError
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
-from utils.packed import data_fingerprint, fits, open_packed, pack
+from utils.packed import data_fingerprint, is_current, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
 from utils.training.plan import Place, Plan, Work
@@ -382,7 +382,7 @@ def check_flags(args: argparse.Namespace) -> None:
 def open_data(args: argparse.Namespace, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
     """The packed form of --data_path and its header, mapped; one process makes it where there is none that fits."""
     for packs in (accelerator.is_main_process, accelerator.is_local_main_process):  # machines may share a disk, or not
-        if packs and not fits(args.data_path, args.drop_short):
+        if packs and not is_current(args.data_path, args.drop_short):
             print(f"packing {args.data_path}, once: a few minutes where there are millions of histories")
             pack(args.data_path, drop_short=args.drop_short)
         accelerator.wait_for_everyone()

@@ -25,10 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-if __package__ in (None, ""):  # run as a file: let the repository root be found
+if __name__ == "__main__":  # run as a file: let the repository root be found, and end at Ctrl-C from here on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-if __name__ == "__main__":
     from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
@@ -229,8 +227,7 @@ def make_parts(folder: Path, scale: float, parts: int = 4) -> None:
     for part in range(parts):
         directory = folder / "parts" / f"part{part}"
         made_once(
-            directory / "train.pkl",
-            lambda path, part=part: save_dict(path, histories(users, total, items, part)),
+            directory / "train.pkl", lambda path, part=part: save_dict(path, histories(users, total, items, part))
         )
         made_once(directory / "item_text_embeddings.npy", lambda path: make_holes(path, items, "<f4"))
 
@@ -251,22 +248,8 @@ def make_reviews(folder: Path, scale: float) -> None:
 
 def sentences(rng: np.random.Generator, words: int, count: int = 1000) -> list[str]:
     """Made-up text, some of it not ASCII, as JSON strings."""
-    vocabulary = [
-        "the",
-        "grüne",
-        "naïve",
-        "works",
-        "well",
-        "and",
-        'said "no"',
-        "buy",
-        "again",
-        "日本",
-        "for",
-        "my",
-        "pen",
-    ]
-    return [json.dumps(" ".join(rng.choice(vocabulary, words)), ensure_ascii=False) for _ in range(count)]
+    known = ("the", "grüne", "naïve", "works", "well", "and", 'said "no"', "buy", "again", "日本", "for", "my", "pen")
+    return [json.dumps(" ".join(rng.choice(known, words)), ensure_ascii=False) for _ in range(count)]
 
 
 def write_reviews(path: Path, scale: float) -> None:

@@ -13,10 +13,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: let the repository root be found
+if __name__ == "__main__":  # run as a file: let the repository root be found, and end at Ctrl-C from here on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-if __name__ == "__main__":
     from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
@@ -39,7 +37,7 @@ from utils.pickles import save_dict
 
 
 def main() -> None:
-    """Parse, merge, write."""
+    """Merge the histories and number the items of all data sets, and write both."""
     flags = parser(__doc__)
     flags.add_argument("--datasets", nargs="+", required=True, metavar="DIR", help="data set directories")
     flags.add_argument("--output", default="./data/pre_train", metavar="DIR", help="directory to write to")
@@ -64,7 +62,7 @@ def main() -> None:
 
 
 def counted(histories: Iterator[list[int]], counts: Counter) -> Iterator[list[int]]:
-    """The same histories; adds them up on their way."""
+    """Yield the same histories, and count users and interactions."""
     for items in tqdm(histories, desc="histories", unit=" users"):
         counts["users"] += 1
         counts["interactions"] += len(items)

@@ -13,10 +13,8 @@ goes on where it stopped.
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):  # run as a file: let the repository root be found
+if __name__ == "__main__":  # run as a file: let the repository root be found, and end at Ctrl-C from here on
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-if __name__ == "__main__":
     from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
@@ -36,7 +34,7 @@ REMEDY = "Make it with data_processing/pre_train_data_process.py, TextEncoder_ba
 
 
 def main() -> None:
-    """Parse, tokenize, write, report."""
+    """Tokenize the embeddings, write the codes, and print how well they tell items apart."""
     flags = parser(__doc__)
     flags.add_argument("--embeddings", required=True, metavar="FILE", help=".npy matrix (items, width)")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
@@ -61,7 +59,7 @@ def main() -> None:
 
 
 def check_name(path: str | Path) -> Path:
-    """InputError unless the codes are to go into a .pkl: files of that name with other endings come beside it."""
+    """Raise InputError unless the codes go into a .pkl: files of that name with other endings are written beside it."""
     if Path(path).suffix != ".pkl":
         raise InputError(f"{path}: the codes go into a .pkl, and a .json beside it. Name a file that ends in .pkl.")
     return Path(path)

@@ -30,7 +30,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from utils.checkpoint import load_tensors, metadata_path, save_state, save_tensors
 from utils.errors import InputError, reason, shown
-from utils.files import locked
+from utils.files import lock_folder
 from utils.training.plan import Place
 
 ENDING = ".resume"
@@ -197,7 +197,7 @@ class Checkpoints:
         """
         self.folder, self.keep, self.accelerator, self.facts = Path(folder), keep, accelerator, facts
         if accelerator.is_main_process:
-            self.lock = locked(self.folder, "--ckpt_dir")
+            self.lock = lock_folder(self.folder, "--ckpt_dir")
         self.starts = 1 + max((start for start, _ in map(_order, self.states()) if start < math.inf), default=0)
         self.written: list[list[str]] = []  # of each save of this run, in order, the names of its checkpoints
         self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, and on what
