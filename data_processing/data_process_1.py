@@ -54,7 +54,7 @@ REVIEWS = """
     FROM read_json(?, format = 'newline_delimited',
                    columns = {user_id: 'VARCHAR', parent_asin: 'VARCHAR', timestamp: 'VARCHAR'})
 """
-INCOMPLETE = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(isfinite(time), false)"
+NO_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(isfinite(time), false)"
 REVIEWERS = "SELECT reviewer AS name, min(line) AS first, count(*) AS reviews FROM reviews GROUP BY reviewer"
 USERS = "SELECT name, row_number() OVER (ORDER BY first) - 1 AS id FROM reviewers WHERE reviews >= ?"
 EVENTS = """
@@ -62,7 +62,7 @@ EVENTS = """
     FROM reviews JOIN users ON reviewer = name
 """
 ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
-HISTORIES = """
+HISTORY_ROWS = """
     SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time FROM events JOIN items ON item = name ORDER BY place
 """
 METADATA = f"""
@@ -124,9 +124,7 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
         InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough interactions;
             timestamps in two units, such as those of Amazon Reviews 2018 and 2023.
     """
-    read_lines(tables, "reviews", REVIEWS, reviews, check_review)
-    if tables.value(f"SELECT count(*) FROM reviews WHERE {INCOMPLETE}"):
-        name_bad_line(reviews, check_review)
+    read_lines(tables, "reviews", REVIEWS, NO_REVIEW, reviews, check_review)
     largest = tables.value("SELECT max(abs(time)) FROM reviews") or 0
     odd = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
     if odd is not None:
@@ -139,27 +137,23 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
         raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
     tables.make("events", EVENTS)
     tables.make("items", ITEMS)
-    columns = tables.columns(HISTORIES)
+    columns = tables.columns(HISTORY_ROWS)
     offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
     return Histories(columns["item"], columns["time"] / units_per_second(largest), offsets)
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
-    """Make the table `texts` with the text fields of all items, and return its length.
-
-    Of metadata that are repeated for an item the last count.
+    """Make the table `texts` with the text fields of all items, and return its length; the last line of an item counts.
 
     Raises:
         InputError: a line without parent_asin.
     """
-    read_lines(tables, "metadata", METADATA, meta, check_metadata)
-    if tables.value(f"SELECT count(*) FROM metadata WHERE {missing_in('item')}"):
-        name_bad_line(meta, check_metadata)
+    read_lines(tables, "metadata", METADATA, missing_in("item"), meta, check_metadata)
     return tables.make("texts", TEXTS)
 
 
-def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callable) -> None:
-    """Make a table of JSON lines; raise InputError with the number of the line that DuckDB refuses."""
+def read_lines(tables: Tables, name: str, query: str, bad: str, path: Path, check: Callable) -> None:
+    """Make a table of JSON lines; raise InputError with the number of a line that DuckDB refuses or that is `bad`."""
     print(f"reading {path}")
     try:
         tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
@@ -167,6 +161,8 @@ def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callabl
         if not is_bad_file(error, path):
             raise
         name_bad_line(path, check, first_line(error))
+    if tables.value(f"SELECT count(*) FROM {name} WHERE {bad}"):
+        name_bad_line(path, check)
 
 
 def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:

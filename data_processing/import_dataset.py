@@ -17,25 +17,23 @@ N/A, n/a, <NA> and \\N count as missing, also as texts.
 
 The text of an item consists of the columns that describe it, those with short values first, as the encoder cuts long
 texts. Columns in which nearly all values are addresses, images, ids of items, numbers, dates or flags are left out, and
-named; a column called title or name is always taken. --text_columns chooses others, in the order in which they are
-typed.
+named; a column called title or name is always taken. --text_columns chooses others, in the order given.
 
 Times are numbers (seconds, or fractions of them, as their size tells) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
 31.1.2023 12:30, 1/31/2023 12:30:00 PM, Fri Aug 25 13:55:02 -0700 2017, 20230131; for others give --time_format. If no
 date tells which number is the day and which the month, it is required. Equal times keep the file's order.
 
 A row may have a history: a column called history or item_id_list, or --history_column, has the items between blanks,
-commas, semicolons or bars, or as a list. What came after the history is in the column of the item (in MIND's
-impressions, what was clicked). If the histories of a user go on from each other, as in RecBole's benchmark files, each
-interaction is read once, in order; at equal times, or without times, the shorter history comes first. The items of a
-user's first history get the time of its row.
+commas, semicolons or bars, or as a list, and the column of the item has what came after it (in MIND, what was clicked).
+If the histories of a user go on from each other, as in RecBole's benchmark files, each interaction is read once, in
+order; at equal times, or without times, the shorter history comes first. The items of a first history get its time.
 
 The filters come after --repeats, and are repeated until nothing changes: with the defaults the 5-core is left. The
 catalog then consists of the items with interactions; --min_item_interactions 0 also keeps items with text that nobody
 had. Items without text have a zero embedding. Files may be larger than memory: DuckDB sorts them, within --memory, in a
 hidden file beside OUTPUT. A run that was killed goes on where it stopped.
 
-Splits; lists with one item are left out:
+The splits leave out lists with one item:
     leave_last_out   everyone is a test user, the last item is the target; train.pkl has the lists without it
     time             train.pkl has what was before --split_time; test.pkl has that and each user's next item, the target
     users            --test_share of the users are test users, with whole lists, as in the release
@@ -68,9 +66,8 @@ import duckdb
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import ReadSettings, Table, clean, columns_of, find_column, find_history
 from data_processing.parts.encoding import (
-    DEFAULT_BATCH,
-    DEFAULT_ENCODER,
     Encoding,
+    add_encoder_flags,
     encoded_embeddings,
     given_embeddings,
     load_encoder,
@@ -79,13 +76,13 @@ from data_processing.parts.encoding import (
     texts_to_encode,
 )
 from data_processing.parts.formats import FORMATS, open_table
-from data_processing.parts.interactions import REPEATS, Filters, Source, gather_histories, read_files
+from data_processing.parts.interactions import REPEATS, Filters, Source, gather_histories, read_interactions, read_items
 from data_processing.parts.row_filter import parse_keep
 from data_processing.parts.splits import SPLITS, Histories, Parts, SplitSettings, add_split_flags, save_histories, split
 from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, workspace
 from data_processing.parts.times import units_per_second
 from decoder import check_width
-from utils.cli import non_negative_int, parser, positive_float, positive_int, run
+from utils.cli import non_negative_int, parser, positive_float, run
 from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import load_matrix, staged_set
@@ -109,7 +106,8 @@ def main() -> None:
     else:
         check_given(args.embeddings)
     with workspace(output, job_of(args, interactions, items), args.memory) as tables:
-        items = read_files(tables, interactions, items, output)
+        read_interactions(tables, interactions, output)
+        items = read_items(tables, items, output)
         keep_textless = args.embeddings is not None
         filters = Filters(args.repeats, args.min_user_interactions, args.min_item_interactions, keep_textless)
         histories = gather_histories(tables, interactions, items, filters)
@@ -156,10 +154,7 @@ def parse() -> argparse.Namespace:
         "--split_time", type=time_or_proportion, metavar="T", help="a time, or a share of the interactions, such as 0.9"
     )
     add_split_flags(flags)
-    given = flags.add_mutually_exclusive_group()
-    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
-    given.add_argument("--embeddings", metavar="FILE", help=".npy (rows of ITEMS, width) to use instead of an encoder")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    add_encoder_flags(flags, "rows of ITEMS")
     flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
     add_device_flags(flags)
     args = flags.parse_args()
@@ -274,7 +269,7 @@ def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
     if len(item_columns) == 1 and named is not None and clean(named) not in table.columns:
         named = None  # it is a column of the interactions alone
     item = find_column(table, "item", named, also=("id",))
-    items = Source(table, None, item, None, text_columns(table, item, args))
+    items = Source(table, None, item, None, named_text_columns(table, item, args))
     print(f"{table.path}: item {item}{'' if items.texts is None else ', text ' + ', '.join(items.texts)}")
     return interactions, items
 
@@ -332,7 +327,7 @@ def interactions_source(table: Table, item_name: str | None, args: argparse.Name
     return found
 
 
-def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
+def named_text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
     """The columns of --text_columns; None if the columns that describe an item are to be chosen by their values.
 
     Raises:
@@ -347,12 +342,9 @@ def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str]
 
 def job_of(args: argparse.Namespace, interactions: Source, items: Source) -> dict[str, Any]:
     """Everything that decides the contents of the tables; see `workspace`."""
-    options = ("min_user_interactions", "min_item_interactions", "repeats", "embeddings")
-    return {
-        "files": [file_key(interactions.table.path), file_key(items.table.path)],
-        "read": [interactions, items],
-        "options": [getattr(args, name) for name in options],
-    }
+    options = [args.min_user_interactions, args.min_item_interactions, args.repeats, args.embeddings]
+    files = [file_key(source.table.path) for source in (interactions, items)]
+    return {"files": files, "read": [interactions, items], "options": options}
 
 
 def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:

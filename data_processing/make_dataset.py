@@ -17,6 +17,7 @@ test_times.pkl, and dataset.json, which lists them with hashes, so that no reade
 data set. --test_share 1 makes everyone a test user: a zero-shot test.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
@@ -32,9 +33,8 @@ if __name__ == "__main__":  # run as a file: let the repository root be found, a
 import numpy as np
 
 from data_processing.parts.encoding import (
-    DEFAULT_BATCH,
-    DEFAULT_ENCODER,
     Encoding,
+    add_encoder_flags,
     encoded_embeddings,
     given_embeddings,
     load_encoder,
@@ -56,18 +56,7 @@ REMEDY = "See --help for the three files that make_dataset.py reads."
 
 def main() -> None:
     """Read and check the files, split the users, embed the items, and write a data set directory."""
-    flags = parser(__doc__)
-    flags.add_argument("--input", required=True, metavar="DIR", help="directory with items.jsonl and sequences.jsonl")
-    flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
-    given = flags.add_mutually_exclusive_group()
-    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
-    given.add_argument("--embeddings", metavar="FILE", help=".npy (items, width) to use instead of an encoder")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
-    flags.add_argument("--min_interactions", type=positive_int, default=2, help="leave out users with fewer items")
-    add_split_flags(flags)
-    add_device_flags(flags)
-    args = flags.parse_args()
-
+    args = parse()
     directory, output = Path(args.input), Path(args.output)
     if args.embeddings is None:
         require_encoder(args.encoder)
@@ -105,6 +94,18 @@ def main() -> None:
     few = len(histories) - len(kept)
     if few:
         print(f"  {few} of {len(histories)} users left out by --min_interactions {args.min_interactions}")
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--input", required=True, metavar="DIR", help="directory with items.jsonl and sequences.jsonl")
+    flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
+    add_encoder_flags(flags, "items")
+    flags.add_argument("--min_interactions", type=positive_int, default=2, help="leave out users with fewer items")
+    add_split_flags(flags)
+    add_device_flags(flags)
+    return flags.parse_args()
 
 
 def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -> tuple[dict, dict]:

@@ -222,7 +222,7 @@ def test_hub_out_of_reach(download, hub, tmp_path):
 
 LOCAL_FILE = """
 import sys
-from data_processing.data_download import local_file
+from data_processing.parts.hub import local_file
 from utils.cli import run
 run(lambda: print(local_file(sys.argv[1], "fetched")))
 """

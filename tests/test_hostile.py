@@ -114,7 +114,7 @@ BYTES = {
 def test_pickles_that_ask_for_more_than_plain_data(tmp_path, content):
     path = tmp_path / "x.pkl"
     path.write_bytes(content if isinstance(content, bytes) else pickle.dumps({1: content}, 4))
-    imports = "from utils.files import load_pickle"
+    imports = "from utils.pickles import load_pickle"
     assert str(path) in refused(imports, "load_pickle(sys.argv[1], (dict, list, set), '')", path)
 
 
@@ -335,7 +335,7 @@ def test_results_stay_whole_on_a_full_disk(tmp_path, monkeypatch):
     path = tmp_path / "r.jsonl"
     append_results(str(path), [{"a": 1}])
     before = path.read_bytes()
-    code = "import sys, resource, signal; from utils.report import append_results; from utils.cli import run;"
+    code = "import sys, resource, signal; from utils.util import append_results; from utils.cli import run;"
     code += "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
     code += "run(lambda: append_results(sys.argv[1], [{'b': 'x' * 60}, {'c': 'y' * 60}]))"
     done = subprocess.run([sys.executable, "-c", code, str(path)], cwd=ROOT, capture_output=True, text=True)
@@ -371,8 +371,8 @@ def test_values_that_are_short_in_a_file_and_endless_in_a_message(tmp_path, star
     }
     imports = """
 from pathlib import Path
-from data_processing.data_process_2 import load_item_texts
-from utils.files import load_pickle
+from data_processing.parts.merging import load_item_texts
+from utils.pickles import load_pickle
 from utils.datasets import codes_array, load_sequences
 path = Path(sys.argv[1])
 """

@@ -13,20 +13,14 @@ from utils.files import MANIFEST, check_whole, content, load_matrix, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.pickles import load_pickle
 
-MAKE_PRE_TRAIN = (
-    "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."
-)
-MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) or make it (make_eval.py)."
-MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (import_dataset.py)."
+FETCH = "Fetch it (python data_processing/data_download.py --release {}) or make it ({})."
+MAKE_PRE_TRAIN = FETCH.format("pre_train", "README, Your own data")
+MAKE_EVAL, MAKE_TEST = FETCH.format("eval", "make_eval.py"), FETCH.format("test", "import_dataset.py")
 
-HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # in data/pre_train
-MAPS = "item_id_maps.pkl"  # beside them, if data_process_2.py has made them
-HELD_OUT = (
-    "eval.pkl",
-    "token_id_list_eval.pkl",
-    "eval_id_map.pkl",
-    "all_item_text_embeddings_eval.npy",
-)  # in data/eval
+# Names of the files: in data/pre_train; beside these, if data_process_2.py has made them; in data/eval.
+HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"
+MAPS = "item_id_maps.pkl"
+HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")
 DATA_SET = (  # files of a data set directory that belong together, as they have the same users and item ids
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
@@ -62,7 +56,7 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     """
     users = load_pickle(path, dict, remedy)
     for user, items in users.items():
-        if not isinstance(items, (list, tuple)) and not (isinstance(items, np.ndarray) and items.ndim == 1):
+        if not is_list(items):
             raise InputError(
                 f"{path}, user {shown(user)}: found {type(items).__name__}, expected a list of item ids. {remedy}"
             )
@@ -85,6 +79,11 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     if not len(sequences) and shortest:
         raise InputError(f"{path} holds no user with {shortest} or more items. {remedy}")
     return sequences
+
+
+def is_list(value: Any) -> bool:
+    """Whether a value is a list, a tuple or a one-dimensional array."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def is_id(value: Any) -> bool:

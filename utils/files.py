@@ -324,15 +324,24 @@ def lock_folder(folder: Path, flag: str) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        lock(
+            descriptor,
+            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}.",
+        )
+    except InputError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def lock(descriptor: int, message: str) -> None:
+    """Lock an open file or folder for this process; raise InputError with the message if another process has it."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(
-            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}."
-        ) from error
+        raise InputError(message) from error
     except OSError:  # a network disk without locks
         pass
-    return descriptor
 
 
 @contextlib.contextmanager

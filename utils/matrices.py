@@ -1,10 +1,10 @@
 """Matrices that are written to disk row by row: a run that was killed goes on behind the rows it has written."""
 
 import contextlib
-import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from utils.data import check_finite
 from utils.errors import DiskError, InputError
-from utils.files import check_writable, fingerprint, forget_pages, read_json, resolve_links, save_json
+from utils.files import check_writable, fingerprint, forget_pages, lock, read_json, resolve_links, save_json
 
 NOTE_EVERY = 5.0  # seconds between two notes of how many rows are on disk
 
@@ -32,13 +32,14 @@ class Filling(NamedTuple):
         return fingerprint(self.partial)
 
 
-class RowCopy(NamedTuple):
+@dataclass(frozen=True)
+class RowCopy:
     """Rows of one matrix that are to be copied into another."""
 
     source: str  # the name of the matrix in messages
     matrix: np.ndarray  # (n, E) float, usually memory-mapped
     rows: np.ndarray | None = None  # (m,) int64 rows to copy; None: all of them
-    targets: np.ndarray | None = None  # (m,) int64 rows to write to; None: the same ones as in the source
+    targets: np.ndarray | None = None  # (m,) int64 rows to write to; None: the first m
 
     def __len__(self) -> int:
         return len(self.matrix if self.rows is None else self.rows)
@@ -99,7 +100,8 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
     job = {**job, "shape": list(shape), "dtype": np.dtype(dtype).str}
     new_folder = not path.parent.exists()
     check_writable(path)
-    with _lock(partial):
+    with partial.open("ab") as file:  # two runs would write into the same rows, or cut the file under the memory map
+        lock(file.fileno(), f"{partial}: another run is writing here. Wait for it, or name another place.")
         matrix, done = _open_partial(path, partial, notes, shape, job)
         noted = time.monotonic()
 
@@ -124,19 +126,6 @@ def resumable_matrix(path: str | Path, shape: tuple[int, ...], dtype: Any, job: 
         matrix.flush()
         partial.replace(path)
         notes.unlink()
-
-
-@contextlib.contextmanager
-def _lock(partial: Path) -> Iterator[None]:
-    """Keep other runs away from a file: they would write into the same rows, or cut the file under the memory map."""
-    with partial.open("ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"{partial}: another run is writing here. Wait for it, or name another place.") from error
-        except OSError:
-            pass  # a file system without locks
-        yield
 
 
 def _open_partial(

@@ -7,16 +7,16 @@ from typing import Any
 
 import numpy as np
 
+from data_processing.parts.splits import LONGEST_PIECE
 from decoder import check_width
 from utils.data import cumulate
-from utils.datasets import check_encoded, is_id, is_time, whole_numbers
+from utils.datasets import check_encoded, is_id, is_list, is_time, whole_numbers
 from utils.errors import InputError, shown
 from utils.files import MANIFEST, check_whole, forget_pages, load_matrix, read_json, read_jsonl
 from utils.pickles import load_pickle
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
 SHORTEST = {"train": 1, "test": 2, "cold_train": 2, "cold_test": 2}  # items of a list
-LONGEST_PIECE = 4  # items of a cold-start list
 EXAMPLES = 3  # places that are named of each kind of fault
 CHUNK = 1 << 14  # rows of embeddings that are in memory at once
 
@@ -70,7 +70,7 @@ def check_directory(folder: Path) -> Report:
         check_pieces(report, folder / f"cold_{name}.pkl", lists[f"cold_{name}"], lists[name])
     check_targets(report, folder / "cold_test.pkl", lists)
     if (folder / "test_times.pkl").is_file():
-        check_times(report, folder / "test_times.pkl", lists["test"])
+        check_test_times(report, folder / "test_times.pkl", lists["test"])
     check_texts(report, folder, count)
     if (folder / "item_ids.jsonl").is_file():
         check_names(report, folder / "item_ids.jsonl", count)
@@ -123,9 +123,9 @@ def check_lists(report: Report, path: Path, shortest: int, count: int | None) ->
     users = report.attempt(load_pickle, path, dict, REMEDY)
     if users is None:
         return None
-    other = (_of(user) for user, items in users.items() if not _is_list(items))
+    other = (_of(user) for user, items in users.items() if not is_list(items))
     report.fault(path, "expected a list of item ids, found another type", other)
-    lists = {user: list(items) for user, items in users.items() if _is_list(items)}
+    lists = {user: list(items) for user, items in users.items() if is_list(items)}
     if whole_numbers(list(chain.from_iterable(lists.values()))) is None:
         odd = {user: items for user, items in lists.items() if not all(map(is_id, items))}
         report.fault(path, "item ids that are no whole numbers", map(_of, odd))
@@ -192,7 +192,7 @@ def _contains(whole: list[int], piece: list[int]) -> bool:
     return any(whole[start : start + len(piece)] == piece for start in range(len(whole) - len(piece) + 1))
 
 
-def check_times(report: Report, path: Path, lists: Lists | None) -> None:
+def check_test_times(report: Report, path: Path, lists: Lists | None) -> None:
     """Check the times of each test user's items: one for each item, finite and in order."""
     times = report.attempt(load_pickle, path, dict, REMEDY)
     if times is None or lists is None:
@@ -200,7 +200,7 @@ def check_times(report: Report, path: Path, lists: Lists | None) -> None:
     report.fault(path, "test users without times", (_of(user) for user in lists if user not in times))
     report.fault(path, "users that are not in test.pkl", (_of(user) for user in times if user not in lists))
     shared = {user: times[user] for user in lists if user in times}
-    odd = {user for user, listed in shared.items() if not _is_list(listed) or not all(map(is_time, listed))}
+    odd = {user for user, listed in shared.items() if not is_list(listed) or not all(map(is_time, listed))}
     report.fault(path, "times that are no finite numbers", map(_of, odd))
     shared = {user: listed for user, listed in shared.items() if user not in odd}
     unequal = (
@@ -245,10 +245,6 @@ def leftovers(folder: Path) -> list[Path]:
     folder = folder.resolve()
     beside = [path for path in folder.parent.glob(".*") if path.name.startswith(f".{folder.name}.")]
     return sorted(path for path in (*folder.glob(".*"), *beside) if ".partial" in path.name or ".duckdb" in path.name)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def _of(user: Any) -> str:

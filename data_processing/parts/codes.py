@@ -29,14 +29,10 @@ def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | 
 def save_token_list(
     path: Path, codes: np.ndarray, tokenizer: AutoEncoder, embeddings: str, array: str | None = None
 ) -> None:
-    """Write codes as a pickled list of lists, and beside it a JSON file that says what they were made from.
+    """Write codes (N, K) as a pickled list of lists, and beside it a JSON file that says what they were made from.
 
-    Args:
-        path: of the pickle.
-        codes: (N, K) integers.
-        tokenizer: the tokenizer that made the codes.
-        embeddings: fingerprint of the matrix that the codes belong to; loading them with another one is an error.
-        array: fingerprint of a `.npy` with the same codes, where there is one.
+    `embeddings` is the fingerprint of the matrix that the codes were made from: loading them with another one is an
+    error. `array` is the fingerprint of a `.npy` with the same codes, if there is one.
     """
     metadata = {"tokenizer": tokenizer.fingerprint(), "items": len(codes), "embedding_width": tokenizer.embedding_width}
     save_list(path, chain.from_iterable(codes[start : start + CHUNK].tolist() for start in range(0, len(codes), CHUNK)))

@@ -30,10 +30,10 @@ LESS_USUAL_NAMES = {  # searched for where a file has none of the usual names
         *("orderdatetime", "invoicedatetime", "reviewtime", "createtime", "createdtime", "unixtime", "unixtimestamp"),
     ),
 }
-HISTORIES = ("history", "clickhistory")
+HISTORY_NAMES = ("history", "clickhistory")
 LISTS = ("list", "lists", "seq", "sequence", "history")  # endings of the names of columns with lists
 PLURALS = ("items", "itemids", "products", "productids", "sequence", "sequences", "list")  # if there is no item column
-KNOWN_NAMES = {"id", *HISTORIES}.union(*USUAL_NAMES.values(), *LESS_USUAL_NAMES.values())
+KNOWN_NAMES = {"id", *HISTORY_NAMES}.union(*USUAL_NAMES.values(), *LESS_USUAL_NAMES.values())
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def find_history(table: Table, named: str | None, item: str | None) -> str | Non
     Raises:
         InputError: no such column, or several columns with a usual name.
     """
-    usual = (*HISTORIES, *(name + end for name in USUAL_NAMES["item"] for end in LISTS))
+    usual = (*HISTORY_NAMES, *(name + end for name in USUAL_NAMES["item"] for end in LISTS))
     found = find_column(table, "history", named, usual if item else (*usual, *PLURALS), optional=True)
     lists = [name for name in table.columns if re.search("(^|[^a-z])(list|seq|sequence|history)$", name.lower())]
     if found is None and lists:

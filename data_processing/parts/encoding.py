@@ -1,5 +1,6 @@
 """From item texts to sentence embeddings on disk, computed by an encoder or copied from a given matrix."""
 
+import argparse
 import contextlib
 import hashlib
 import math
@@ -14,6 +15,7 @@ from tqdm import tqdm
 
 from data_processing.parts.merging import REMEDY
 from data_processing.parts.missing import has_text
+from utils.cli import positive_int
 from utils.datasets import noted_encoder
 from utils.errors import InputError
 from utils.files import content, identity, load_matrix, save_json
@@ -22,6 +24,14 @@ from utils.matrices import RowCopy, copy_rows, resumable_matrix
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 DEFAULT_BATCH = 64  # texts
 CHUNK = 1 << 12  # items whose texts are sorted by length and encoded together
+
+
+def add_encoder_flags(flags: argparse.ArgumentParser, rows: str) -> None:
+    """Add --encoder or, in its place, --embeddings, a matrix whose rows are `rows`; and --batch_size."""
+    given = flags.add_mutually_exclusive_group()
+    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
+    given.add_argument("--embeddings", metavar="FILE", help=f".npy ({rows}, width) to use instead of an encoder")
+    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
 
 
 def item_text(fields: dict[str, Any]) -> str:
@@ -173,12 +183,8 @@ def given_embeddings(
 ) -> Iterator[dict[str, Any]]:
     """Copy rows of the matrix of --embeddings to OUTPUT/item_text_embeddings.npy; otherwise as `encoded_embeddings`.
 
-    Args:
-        output: the data set directory.
-        source: a `.npy` (expected, E) float.
-        rows: (N,) int64, the row of each item in `source`; a negative one gives a zero row.
-        expected: how many rows `source` must have.
-        which: what the rows are, for the message.
+    `rows` (N,) int64 has the row of each item in the `.npy` `source`; a negative number gives a zero row. `source` must
+    have `expected` rows, which the message describes by `which`.
 
     Raises:
         InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.

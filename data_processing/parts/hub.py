@@ -34,11 +34,10 @@ class HubFile(NamedTuple):
 
 
 def local_file(name: str, directory: str | Path) -> Path:
-    """Return the path of a file, after fetching it if its name is that of a file of the Hub.
+    """Return the path of a file; one named hf://datasets/OWNER/REPO/PATH or …/REPO@REVISION/PATH is fetched first.
 
-    A file named hf://datasets/OWNER/REPO/PATH or hf://datasets/OWNER/REPO@REVISION/PATH is fetched to
-    `directory`/OWNER/REPO/PATH or …/REPO@REVISION/PATH, unless it is there in the size that the Hub lists. Any other
-    name is a local path and returned as it is.
+    It is fetched to `directory`/OWNER/REPO/PATH or …/REPO@REVISION/PATH, unless it is there in the size that the Hub
+    lists. Any other name is a local path and returned as it is.
 
     Raises:
         InputError: another form of hf:// name, no such file, or the Hub is out of reach.
@@ -93,11 +92,7 @@ def list_folder(repository: str, kind: str, folder: str) -> list[HubFile]:
 def _listed(
     entries: Iterable[Any], repository: str, kind: str, path: str, revision: str | None = None
 ) -> list[HubFile]:
-    """The files among the entries that huggingface_hub lists.
-
-    Raises:
-        InputError: there is no file, or one whose path leads out of the folder.
-    """
+    """The files among the entries of huggingface_hub; InputError if there are none, or one leads out of its folder."""
     files = [
         HubFile(
             repository, kind, revision, entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None

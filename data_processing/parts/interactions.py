@@ -33,13 +33,12 @@ from utils.data import cumulate
 from utils.errors import InputError
 
 IN_ORDER = "OVER (PARTITION BY user_number, item_number ORDER BY time {0}, line {0})"
+IN_USER = "OVER (PARTITION BY user_number ORDER BY time, line)"
 REPEATS = {  # what is left of the items that a user has several times
     "keep": "",
     "first": f"QUALIFY row_number() {IN_ORDER.format('ASC')} = 1",
     "last": f"QUALIFY row_number() {IN_ORDER.format('DESC')} = 1",
-    "consecutive": """
-        QUALIFY item_number IS DISTINCT FROM lag(item_number) OVER (PARTITION BY user_number ORDER BY time, line)
-    """,
+    "consecutive": f"QUALIFY item_number IS DISTINCT FROM lag(item_number) {IN_USER}",
 }
 ITEM_TEXTS = """
     SELECT item_name, first, last, fields, len(list_filter(fields, lambda field: field IS NOT NULL)) > 0 AS has_text
@@ -81,7 +80,7 @@ ITEMS = """
     WHERE item_number IN (SELECT item_number FROM events)
        OR ({unused} AND last IS NOT NULL AND (has_text OR {textless}))
 """
-HISTORIES = """
+HISTORY_ROWS = """
     SELECT users.id::INTEGER AS user_id, items.id::INTEGER AS item, time
     FROM events JOIN users USING (user_number) JOIN items USING (item_number) ORDER BY user_number, time, line
 """
@@ -110,18 +109,12 @@ class Filters:
     keep_textless: bool  # whether, of these, items without text are kept: their embeddings are given
 
 
-def read_files(tables: Tables, interactions: Source, items: Source, output: Path) -> Source:
-    """Read both files into tables (see above); returns `items` with the columns that describe an item.
+def read_interactions(tables: Tables, source: Source, output: Path) -> None:
+    """Read the interactions file into the view `interactions`.
 
     Raises:
-        InputError: a damaged file, no complete row, or a time that cannot be read; names the line. No text column.
+        InputError: a damaged file, no complete row, or a time that cannot be read; names the line.
     """
-    read_interactions(tables, interactions, output)
-    return read_items(tables, items, output)
-
-
-def read_interactions(tables: Tables, source: Source, output: Path) -> None:
-    """Read the interactions file into the view `interactions`; see `read_files`."""
     tables.connection.execute("SET GLOBAL TimeZone = 'UTC'")  # of dates that name none, on every machine
     table, rows = source.table, "interaction_rows"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
@@ -150,7 +143,11 @@ def read_interactions(tables: Tables, source: Source, output: Path) -> None:
 
 
 def read_items(tables: Tables, source: Source, output: Path) -> Source:
-    """Read the items file into `item_lines` and `item_texts`; see `read_files`."""
+    """Read the items file into `item_lines` and `item_texts`; returns `source` with the columns that describe an item.
+
+    Raises:
+        InputError: a damaged file, no complete row, or no text column; names the line.
+    """
     table = source.table
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     names = source.texts
@@ -261,7 +258,7 @@ def gather_histories(tables: Tables, interactions: Source, items: Source, filter
         )
     users = tables.make("users", USERS)
     tables.make("items", ITEMS.format(unused=least[1] == 0, textless=filters.keep_textless))
-    columns = tables.columns(HISTORIES)
+    columns = tables.columns(HISTORY_ROWS)
     return Histories(
         columns["item"],
         None if interactions.time is None else columns["time"],

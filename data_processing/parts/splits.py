@@ -58,14 +58,8 @@ class SplitSettings:
 def save_histories(folder: Path, tables: Tables, histories: Histories, parts: Parts, seed: int, last: bool) -> None:
     """Write train.pkl, test.pkl, their cold-start pieces, item_ids.jsonl and, where times are known, test_times.pkl.
 
-    Args:
-        folder: to write to.
-        tables: has the tables `users` and `items` with names and ids.
-        histories: of all users.
-        parts: what of them goes into which file.
-        seed: of the pieces.
-        last: whether train.pkl has the test lists without their last items, so that only these are unknown targets:
-            the pieces of test lists then end with them.
+    The names are in the tables `users` and `items`; `seed` is that of the pieces. With `last` the pieces of test lists
+    end with the last items: those in front of them are known from train.pkl.
     """
     for draw, (name, lengths) in enumerate(parts._asdict().items(), start=1):
         save_dict(folder / f"{name}.pkl", named_lists(tables, histories, histories.items, lengths))
@@ -82,13 +76,9 @@ def save_histories(folder: Path, tables: Tables, histories: Histories, parts: Pa
 def named_lists(
     tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray
 ) -> Iterator[tuple[Any, list]]:
-    """Yield the name of each user and the first of the user's values; users without any are left out.
+    """Yield the name of each user with the first of the user's values; users of whom nothing is taken are left out.
 
-    Args:
-        tables: has the table `users`.
-        histories: tells which values are whose.
-        values: (interactions,) items or times.
-        lengths: (U,) int64 how many values of each user are taken.
+    `values` (interactions,) are items or times, `lengths` (U,) how many of them are taken of each user.
     """
 
     def lists() -> Iterator[list]:
@@ -125,8 +115,8 @@ def cold_pieces(
 
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
     """Add --test_share and --seed."""
-    help_text = "share of the users that go to test.pkl, 0 to 1"
-    flags.add_argument("--test_share", type=proportion, default=0.1, help=help_text)
+    proportion_help = "share of the users that go to test.pkl, 0 to 1"
+    flags.add_argument("--test_share", type=proportion, default=0.1, help=proportion_help)
     flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
 
@@ -193,7 +183,7 @@ def date(time: float) -> str:
         return f"{time:g}"
 
 
-def split_users(histories: Histories, settings: SplitSettings) -> Parts:
+def split_by_user(histories: Histories, settings: SplitSettings) -> Parts:
     """Whole lists; the test users are drawn at random among those with two items or more."""
     lengths = histories.lengths
     in_test = np.zeros(len(lengths), dtype=bool)
@@ -202,4 +192,4 @@ def split_users(histories: Histories, settings: SplitSettings) -> Parts:
     return Parts(np.where(in_test, 0, lengths), np.where(in_test, lengths, 0))
 
 
-SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_users}
+SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_by_user}

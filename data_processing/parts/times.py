@@ -21,6 +21,7 @@ WORDS = (
     *(date + clock for date in ("%b %d, %Y", "%B %d, %Y", "%d %b %Y", "%d %B %Y", "%m %d, %Y") for clock in CLOCKS),
 )
 NEARLY_ALL = 0.9
+TIME_AT = "SELECT time FROM interactions WHERE line = ?"
 ORDERS = {"day/month/year": "dm", "month/day/year": "md"}
 
 UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
@@ -91,7 +92,7 @@ def check_times(tables: Tables, table: Table, column: str, formats: list[str] | 
     time = f"the time ({column}) is"
     rows, count = first_rows(tables, f"({form.seconds}) IS NULL")
     if count:
-        value = time_at(tables, rows[0])
+        value = tables.value(TIME_AT, rows[0])
         found = f"{locate_rows(table, rows, count, output)}: {time} {value!r}"
         if formats is not None:
             raise InputError(f"{found}, expected {form.name}. Mend or remove the line, or give a further format.")
@@ -107,17 +108,12 @@ def check_times(tables: Tables, table: Table, column: str, formats: list[str] | 
         rows, count = first_rows(tables, in_another_unit(NUMBER, largest))
         if count:
             raise InputError(
-                f"{locate_rows(table, rows, count, output)}: {time} {time_at(tables, rows[0])}, in another unit than "
-                f"the largest, {largest:.0f}. Write all in one unit, such as seconds."
+                f"{locate_rows(table, rows, count, output)}: {time} {tables.value(TIME_AT, rows[0])}, in another unit "
+                f"than the largest, {largest:.0f}. Write all in one unit, such as seconds."
             )
     elif formats is None and form.name != "a date":
         print_format(tables, form, table, column)
     return form
-
-
-def time_at(tables: Tables, line: int) -> str:
-    """The time in a line of the file."""
-    return tables.value("SELECT time FROM interactions WHERE line = ?", line)
 
 
 def reads(tables: Tables, seconds: str, value: str | None) -> bool:
