@@ -24,8 +24,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-if __name__ == "__main__":  # run as a file: let the repository root be found, and end at Ctrl-C from here on
+if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+if __name__ == "__main__":
     from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()

@@ -2,16 +2,12 @@
 
 Tables and views, in the order in which they are made:
 
-    interaction_rows   line, user_name, item_name, time      all rows of the interactions file
-    interactions       line, user_name, item_name, time      the rows with a user, an item and a time
-    item_rows          line, item_name, fields               all rows of the items file
-    item_lines         line, item_name, fields               the rows with an item
-    item_texts         item_name, first, last, fields, has_text    one row for each item: its first line, its last line,
-                                                             and the text fields of the last line
-    all_users          user_name, user_number                numbered by first appearance
-    all_items          item_name, last, fields, has_text, has_interactions, item_number
-    events             user_number, item_number, time, line  the interactions after repeats and filters
-    users, items       name, id, …                           those that are left, with their final ids
+    interaction_rows, interactions   rows of the interactions file; those with a user, an item and a time
+    item_rows, item_lines            rows of the items file; those with an item
+    item_texts                       each item with the numbers of its first and last line, and the texts of the last
+    all_users, all_items             users and items, numbered by first appearance
+    events                           the interactions that are left after repeats and filters
+    users, items                     the users and items that are left, with their final ids
 """
 
 from dataclasses import dataclass

@@ -115,8 +115,8 @@ def cold_pieces(
 
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
     """Add --test_share and --seed."""
-    proportion_help = "share of the users that go to test.pkl, 0 to 1"
-    flags.add_argument("--test_share", type=proportion, default=0.1, help=proportion_help)
+    help_text = "share of the users that go to test.pkl, 0 to 1"
+    flags.add_argument("--test_share", type=proportion, default=0.1, help=help_text)
     flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
 
