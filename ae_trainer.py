@@ -37,7 +37,7 @@ from utils.checkpoint import fill_module, load_state, load_tensors, save_state, 
 from utils.cli import add_settings, hold_ctrl_c, parse_resumed, parser, positive_float, positive_int, run, seed, setting
 from utils.data import check_finite
 from utils.errors import InputError, reason, shown
-from utils.files import check_whole, check_writable, load_matrix, locked
+from utils.files import check_whole, check_writable, load_matrix, lock_folder
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
@@ -404,7 +404,7 @@ def main() -> None:
     """Parse, find what to resume, keep other runs away, train."""
     args, saved = find_resumed(flags().parse_args())
     settings = TokenizerSettings(**{field.name: getattr(args, field.name) for field in fields(TokenizerSettings)})
-    lock = locked(Path(args.output), "--output")
+    lock = lock_folder(Path(args.output), "--output")
     try:
         train(args, settings, saved)
     finally:

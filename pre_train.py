@@ -40,7 +40,7 @@ from utils.datasets import HELD_OUT, Interactions, check_fit, load_eval
 from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
-from utils.packed import data_fingerprint, fits, open_packed, pack
+from utils.packed import data_fingerprint, is_current, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
 from utils.training.plan import Plan, Progress, Step
@@ -294,7 +294,7 @@ def check_settings(settings: Settings) -> None:
 def open_data(settings: Settings, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
     """Map the packed form of --data_path, and read its header; one process makes it where there is none that fits."""
     for packs in (accelerator.is_main_process, accelerator.is_local_main_process):  # machines may share a disk, or not
-        if packs and not fits(settings.data_path, settings.drop_short):
+        if packs and not is_current(settings.data_path, settings.drop_short):
             print(f"packing {settings.data_path}, once: a few minutes where there are millions of histories")
             pack(settings.data_path, drop_short=settings.drop_short)
         accelerator.wait_for_everyone()

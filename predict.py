@@ -32,7 +32,7 @@ from utils.cli import SWITCH, parser, positive_int, run
 from utils.data import Catalog, Sequences, make_batch
 from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, finite
+from utils.files import atomic_write, check_writable, nan_to_none
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, TopKAccumulator, list_ranks
 from utils.search import beam_search, exact_search, rank_found, rank_targets
@@ -300,7 +300,7 @@ def write_lists(path: str, users: np.ndarray, found: Found) -> None:
             count = sum(item >= 0 for item in items)
             name = user if isinstance(user, (int, str)) else str(user)
             listed = {"user": name, "items": items[:count], "scores": scores[:count]}
-            file.write(json.dumps(finite(listed)) + "\n")
+            file.write(json.dumps(nan_to_none(listed)) + "\n")
 
 
 if __name__ == "__main__":

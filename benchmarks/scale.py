@@ -59,7 +59,7 @@ class Step(NamedTuple):
 
 
 def main() -> None:
-    """Prepare, run, measure, compare, report."""
+    """Measure the steps one after the other, and report each result at once."""
     flags = parser(__doc__)
     flags.add_argument("--folder", required=True, metavar="DIR", help="scratch space")
     flags.add_argument("--steps", nargs="+", choices=(*STEPS, *PROBES), default=[*STEPS, *PROBES], help="what to do")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def measure_step(name: str, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Seconds and peaks of one step, and whether further runs gave the same bytes."""
+    """Measure seconds and peaks of memory of one step, and check whether further runs give the same bytes."""
     step = STEPS[name]
     step.prepare(folder, args.scale)
     output = folder / "out" / name
@@ -98,7 +98,7 @@ def measure_step(name: str, folder: Path, args: argparse.Namespace) -> dict[str,
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a command; its seconds, its peak resident memory and its peak private memory in GiB.
+    """Run a command; returns its seconds, and its peaks of resident and of private memory in GiB.
 
     Raises:
         InputError: the command failed.
@@ -108,7 +108,7 @@ def measured(command: list[str]) -> dict[str, float]:
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
     def watch() -> None:
-        # Linux's own peak of a child, in wait4, counts what its parent held when it was started.
+        # The peak that Linux gives for a child, by wait4, includes what its parent held when it was started.
         while not ended.wait(0.02):
             for field in peaks:
                 peaks[field] = max(peaks[field], common.status(process.pid, field))
@@ -126,9 +126,9 @@ def measured(command: list[str]) -> dict[str, float]:
 
 
 def killed(build: Callable[[], list[str]], output: Path, seconds: float, kills: int, seed: int) -> int:
-    """Kill the command that `build` gives at random moments of its time, so often; then let it end.
+    """Start the command that `build` gives, kill it at a random moment, and so on `kills` times; then let it end.
 
-    A run that ends before its moment has its output removed, and starts from nothing.
+    If a run ends before it is killed, its output is removed, and the next run starts from nothing.
     """
     moments = random.Random(seed)  # noqa: S311 - no secret
     done = 0
@@ -146,7 +146,7 @@ def killed(build: Callable[[], list[str]], output: Path, seconds: float, kills: 
 
 
 def hashes(output: Path) -> dict[str, str]:
-    """Hash of every file of a folder; what a run leaves behind counts too."""
+    """Path -> hash of every file in a folder, including what killed runs have left there."""
     found = {}
     for path in sorted(output.rglob("*")):
         if path.is_file() and not path.is_symlink():
@@ -156,7 +156,7 @@ def hashes(output: Path) -> dict[str, str]:
 
 
 def report(name: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Print a result, and append it with machine and date."""
+    """Print a result, and append it to --results with machine and date."""
     rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()}
     record = {"benchmark": "scale", "step": name, "scale": args.scale, **rounded, **common.machine()}
     print(json.dumps(record, ensure_ascii=False), flush=True)
@@ -167,7 +167,7 @@ def report(name: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
 
 
 def made_once(path: Path, make: Callable[[Path], None]) -> Path:
-    """The file, made first where it is not there."""
+    """Return the path of a file, which is made first if it does not exist."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         print(f"making {path}", flush=True)
@@ -176,12 +176,12 @@ def made_once(path: Path, make: Callable[[Path], None]) -> Path:
 
 
 def scaled(count: int, scale: float) -> int:
-    """A number of the release at another size."""
+    """A count of the release at another scale."""
     return max(100, round(count * scale))
 
 
 def draw_lengths(users: int, total: int, rng: np.random.Generator) -> np.ndarray:
-    """(users,) lengths of 5 or more with a long tail, `total` together."""
+    """Draw (users,) lengths of 5 or more with a long tail, whose sum is `total`."""
     lengths = 5 + np.minimum(rng.exponential(total / users - 5, users), 2000).astype(np.int64)
     for _ in range(20):
         short = total - lengths.sum()
@@ -192,7 +192,7 @@ def draw_lengths(users: int, total: int, rng: np.random.Generator) -> np.ndarray
 
 
 def histories(users: int, total: int, items: int, seed: int = 0) -> Iterator[tuple[int, list[int]]]:
-    """User and item ids, popular ones more often."""
+    """Yield (user, item ids); low item ids are more popular."""
     rng = np.random.default_rng(seed)
     lengths = draw_lengths(users, total, rng)
     for start in range(0, users, CHUNK):
@@ -203,7 +203,7 @@ def histories(users: int, total: int, items: int, seed: int = 0) -> Iterator[tup
 
 
 def make_release(folder: Path, scale: float) -> None:
-    """train.pkl, token_id_list.pkl and the embeddings, float64 as published, as a file of holes."""
+    """Make train.pkl, token_id_list.pkl and the embeddings, float64 as published, as a sparse file."""
     users, total, items = (scaled(count, scale) for count in (USERS, INTERACTIONS, ITEMS))
     made_once(folder / "release/train.pkl", lambda path: save_dict(path, histories(users, total, items)))
     rng = np.random.default_rng(1)
@@ -217,26 +217,25 @@ def make_release(folder: Path, scale: float) -> None:
 
 
 def make_holes(path: Path, rows: int, dtype: str) -> None:
-    """A `.npy` (rows, WIDTH) that takes no space."""
+    """Write a `.npy` (rows, WIDTH) as a sparse file, which takes no space."""
     with atomic_write(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": (rows, WIDTH)})
         file.truncate(file.tell() + rows * WIDTH * np.dtype(dtype).itemsize)
 
 
 def make_parts(folder: Path, scale: float, parts: int = 4) -> None:
-    """The release's amount in four data sets, with embeddings as files of holes, float32."""
+    """Make as much data as the release has in four data sets, with embeddings, float32, as sparse files."""
     users, total, items = (scaled(count, scale) // parts for count in (USERS, INTERACTIONS, ITEMS))
     for part in range(parts):
         directory = folder / "parts" / f"part{part}"
         made_once(
-            directory / "train.pkl",
-            lambda path, part=part: save_dict(path, histories(users, total, items, part)),
+            directory / "train.pkl", lambda path, part=part: save_dict(path, histories(users, total, items, part))
         )
         made_once(directory / "item_text_embeddings.npy", lambda path: make_holes(path, items, "<f4"))
 
 
 def make_merged(folder: Path, scale: float) -> None:
-    """The maps that the embeddings are merged by."""
+    """Make the maps of item ids by which the embeddings are merged."""
     make_parts(folder, scale)
     merged = folder / "merged/item_id_maps.pkl"
     if not merged.exists():
@@ -244,33 +243,19 @@ def make_merged(folder: Path, scale: float) -> None:
 
 
 def make_reviews(folder: Path, scale: float) -> None:
-    """Raw reviews, 500 bytes a line and in no order, and metadata, 1 KB a line and one in twenty repeated."""
+    """Make raw reviews, of 500 bytes and in no order, and metadata, of 1 KB, of which one in twenty is repeated."""
     made_once(folder / "raw/reviews.jsonl", lambda path: write_reviews(path, scale))
     made_once(folder / "raw/meta.jsonl", lambda path: write_metadata(path, scale))
 
 
 def sentences(rng: np.random.Generator, words: int, count: int = 1000) -> list[str]:
-    """Made-up text, some of it not ASCII, as JSON strings."""
-    vocabulary = [
-        "the",
-        "grüne",
-        "naïve",
-        "works",
-        "well",
-        "and",
-        'said "no"',
-        "buy",
-        "again",
-        "日本",
-        "for",
-        "my",
-        "pen",
-    ]
-    return [json.dumps(" ".join(rng.choice(vocabulary, words)), ensure_ascii=False) for _ in range(count)]
+    """Draw sentences, some of them not ASCII, as JSON strings."""
+    known = ("the", "grüne", "naïve", "works", "well", "and", 'said "no"', "buy", "again", "日本", "for", "my", "pen")
+    return [json.dumps(" ".join(rng.choice(known, words)), ensure_ascii=False) for _ in range(count)]
 
 
 def write_reviews(path: Path, scale: float) -> None:
-    """Lines as in Amazon Reviews 2023."""
+    """Write reviews as in Amazon Reviews 2023."""
     rng = np.random.default_rng(2)
     lines, items, users = (scaled(count, scale) for count in (REVIEWS, REVIEWED, REVIEWERS))
     texts = sentences(rng, 45)
@@ -290,7 +275,7 @@ def write_reviews(path: Path, scale: float) -> None:
 
 
 def write_metadata(path: Path, scale: float) -> None:
-    """Lines as in Amazon Reviews 2023, in no order."""
+    """Write metadata as in Amazon Reviews 2023, in no order."""
     rng = np.random.default_rng(3)
     items = scaled(REVIEWED, scale)
     order = np.concatenate([rng.permutation(items), rng.integers(0, items, items // 20)])
@@ -306,13 +291,13 @@ def write_metadata(path: Path, scale: float) -> None:
 
 
 def make_embeddings(folder: Path, scale: float) -> None:
-    """Embeddings (items, WIDTH) float32 and a tokenizer for them."""
+    """Make embeddings (items, WIDTH) float32, and a tokenizer for them."""
     made_once(folder / "codes/embeddings.npy", lambda path: write_embeddings(path, scaled(CODED, scale)))
     made_once(folder / "codes/tokenizer.pt", write_tokenizer)
 
 
 def write_embeddings(path: Path, rows: int) -> None:
-    """Random rows."""
+    """Write embeddings (rows, WIDTH) that are drawn at random."""
     rng = np.random.default_rng(4)
     with atomic_write(path) as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (rows, WIDTH)})
@@ -323,7 +308,7 @@ def write_embeddings(path: Path, rows: int) -> None:
 
 
 def write_tokenizer(path: Path) -> None:
-    """Weights as they are before training."""
+    """Save a tokenizer that was not trained."""
     import torch
 
     from ae_trainer import AutoEncoder
@@ -389,7 +374,7 @@ STEPS = {
 
 
 def packed_release(folder: Path, scale: float) -> Path:
-    """What the step pack makes."""
+    """Make what the step `pack` makes, and return its folder."""
     make_release(folder, scale)
     output = folder / "out/pack"
     subprocess.run(pack(folder, output), check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -397,7 +382,7 @@ def packed_release(folder: Path, scale: float) -> Path:
 
 
 def probe_opening(folder: Path, scale: float) -> dict[str, Any]:
-    """Two processes open the packed set at once."""
+    """Measure how long it takes, and how much memory, when two processes open the packed form at once."""
     packed = packed_release(folder, scale)
     context = multiprocessing.get_context("spawn")
     together, found = context.Barrier(2), context.Queue()
@@ -412,7 +397,7 @@ def probe_opening(folder: Path, scale: float) -> dict[str, Any]:
 
 
 def open_for_training(packed: Path, together: Any, found: Any) -> None:
-    """Open, draw an epoch's order, make a batch; what that takes beyond the imports, in seconds and MiB."""
+    """Open the packed form, draw the order of an epoch and make a batch; measures seconds and MiB without imports."""
     import pre_train  # noqa: F401 - what training imports is not counted
     from utils.data import training_batch
     from utils.packed import open_packed
@@ -438,13 +423,13 @@ def open_for_training(packed: Path, together: Any, found: Any) -> None:
 
 
 def memory(kind: str) -> float:
-    """MiB of this process's memory that is Private or Shared, as Linux counts it."""
+    """MiB of this process's memory of a kind: Private or Shared, as Linux counts it."""
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith(kind) and "Hugetlb" not in line) / 1024
 
 
 def probe_batches(folder: Path, scale: float) -> dict[str, Any]:
-    """Histories per second of making batches and of training on them, three layers, width 768, on the CPU."""
+    """Measure histories per second of making batches, and of training on them (3 layers, width 768, on the CPU)."""
     import torch
     from accelerate import Accelerator
 

@@ -5,8 +5,8 @@
 
 Reads item_text_dict.pkl of each directory and writes beside it item_text_embeddings.npy (largest item id + 1, width)
 float32, unit rows, zero where an item has no text, and item_text_embeddings.json (encoder, rows, width). The encoder is
-any sentence-transformers model, by its name on the Hub or as a local directory; no code of a model is run. Printed is
-how many texts are longer than what the encoder reads. A run that was killed goes on where it stopped.
+any sentence-transformers model, by its name on the Hub or as a local directory; code that comes with a model is not
+run. Prints how many texts are longer than what the encoder reads. A run that was killed goes on where it stopped.
 """
 
 import contextlib
@@ -29,11 +29,11 @@ from data_processing.parts.encoding import (
     DEFAULT_BATCH,
     DEFAULT_ENCODER,
     Encoding,
-    embedding_matrix,
+    encoded_embeddings,
     load_encoder,
     process_pool,
     require_encoder,
-    written_texts,
+    texts_to_encode,
 )
 from data_processing.parts.merging import REMEDY, count_ids, load_item_texts
 from utils.cli import parser, positive_int, run
@@ -52,7 +52,7 @@ from utils.util import add_device_flags, pick_device
 
 
 def main() -> None:
-    """Parse; encode each data set, with an encoder that is loaded once."""
+    """Encode the texts of each data set; the encoder is loaded once, and only if a data set needs it."""
     flags = parser(__doc__)
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
     flags.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
@@ -83,7 +83,7 @@ def main() -> None:
 def encode_directory(directory: Path, name: str, encoding: Callable[[], "Encoding"]) -> None:
     """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name.
 
-    The encoder is asked for when the texts are read.
+    `encoding` loads the encoder; it is called after the texts are read.
     """
     check_whole(directory / MANIFEST)
     source = directory / "item_text_dict.pkl"
@@ -95,8 +95,8 @@ def encode_directory(directory: Path, name: str, encoding: Callable[[], "Encodin
         if metadata.items() <= read_json(noted).items():
             print(f"{directory}: encoded already")
             return
-    texts = written_texts(load_item_texts(source), directory)
-    matrix = embedding_matrix(directory, texts, count, encoding(), name)
+    texts = texts_to_encode(load_item_texts(source), directory)
+    matrix = encoded_embeddings(directory, texts, count, encoding(), name)
     with matrix as metadata, staged_directory(directory) as staging:
         save_json(staging / noted.name, {"texts": known, **metadata})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")

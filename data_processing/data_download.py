@@ -36,7 +36,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from data_processing.parts.hub import RAR_PART, RAW, HubFile, _unpacked, check_space, fetch, find_file, list_folder
+from data_processing.parts.hub import RAR_PART, RAW, HubFile, check_space, fetch, find_file, list_folder, unpacked_path
 from utils.cli import parser, run
 from utils.errors import InputError, reason
 from utils.files import MOST_UNPACKED, limited_memory, load_array
@@ -51,7 +51,7 @@ BLOCK = 1 << 24  # bytes
 
 
 def main() -> None:
-    """Parse, look up everything, fetch, unpack."""
+    """Look up all files, fetch them, and unpack the embeddings of pre_train."""
     flags = parser(__doc__)
     choices = ("weights", *DATA_FOLDERS, "all")
     flags.add_argument("--release", nargs="+", choices=choices, default=[], help="parts of the release")
@@ -65,7 +65,7 @@ def main() -> None:
 
     parts = {"weights", *DATA_FOLDERS} if "all" in args.release else set(args.release)
     folders = [folder for folder in DATA_FOLDERS if folder in parts]
-    # Looked up before the first byte is fetched: a mistyped category shows at once, not after hours.
+    # Everything is looked up before the first byte is fetched: a mistyped category shows at once, not after hours.
     work = [(list_weights(), args.ckpt_dir)] if "weights" in parts else []
     work += [(list_folder(DATA, "dataset", folder), args.data_dir) for folder in folders]
     work += [
@@ -79,10 +79,10 @@ def main() -> None:
 
 
 def list_weights() -> list[HubFile]:
-    """Look up the release's weights: the whole file where there is one, otherwise its zip parts.
+    """Look up the release's weights: the whole file if there is one, otherwise its zip parts.
 
     Raises:
-        InputError: neither is there, or the Hub is out of reach.
+        InputError: neither exists, or the Hub is out of reach.
     """
     files = list_folder(MODEL, "model", "")
     whole = [file for file in files if file.path == WEIGHTS]
@@ -96,7 +96,7 @@ def list_weights() -> list[HubFile]:
 
 
 def unpack_parts(directory: Path) -> None:
-    """Unpack the NAME.tar.gz….part01.rar, part02, … of a folder to NAME.npy there, unless that is already there.
+    """Unpack the NAME.tar.gz….part01.rar, part02, … of a folder to NAME.npy, unless that file exists already.
 
     Raises:
         InputError: a part is missing or damaged, neither unrar nor bsdtar is installed, too little space, or what was
@@ -107,7 +107,7 @@ def unpack_parts(directory: Path) -> None:
     }
     if not parts:
         return
-    target = _unpacked(parts[min(parts)])
+    target = unpacked_path(parts[min(parts)])
     if target.is_file():
         load_array(target, "Delete it and run the same command again.")  # raises if it is not whole
         return
@@ -117,7 +117,7 @@ def unpack_parts(directory: Path) -> None:
             f"{directory}: rar parts {', '.join(map(str, missing))} of {max(parts)} are missing. "
             "Run the same command again to fetch them."
         )
-    # The archive and, at the same time, the array in it, which is no smaller.
+    # Space for the archive and, at the same time, for the array in it, which is no smaller.
     check_space(directory, 2 * sum(path.stat().st_size for path in parts.values()), "unpacking the rar parts")
     with tempfile.TemporaryDirectory(prefix=".unpack.", dir=directory) as scratch:
         unpack_rar([parts[number] for number in sorted(parts)], Path(scratch))
@@ -130,7 +130,7 @@ def unpack_parts(directory: Path) -> None:
 
 
 def unpack_rar(parts: list[Path], scratch: Path) -> None:
-    """Unpack a rar archive in several parts to `scratch`, with unrar or bsdtar, whichever is installed."""
+    """Unpack a rar archive in several parts to a folder, with unrar or bsdtar, whichever is installed."""
     unrar, bsdtar = shutil.which("unrar"), shutil.which("bsdtar")
     if unrar:  # finds the other parts by their names
         command, piped = [unrar, "x", "-idq", str(parts[0].resolve()), f"{scratch}/"], []
@@ -147,7 +147,7 @@ def unpack_rar(parts: list[Path], scratch: Path) -> None:
                 with part.open("rb") as file:
                     shutil.copyfileobj(file, process.stdin, BLOCK)
         except BrokenPipeError:
-            pass  # it gave up; why, it says below
+            pass  # the program gave up; its exit code and complaint are read below
         _, complaint = process.communicate()
     if process.returncode:
         reason = (complaint.decode(errors="replace").strip().splitlines() or ["no reason given"])[0]
@@ -157,24 +157,24 @@ def unpack_rar(parts: list[Path], scratch: Path) -> None:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether it is a file by itself: a link in an archive may lead anywhere, and a pipe never ends."""
+    """Whether a path is a regular file without other names: links may lead anywhere, and pipes never end."""
     found = path.lstat()
     return stat.S_ISREG(found.st_mode) and found.st_nlink == 1
 
 
 def unpack_tar(scratch: Path) -> None:
-    """Unpack the .tar.gz (whatever follows that in its name) that the rar parts held, and remove it.
+    """Unpack the .tar.gz that the rar parts held, whatever follows .tar.gz in its name, and remove it.
 
-    Its files go into a new folder of `scratch`, so that none is written over or through what else was unpacked there.
+    Its files go into a new folder in `scratch`, so that none replaces, or is written through, what rar has unpacked.
 
     Raises:
-        InputError: a damaged archive, one that unpacks to too much, or one with two files of one name.
+        InputError: a damaged archive, one that unpacks to too much, or one with two files of the same name.
     """
     folder = Path(tempfile.mkdtemp(dir=scratch))
     for archive in filter(_is_own, list(scratch.rglob("*.tar.gz*"))):
         size = archive.stat().st_size
         try:
-            with limited_memory(0), gzip.open(archive) as stream:  # in blocks; a header may claim to be of any size
+            with limited_memory(0), gzip.open(archive) as stream:  # a header that asks for memory is refused
                 with tarfile.open(fileobj=stream, mode="r|") as members:
                     for member in filter(tarfile.TarInfo.isfile, members):
                         if member.size > MOST_UNPACKED * size:
@@ -182,10 +182,10 @@ def unpack_tar(scratch: Path) -> None:
                                 f"{archive.name}: its {size} bytes unpack to {member.size}. Fetch the rar parts again."
                             )
                         check_space(scratch, member.size, f"unpacking {member.name}")
-                        # By its last name, so that no path in the archive leads out of the folder.
+                        # Only the last part of the path counts, so that none leads out of the folder.
                         with (folder / Path(member.name).name).open("xb") as file:
                             shutil.copyfileobj(members.extractfile(member), file, BLOCK)
-                while stream.read(BLOCK):  # to the end, where the checksum is: bsdtar lets a damaged part pass
+                while stream.read(BLOCK):  # up to the checksum at the end, as bsdtar lets a damaged part pass
                     pass
         except FileExistsError as error:
             raise InputError(f"{archive.name} holds two files called {Path(error.filename).name}.") from error

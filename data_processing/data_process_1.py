@@ -10,7 +10,7 @@ hf://datasets/McAuley-Lab/Amazon-Reviews-2023/raw/review_categories/Baby_Product
 Writes to OUTPUT what make_dataset.py writes but the embeddings, which TextEncoder_batch.py makes: train.pkl, test.pkl,
 cold_train.pkl and cold_test.pkl (dict user -> item ids in time order), test_times.pkl (seconds) and item_text_dict.pkl
 (dict item id -> dict of text fields, of the items that have text), and dataset.json, which lists them with hashes.
-Users keep their names; items are numbered from 0, and item_ids.jsonl has their names.
+Users keep their names; items are numbered from 0, and item_ids.jsonl has the names that they had.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
 killed goes on with the tables that were finished.
@@ -37,10 +37,10 @@ import numpy as np
 from tqdm import tqdm
 
 from data_processing.parts.hub import RAW, local_file
-from data_processing.parts.splits import Histories, add_split_flags, draw_test, save_histories
-from data_processing.parts.tables import MEMORY, Tables, first_line, is_of_the_file, source, workspace
-from data_processing.parts.texts import NOTHING, is_missing, missing_in
-from data_processing.parts.times import in_another_unit, unit
+from data_processing.parts.missing import NOTHING, is_missing, missing_in
+from data_processing.parts.splits import Histories, Parts, add_split_flags, draw_test, save_histories
+from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, is_bad_file, workspace
+from data_processing.parts.times import in_another_unit, units_per_second
 from utils.cli import parser, positive_float, positive_int, run
 from utils.data import cumulate
 from utils.datasets import DATA_SET
@@ -56,7 +56,7 @@ REVIEWS = """
     FROM read_json(?, format = 'newline_delimited',
                    columns = {user_id: 'VARCHAR', parent_asin: 'VARCHAR', timestamp: 'VARCHAR'})
 """
-PART_OF_A_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(isfinite(time), false)"
+NO_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(isfinite(time), false)"
 REVIEWERS = "SELECT reviewer AS name, min(line) AS first, count(*) AS reviews FROM reviews GROUP BY reviewer"
 USERS = "SELECT name, row_number() OVER (ORDER BY first) - 1 AS id FROM reviewers WHERE reviews >= ?"
 EVENTS = """
@@ -64,7 +64,7 @@ EVENTS = """
     FROM reviews JOIN users ON reviewer = name
 """
 ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
-HISTORIES = """
+HISTORY_ROWS = """
     SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time FROM events JOIN items ON item = name ORDER BY place
 """
 METADATA = f"""
@@ -78,11 +78,11 @@ TEXTS = f"""
          QUALIFY row_number() OVER (PARTITION BY id ORDER BY line DESC) = 1)
     WHERE len(list_filter(fields, lambda field: NOT regexp_full_match(field::VARCHAR, '{NOTHING}'))) > 0
 """
-THINGS = "SELECT count(*) FROM (SELECT item FROM reviews UNION SELECT item FROM metadata)"
+ALL_ITEMS = "SELECT count(*) FROM (SELECT item FROM reviews UNION SELECT item FROM metadata)"
 
 
 def main() -> None:
-    """Parse, read, number, split, write."""
+    """Read reviews and metadata, number users and items, split the users, and write a data set directory."""
     flags = parser(__doc__)
     flags.add_argument("--reviews", required=True, metavar="FILE", help="reviews, .jsonl or .jsonl.gz, or hf://…")
     flags.add_argument("--meta", required=True, metavar="FILE", help="item metadata, likewise")
@@ -94,17 +94,17 @@ def main() -> None:
 
     reviews, meta = (require_file(local_file(name, RAW), REMEDY) for name in (args.reviews, args.meta))
     output = Path(args.output)
-    job = {"reviews": source(reviews), "meta": source(meta), "min_interactions": args.min_interactions}
+    job = {"reviews": file_key(reviews), "meta": file_key(meta), "min_interactions": args.min_interactions}
     with workspace(output, job, args.memory) as tables:
         histories = number_histories(tables, reviews, args.min_interactions)
         made = gather_texts(tables, meta)
         in_test = draw_test(len(histories.lengths), args.test_share, args.seed)
         with staged_set(output, DATA_SET) as staging:
-            parts = tuple(np.where(chosen, histories.lengths, 0) for chosen in (~in_test, in_test))
+            parts = Parts(*(np.where(chosen, histories.lengths, 0) for chosen in (~in_test, in_test)))
             save_histories(staging, tables, histories, parts, args.seed, last=False)
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))
         users, items = len(in_test), tables.value("SELECT count(*) FROM items")
-        all_users, all_items = tables.value("SELECT count(*) FROM reviewers"), tables.value(THINGS)
+        all_users, all_items = tables.value("SELECT count(*) FROM reviewers"), tables.value(ALL_ITEMS)
     print(
         f"{output}: {users - in_test.sum()} train users, {in_test.sum()} test users, {len(histories.items)} "
         f"interactions, {items} items, {items - made} of them without text"
@@ -117,17 +117,16 @@ def main() -> None:
 
 
 def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Histories:
-    """Users with enough interactions, numbered by first appearance in the file; items by first one in the histories.
+    """Collect the histories of the users with enough interactions; makes the tables `users` and `items`.
 
-    Each history is in time order, equal times in the file's order; the names stay in the tables `users` and `items`.
+    Users are numbered by first appearance in the file, items by first appearance in the histories. Histories are in
+    time order; equal times keep the file's order.
 
     Raises:
-        InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough of them; timestamps
-            in two units, such as those of Amazon Reviews 2018 and 2023, which have no common order.
+        InputError: a line without user_id, parent_asin or a numeric timestamp; no user with enough interactions;
+            timestamps in two units, such as those of Amazon Reviews 2018 and 2023.
     """
-    read_lines(tables, "reviews", REVIEWS, reviews, check_review)
-    if tables.value(f"SELECT count(*) FROM reviews WHERE {PART_OF_A_REVIEW}"):
-        name_bad_line(reviews, check_review)
+    read_lines(tables, "reviews", REVIEWS, NO_REVIEW, reviews, check_review)
     largest = tables.value("SELECT max(abs(time)) FROM reviews") or 0
     odd = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
     if odd is not None:
@@ -140,43 +139,43 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
         raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
     tables.make("events", EVENTS)
     tables.make("items", ITEMS)
-    columns = tables.columns(HISTORIES)
+    columns = tables.columns(HISTORY_ROWS)
     offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
-    return Histories(columns["item"], columns["time"] / unit(largest), offsets)
+    return Histories(columns["item"], columns["time"] / units_per_second(largest), offsets)
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
-    """The text fields of every item in the table `texts`; of repeated metadata the last wins. Returns their number.
+    """Make the table `texts` with the text fields of all items, and return its length; the last line of an item counts.
 
     Raises:
         InputError: a line without parent_asin.
     """
-    read_lines(tables, "metadata", METADATA, meta, check_metadata)
-    if tables.value(f"SELECT count(*) FROM metadata WHERE {missing_in('item')}"):
-        name_bad_line(meta, check_metadata)
+    read_lines(tables, "metadata", METADATA, missing_in("item"), meta, check_metadata)
     return tables.make("texts", TEXTS)
 
 
-def read_lines(tables: Tables, name: str, query: str, path: Path, check: Callable) -> None:
-    """Make a table of JSON lines; where DuckDB refuses one, InputError with its number."""
+def read_lines(tables: Tables, name: str, query: str, bad: str, path: Path, check: Callable) -> None:
+    """Make a table of JSON lines; raise InputError with the number of a line that DuckDB refuses or that is `bad`."""
     print(f"reading {path}")
     try:
         tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
     except duckdb.Error as error:
-        if not is_of_the_file(error, path):
+        if not is_bad_file(error, path):
             raise
         name_bad_line(path, check, first_line(error))
+    if tables.value(f"SELECT count(*) FROM {name} WHERE {bad}"):
+        name_bad_line(path, check)
 
 
 def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:
-    """InputError naming the first line of JSON lines that `check` refuses: DuckDB does not count them reliably."""
+    """Raise InputError naming the first line that `check` refuses: DuckDB does not count lines reliably."""
     for line, record in read_jsonl(path, REMEDY):
         check(record, f"{path}, line {line}")
     raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
 
 
 def check_review(review: dict[str, Any], place: str) -> None:
-    """InputError naming the place unless a review has a user, an item and a finite time."""
+    """Raise InputError naming the place unless a review has a user, an item and a finite time."""
     for name in ("user_id", "parent_asin"):
         if is_missing(review.get(name)):
             raise InputError(f"{place}: no {name}, expected user_id, parent_asin and timestamp.")
@@ -192,20 +191,20 @@ def check_review(review: dict[str, Any], place: str) -> None:
 
 
 def check_metadata(metadata: dict[str, Any], place: str) -> None:
-    """InputError naming the place unless metadata have an item."""
+    """Raise InputError naming the place unless metadata name their item."""
     if is_missing(metadata.get("parent_asin")):
         raise InputError(f"{place}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
 
 
 def texts(tables: Tables) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Item id and text fields, ascending."""
+    """Yield (item id, text fields) in ascending order."""
     for item, fields in tables.rows("SELECT id, fields FROM texts ORDER BY id"):
         named = zip(TEXT_FIELDS, fields, strict=True)
         yield item, text_fields({name: json.loads(field) for name, field in named if field is not None})
 
 
 def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The text fields that an item has, in the release's order; `details` as a JSON string."""
+    """The text fields of an item in the release's order, with `details` as a JSON string."""
     fields = {name: metadata[name] for name in TEXT_FIELDS if name in metadata}
     if "details" in fields and not isinstance(fields["details"], str):
         fields["details"] = json.dumps(fields["details"])

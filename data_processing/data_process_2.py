@@ -39,7 +39,7 @@ from utils.pickles import save_dict
 
 
 def main() -> None:
-    """Parse, merge, write."""
+    """Merge the histories and number the items of all data sets, and write both."""
     flags = parser(__doc__)
     flags.add_argument("--datasets", nargs="+", required=True, metavar="DIR", help="data set directories")
     flags.add_argument("--output", default="./data/pre_train", metavar="DIR", help="directory to write to")
@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def counted(histories: Iterator[list[int]], counts: Counter) -> Iterator[list[int]]:
-    """The same histories; adds them up on their way."""
+    """Yield the same histories, and count users and interactions."""
     for items in tqdm(histories, desc="histories", unit=" users"):
         counts["users"] += 1
         counts["interactions"] += len(items)

@@ -1,4 +1,4 @@
-"""Make a data set directory of interactions and items as shops, papers and other programs keep them.
+"""Make a data set directory from files of interactions and items in the formats of shops, papers and other programs.
 
     python data_processing/import_dataset.py --interactions clicks.csv --items products.csv --output data/test/shop
     python data_processing/import_dataset.py --interactions ml-1m/ratings.dat --items ml-1m/movies.dat \\
@@ -10,40 +10,38 @@
 INTERACTIONS has columns for user, item and time, ITEMS for the item and its texts: CSV, TSV, columns between blanks,
 Parquet, JSON (lines, or one array), lines of dicts as Python prints them, RecBole's .inter and .item, MovieLens' u.data
 and u.item, ratings.dat and movies.dat, ratings.csv and movies.csv, MIND's behaviors.tsv and news.tsv. Text may be
-gzip-compressed under a name that ends in .gz. Quotation marks inside a field are doubled or have a backslash. Where the
-first line has no names of columns, --names gives them. Of an item that is given twice the last row counts. Rows without
-user, item or time are left out, and told: empty, nan, NaN, NULL, null, None, NA, N/A, n/a, <NA> and \\N are no values.
-As texts they are none.
+gzip-compressed under a name that ends in .gz. Quotation marks inside a field are doubled or have a backslash. If the
+first line has no names of columns, give them with --names. If an item has several rows, the last one counts. Rows
+without user, item or time are left out, and their number is printed. Empty values and nan, NaN, NULL, null, None, NA,
+N/A, n/a, <NA> and \\N count as missing, also as texts.
 
-The text of an item has the columns that describe it, those with short values first, as the encoder cuts long texts.
-Columns of which nearly all values are addresses, images, ids of items, numbers, dates or flags do not, and are named;
-one called title or name always does.
---text_columns takes others, and in the order in which they are typed.
+The text of an item consists of the columns that describe it, those with short values first, as the encoder cuts long
+texts. Columns in which nearly all values are addresses, images, ids of items, numbers, dates or flags are left out, and
+named; a column called title or name is always taken. --text_columns chooses others, in the order given.
 
 Times are numbers (seconds, or fractions of them, as their size tells) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
-31.1.2023 12:30, 1/31/2023 12:30:00 PM, Fri Aug 25 13:55:02 -0700 2017, 20230131; others by --time_format. Where only
-that can tell the day from the month, it is asked for. Equal times keep the file's order.
+31.1.2023 12:30, 1/31/2023 12:30:00 PM, Fri Aug 25 13:55:02 -0700 2017, 20230131; for others give --time_format. If no
+date tells which number is the day and which the month, it is required. Equal times keep the file's order.
 
-A row may have a history: a column called history or item_id_list, or --history_column, with items between blanks,
-commas, semicolons or bars, or as a list, and what came after it in the column of the item (in MIND's impressions, what
-was clicked). Of rows that go on from each other, such as RecBole's benchmark files, each interaction is read once, in
-order; at equal times, or without times, the shorter history comes first. The items of a user's first history have the
-time of its row.
+A row may have a history: a column called history or item_id_list, or --history_column, has the items between blanks,
+commas, semicolons or bars, or as a list, and the column of the item has what came after it (in MIND, what was clicked).
+If the histories of a user go on from each other, as in RecBole's benchmark files, each interaction is read once, in
+order; at equal times, or without times, the shorter history comes first. The items of a first history get its time.
 
-The filters come after --repeats, again and again until nothing changes: with the defaults the 5-core is left. The
-catalog is then the items with interactions; --min_item_interactions 0 also keeps items with text that nobody had.
-Items without text have a zero embedding. Files may be larger than memory: DuckDB sorts them, within --memory, in a
-hidden file beside OUTPUT. A run that was killed goes on.
+The filters come after --repeats, and are repeated until nothing changes: with the defaults the 5-core is left. The
+catalog then consists of the items with interactions; --min_item_interactions 0 also keeps items with text that nobody
+had. Items without text have a zero embedding. Files may be larger than memory: DuckDB sorts them, within --memory, in a
+hidden file beside OUTPUT. A run that was killed goes on where it stopped.
 
-Splits, of which lists with one item are left out:
+The splits leave out lists with one item:
     leave_last_out   everyone is a test user, the last item is the target; train.pkl has the lists without it
-    time             train.pkl has what was before --split_time; test.pkl that and each user's next item, the target
+    time             train.pkl has what was before --split_time; test.pkl has that and each user's next item, the target
     users            --test_share of the users are test users, with whole lists, as in the release
-With the first two the pieces in cold_test.pkl end with the target: all that comes before it is in train.pkl.
+With the first two, the pieces in cold_test.pkl end with the target, as train.pkl has everything before it.
 
 Writes to OUTPUT what make_dataset.py writes (test_times.pkl, in seconds, where there are times), with the names of
-users as they were, and item_ids.jsonl with those of items, {"id": 0, "item": "B00X"} and so on, by which the lists of
-predict.py --output are read back. Names are whole numbers where all of them are.
+users as they were, and item_ids.jsonl with those of the items, {"id": 0, "item": "B00X"} and so on, for the lists of
+predict.py --output. Names become numbers if all of them are whole numbers.
 """
 
 import argparse
@@ -53,6 +51,7 @@ import itertools
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,29 +64,27 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import duckdb
-import numpy as np
 
 from data_processing.parts.check import check_directory
-from data_processing.parts.columns import Table, clean, columns_of, find_column, find_history
+from data_processing.parts.columns import ReadSettings, Table, clean, columns_of, find_column, find_history
 from data_processing.parts.encoding import (
-    DEFAULT_BATCH,
-    DEFAULT_ENCODER,
     Encoding,
-    embedding_matrix,
-    given_rows,
+    add_encoder_flags,
+    encoded_embeddings,
+    given_embeddings,
     load_encoder,
     require_encoder,
     save_metadata,
-    written_texts,
+    texts_to_encode,
 )
 from data_processing.parts.formats import FORMATS, open_table
-from data_processing.parts.interactions import REPEATS, Source, gather, read_files
+from data_processing.parts.interactions import REPEATS, Filters, Source, gather_histories, read_interactions, read_items
 from data_processing.parts.row_filter import parse_keep
-from data_processing.parts.splits import SPLITS, Histories, add_split_flags, save_histories, split
-from data_processing.parts.tables import MEMORY, Tables, first_line, source, workspace
-from data_processing.parts.times import unit
+from data_processing.parts.splits import SPLITS, Histories, Parts, SplitSettings, add_split_flags, save_histories, split
+from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, workspace
+from data_processing.parts.times import units_per_second
 from decoder import check_width
-from utils.cli import non_negative_int, parser, positive_float, positive_int, run
+from utils.cli import non_negative_int, parser, positive_float, run
 from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import load_matrix, staged_set
@@ -98,7 +95,7 @@ MIND_TIME = ["%m/%d/%Y %I:%M:%S %p"]
 
 
 def main() -> None:
-    """Check a directory; or look at the files, read, filter, split, embed, write."""
+    """Check a directory; or read the files, filter, split, embed the items, and write a data set directory."""
     args = parse()
     if args.check is not None:
         check(Path(args.check))
@@ -109,31 +106,38 @@ def main() -> None:
     if args.embeddings is None:
         require_encoder(args.encoder)
     else:
-        load_given(args.embeddings)
+        check_given(args.embeddings)
     with workspace(output, job_of(args, interactions, items), args.memory) as tables:
-        items = read_files(tables, interactions, items, output)
-        histories = gather(tables, args, interactions)
-        parts = split(histories, args)
+        read_interactions(tables, interactions, output)
+        items = read_items(tables, items, output)
+        keep_textless = args.embeddings is not None
+        filters = Filters(args.repeats, args.min_user_interactions, args.min_item_interactions, keep_textless)
+        histories = gather_histories(tables, interactions, items, filters)
+        settings = SplitSettings(args.split, args.split_time, args.test_share, args.seed)
+        parts = split(histories, settings, interactions.table.path)
         texts = item_texts(tables, items.texts)
         if args.embeddings is not None:
-            matrix = embedding_rows(tables, args)
+            matrix = item_rows_of_given(tables, args)
         elif not texts:
             raise InputError(
                 f"{items.table.path}: no item has any text in {', '.join(items.texts) or 'the columns that are left'}. "
                 "Name other --text_columns, or give --embeddings."
             )
         else:
-            written = written_texts(texts, items.table.path)
+            to_encode = texts_to_encode(texts, items.table.path)
             encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
             check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
             count = tables.value("SELECT count(*) FROM items")
-            matrix = embedding_matrix(output, written, count, encoding, args.encoder)
-        write(tables, histories, parts, args, texts, matrix)
-        tell(tables, histories, parts, args)
+            matrix = encoded_embeddings(output, to_encode, count, encoding, args.encoder)
+        with matrix as metadata, staged_set(output, DATA_SET) as staging:
+            save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
+            save_dict(staging / "item_text_dict.pkl", texts.items())
+            save_metadata(staging, metadata)
+        print_summary(tables, histories, parts, args)
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line, and report all flags that are missing or contradict each other at once."""
     flags = parser(__doc__)
     flags.add_argument("--interactions", metavar="FILE", help="who had which item, and when")
     flags.add_argument("--items", metavar="FILE", help="the items and their texts")
@@ -149,24 +153,21 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--repeats", choices=REPEATS, default="keep", help="of items that a user has several times")
     flags.add_argument("--split", choices=SPLITS, default="leave_last_out", help="see above")
     flags.add_argument(
-        "--split_time", type=moment, metavar="T", help="a time, or a share of the interactions, such as 0.9"
+        "--split_time", type=time_or_proportion, metavar="T", help="a time, or a share of the interactions, such as 0.9"
     )
     add_split_flags(flags)
-    given = flags.add_mutually_exclusive_group()
-    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
-    given.add_argument("--embeddings", metavar="FILE", help=".npy (rows of ITEMS, width) to use instead of an encoder")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    add_encoder_flags(flags, "rows of ITEMS")
     flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
     add_device_flags(flags)
     args = flags.parse_args()
-    problems = wrong_together(args)
+    problems = find_problems(args)
     if problems:
         flags.error("; ".join(problems))
     return args
 
 
 def add_reading_flags(flags: argparse.ArgumentParser) -> None:
-    """Flags that say how the files are to be read."""
+    """Add the flags that say how the files are to be read."""
     both = "one for both files, or one for each"
     flags.add_argument(
         "--format", nargs="+", choices=FORMATS, default=[], help=f"guessed from names and contents, or: {both}"
@@ -192,8 +193,8 @@ def add_reading_flags(flags: argparse.ArgumentParser) -> None:
     )
 
 
-def moment(text: str) -> float:
-    """argparse type for --split_time: a share between 0 and 1, or Unix seconds."""
+def time_or_proportion(text: str) -> float:
+    """argparse type for --split_time: a number between 0 and 1, or a time, which becomes Unix seconds."""
     try:
         number = float(text)
     except ValueError:
@@ -206,11 +207,11 @@ def moment(text: str) -> float:
         return date.replace(tzinfo=date.tzinfo or datetime.UTC).timestamp()
     if not math.isfinite(number):
         raise argparse.ArgumentTypeError(f"{text!r} is not finite")
-    return number / unit(number)
+    return number / units_per_second(number)
 
 
 def strptime_format(text: str) -> str:
-    """argparse type for --time_format."""
+    """argparse type for --time_format: a format of strptime that DuckDB takes."""
     try:
         duckdb.execute("SELECT try_strptime('', ?)", [text]).fetchall()
     except duckdb.Error as error:
@@ -218,8 +219,8 @@ def strptime_format(text: str) -> str:
     return text
 
 
-def wrong_together(args: argparse.Namespace) -> list[str]:
-    """Flags that are missing, or that contradict each other."""
+def find_problems(args: argparse.Namespace) -> list[str]:
+    """What is wrong with the command line: flags that are missing, or that contradict each other."""
     problems = []
     needed = ("interactions", "items", "output")
     missing = [f"--{name}" for name in needed if getattr(args, name) is None]
@@ -239,10 +240,10 @@ def wrong_together(args: argparse.Namespace) -> list[str]:
 
 
 def check(directory: Path) -> None:
-    """Print all that is wrong with a data set directory.
+    """Print everything that is wrong with a data set directory.
 
     Raises:
-        InputError: something is.
+        InputError: something is wrong.
     """
     report = check_directory(directory)
     for fault in report.faults:
@@ -255,44 +256,49 @@ def check(directory: Path) -> None:
 
 
 def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
-    """Both files and their columns, told to the user.
+    """Find format and columns of both files, and print them.
 
     Raises:
         InputError: see `open_table` and `find_column`; no text column, unless embeddings are given.
     """
-    kinds, names = args.format or [None], args.item_column or [None]
-    quotes = not args.no_quotes
-    table = open_table(Path(args.interactions), "interactions", kinds[0], args.encoding, quotes, args.names)
-    interactions = interactions_source(table, names[0], args)
-    roles = {role: getattr(interactions, role) for role in ("user", "item", "history") if getattr(interactions, role)}
-    print(f"{table.path}: {', '.join(map(' '.join, roles.items()))}, time {interactions.time or 'unknown'}")
-    others = [name for name in table.columns if name not in (*roles.values(), interactions.time)]
-    if interactions.item is None and others:
+    formats, item_columns = args.format or [None], args.item_column or [None]
+    settings = ReadSettings("interactions", formats[0], args.encoding, not args.no_quotes, args.names)
+    table = open_table(Path(args.interactions), settings)
+    interactions = interactions_source(table, item_columns[0], args)
+    print_interactions(interactions)
+    table = open_table(Path(args.items), replace(settings, role="items", format=formats[-1], names=args.item_names))
+    named = item_columns[-1]
+    if len(item_columns) == 1 and named is not None and clean(named) not in table.columns:
+        named = None  # it is a column of the interactions alone
+    item = find_column(table, "item", named, also=("id",))
+    items = Source(table, None, item, None, named_text_columns(table, item, args))
+    print(f"{table.path}: item {item}{'' if items.texts is None else ', text ' + ', '.join(items.texts)}")
+    return interactions, items
+
+
+def print_interactions(source: Source) -> None:
+    """Print the columns that are read of the interactions, and warn if there is no item or no time among them."""
+    table = source.table
+    roles = {role: getattr(source, role) for role in ("user", "item", "history") if getattr(source, role)}
+    print(f"{table.path}: {', '.join(map(' '.join, roles.items()))}, time {source.time or 'unknown'}")
+    others = [name for name in table.columns if name not in (*roles.values(), source.time)]
+    if source.item is None and others:
         print(
             f"warning: {table.path} has no column with a usual name for the item that came after a history. If it is "
             f"in {', '.join(others)}, name it with --item_column"
         )
-    if interactions.time is None and interactions.history is None:
+    if source.time is None and source.history is None:
         print(
             f"warning: {table.path} has no column with a usual name for the time: the order of its rows counts, "
             "and the last item of a user's history may not be the latest. If it has times, name them with --time_column"
         )
 
-    table = open_table(Path(args.items), "items", kinds[-1], args.encoding, quotes, args.item_names)
-    name = names[-1]
-    if len(names) == 1 and name is not None and clean(name) not in table.columns:  # of the interactions alone
-        name = None
-    item = find_column(table, "item", name, also=("id",))
-    items = Source(table, None, item, None, text_columns(table, item, args))
-    print(f"{table.path}: item {item}{'' if items.texts is None else ', text ' + ', '.join(items.texts)}")
-    return interactions, items
-
 
 def interactions_source(table: Table, item_name: str | None, args: argparse.Namespace) -> Source:
-    """The columns of the interactions file.
+    """Find the columns of the interactions file.
 
     Raises:
-        InputError: a column that is not there, is named twice, or is needed by --split; a --keep that cannot be used.
+        InputError: a column that does not exist, is named twice, or is needed by --split; a --keep that cannot be used.
     """
     item = find_column(table, "item", item_name, ("clicked",), optional=True)
     history = find_history(table, args.history_column, item)
@@ -323,11 +329,11 @@ def interactions_source(table: Table, item_name: str | None, args: argparse.Name
     return found
 
 
-def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
-    """Names of the columns that describe an item, as named by the user; None where their values are to tell.
+def named_text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str] | None:
+    """The columns of --text_columns; None if the columns that describe an item are to be chosen by their values.
 
     Raises:
-        InputError: a column that is not there, or none at all.
+        InputError: a column that does not exist, or a file without any text.
     """
     missing = [name for name in args.text_columns or () if name not in table.columns and not table.rows_name_fields]
     if missing or (set(table.texts) <= {item} and not args.text_columns and args.embeddings is None):
@@ -337,88 +343,64 @@ def text_columns(table: Table, item: str, args: argparse.Namespace) -> list[str]
 
 
 def job_of(args: argparse.Namespace, interactions: Source, items: Source) -> dict[str, Any]:
-    """What decides the contents of the tables."""
-    options = ("min_user_interactions", "min_item_interactions", "repeats", "embeddings")
-    return {
-        "files": [source(interactions.table.path), source(items.table.path)],
-        "read": [interactions, items],
-        "options": [getattr(args, name) for name in options],
-    }
-
-
-def write(
-    tables: Tables,
-    histories: Histories,
-    parts: tuple[np.ndarray, np.ndarray],
-    args: argparse.Namespace,
-    texts: dict[int, dict[str, Any]],
-    matrix: contextlib.AbstractContextManager,
-) -> None:
-    """Write the data set: lists, texts, names of items, and the embeddings that `matrix` makes."""
-    with matrix as metadata, staged_set(Path(args.output), DATA_SET) as staging:
-        save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
-        save_dict(staging / "item_text_dict.pkl", texts.items())
-        save_metadata(staging, metadata)
+    """Everything that decides the contents of the tables; see `workspace`."""
+    options = [args.min_user_interactions, args.min_item_interactions, args.repeats, args.embeddings]
+    files = [file_key(source.table.path) for source in (interactions, items)]
+    return {"files": files, "read": [interactions, items], "options": options}
 
 
 def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
-    """Item id -> text fields, ascending, of the items that have text."""
+    """Item id -> text fields, in ascending order, of the items that have text."""
     return {
         item: {name: json.loads(field) for name, field in zip(columns, fields, strict=True) if field is not None}
         for item, fields in tables.rows("SELECT id, fields FROM items WHERE has_text ORDER BY id")
     }
 
 
-def load_given(path: str) -> np.ndarray:
-    """The matrix of --embeddings (rows, E).
-
-    Raises:
-        InputError: missing or damaged file, or of a width that no tokenizer takes.
-    """
+def check_given(path: str) -> None:
+    """Raise InputError if the matrix of --embeddings is missing or damaged, or of a width that no tokenizer takes."""
     matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
     check_width(matrix.shape[1], f"--embeddings {path}")
-    return matrix
 
 
-def embedding_rows(tables: Tables, args: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """Copies the items' rows of --embeddings, which has those of the items file; see `make_dataset.given_rows`."""
-    source = Path(args.embeddings)
+def item_rows_of_given(tables: Tables, args: argparse.Namespace) -> contextlib.AbstractContextManager:
+    """Copy the rows of --embeddings, which has one for each row of the items file, in the order of the item ids."""
     rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
     expected = tables.value("SELECT count(*) FROM item_rows")
-    return given_rows(Path(args.output), source, rows, expected, f"one for each row of {args.items}")
+    which = f"one for each row of {args.items}"
+    return given_embeddings(Path(args.output), Path(args.embeddings), rows, expected, which)
 
 
-def tell(tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarray], args: argparse.Namespace) -> None:
-    """Print what was made, and what was left out or lacks something."""
+def print_summary(tables: Tables, histories: Histories, parts: Parts, args: argparse.Namespace) -> None:
+    """Print what was made, and how much was left out or lacks something."""
     train, test = ((lengths > 0).sum() for lengths in parts)
     items = tables.value("SELECT count(*) FROM items")
     print(f"{args.output}: {train} train users, {test} test users, {len(histories.items)} interactions, {items} items")
     lacking = "last IS NULL" if args.embeddings is not None else "NOT has_text"
-    neither = ((parts[0] + parts[1]) == 0).sum()
-    tell_left_out(tables, args)
+    print_filtered(tables, args)
+
+    def count(rows: str) -> int:
+        return tables.value(f"SELECT count(*) FROM {rows}")
+
+    unknown = count("events JOIN items USING (item_number) WHERE last IS NULL")
     remarks = {
-        "interactions left out by --repeats and the filters": tables.value("SELECT count(*) FROM said")
-        - len(histories.items),
-        "users left out for want of a history and a target": neither,
-        "rows of items that a later row replaces": tables.value("SELECT count(*) FROM item_lines")
-        - tables.value("SELECT count(*) FROM described"),
-        f"interactions with items that {args.items} does not have": tables.value(
-            "SELECT count(*) FROM events JOIN items USING (item) WHERE last IS NULL"
-        ),
-        "items with a zero embedding, which are not recommended": tables.value(
-            f"SELECT count(*) FROM items WHERE {lacking}"
-        ),
+        "interactions left out by --repeats and the filters": count("interactions") - len(histories.items),
+        "users left out for want of a history and a target": ((parts.train + parts.test) == 0).sum(),
+        "rows of items that a later row replaces": count("item_lines") - count("item_texts"),
+        f"interactions with items that {args.items} does not have": unknown,
+        "items with a zero embedding, which are not recommended": count(f"items WHERE {lacking}"),
     }
     for what, number in remarks.items():
         if number:
             print(f"  {number} {what}")
 
 
-def tell_left_out(tables: Tables, args: argparse.Namespace) -> None:
-    """Print how many users and items the filters have left out; unused are items that nobody had."""
+def print_filtered(tables: Tables, args: argparse.Namespace) -> None:
+    """Print how many users and items the filters have left out, and how many of these items nobody had."""
+    dropped_unused = "all_items ANTI JOIN items USING (item_number) WHERE NOT has_interactions"
     users, all_users, items, all_items, unused = (
         tables.value(f"SELECT count(*) FROM {rows}")
-        for rows in ("users", "people", "items", "things", "things ANTI JOIN items USING (item) WHERE NOT had")
+        for rows in ("users", "all_users", "items", "all_items", dropped_unused)
     )
     if (users, items) != (all_users, all_items):
         print(

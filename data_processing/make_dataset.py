@@ -10,18 +10,19 @@ Reads from INPUT, each gzip-compressed where its name ends in .gz:
     sequences.jsonl   {"user": "anna", "items": [0, 17, 4]}                        item ids in time order
     times.jsonl       [1324944000, 1325376000, 1325894400]                         optional, line by line with sequences
 
-A text has its fields as they come, but those with nothing in them (null, "", [], NaN, NA and the like), which are told.
+A text has the fields of its line without empty ones (null, "", [], NaN, NA and the like), whose number is printed.
 Writes to OUTPUT train.pkl, test.pkl (whole histories; of a test user the last item is the target), cold_train.pkl,
 cold_test.pkl (of each user a piece of 2 to 4 items), item_text_dict.pkl, item_text_embeddings.npy and .json, with times
 test_times.pkl, and dataset.json, which lists them with hashes, so that no reader takes the files of two runs for one
 data set. --test_share 1 makes everyone a test user: a zero-shot test.
 """
 
+import argparse
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 if __package__ in (None, ""):  # run as a file: let the repository root be found
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -34,55 +35,36 @@ if __name__ == "__main__":
 import numpy as np
 
 from data_processing.parts.encoding import (
-    DEFAULT_BATCH,
-    DEFAULT_ENCODER,
     Encoding,
-    embedding_matrix,
-    given_rows,
+    add_encoder_flags,
+    encoded_embeddings,
+    given_embeddings,
     load_encoder,
     require_encoder,
     save_metadata,
-    written_texts,
+    texts_to_encode,
 )
+from data_processing.parts.missing import has_text, is_missing
 from data_processing.parts.splits import add_split_flags, cold_pieces, draw_test
-from data_processing.parts.texts import has_text, is_missing
 from utils.cli import parser, positive_int, run
 from utils.datasets import DATA_SET, is_time
 from utils.errors import InputError
-from utils.files import read_json_lines, read_jsonl, staged_set
+from utils.files import read_jsonl, staged_set
 from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 
 REMEDY = "See --help for the three files that make_dataset.py reads."
 
 
-class Histories(NamedTuple):
-    """What the users did: of each user the items and, where known, their times."""
-
-    items: dict[Any, list[int]]
-    times: dict[Any, list[float]] | None
-
-
 def main() -> None:
-    """Parse, read and check, split, embed, write."""
-    flags = parser(__doc__)
-    flags.add_argument("--input", required=True, metavar="DIR", help="directory with items.jsonl and sequences.jsonl")
-    flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
-    source = flags.add_mutually_exclusive_group()
-    source.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
-    source.add_argument("--embeddings", metavar="FILE", help=".npy (items, width) to use instead of an encoder")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
-    flags.add_argument("--min_interactions", type=positive_int, default=2, help="leave out users with fewer items")
-    add_split_flags(flags)
-    add_device_flags(flags)
-    args = flags.parse_args()
-
+    """Read and check the files, split the users, embed the items, and write a data set directory."""
+    args = parse()
     directory, output = Path(args.input), Path(args.output)
     if args.embeddings is None:
         require_encoder(args.encoder)
     texts = read_items(find(directory, "items.jsonl"))
-    histories = read_histories(directory, len(texts))
-    kept = {user: items for user, items in histories.items.items() if len(items) >= args.min_interactions}
+    histories, times = read_histories(directory, len(texts))
+    kept = {user: items for user, items in histories.items() if len(items) >= args.min_interactions}
     if not kept:
         raise InputError(
             f"{directory}: no user has {args.min_interactions} or more items. Lower --min_interactions, or give users "
@@ -91,12 +73,12 @@ def main() -> None:
     train, test = split_users(kept, args.test_share, args.seed)
     if args.embeddings is not None:
         rows = np.arange(len(texts))
-        matrix = given_rows(output, Path(args.embeddings), rows, len(rows), "one per item, in id order")
+        matrix = given_embeddings(output, Path(args.embeddings), rows, len(rows), "one per item, in id order")
     else:
-        written = written_texts(texts, directory)
+        to_encode = texts_to_encode(texts, directory)
         device = pick_device(args)
         encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-        matrix = embedding_matrix(output, written, len(texts), encoding, args.encoder)
+        matrix = encoded_embeddings(output, to_encode, len(texts), encoding, args.encoder)
 
     with matrix as metadata, staged_set(output, DATA_SET) as staging:
         save_pickle(staging / "train.pkl", train)
@@ -104,20 +86,32 @@ def main() -> None:
         save_pickle(staging / "cold_train.pkl", dict(cold_pieces(train.items(), np.random.default_rng((args.seed, 1)))))
         save_pickle(staging / "cold_test.pkl", dict(cold_pieces(test.items(), np.random.default_rng((args.seed, 2)))))
         save_pickle(staging / "item_text_dict.pkl", texts)
-        if histories.times is not None:
-            save_pickle(staging / "test_times.pkl", {user: histories.times[user] for user in test})
+        if times is not None:
+            save_pickle(staging / "test_times.pkl", {user: times[user] for user in test})
         save_metadata(staging, metadata)
     print(
         f"{output}: {len(train)} train users, {len(test)} test users, {sum(map(len, kept.values()))} interactions, "
         f"{len(texts)} items, {sum(not fields for fields in texts.values())} of them without text"
     )
-    few = len(histories.items) - len(kept)
+    few = len(histories) - len(kept)
     if few:
-        print(f"  {few} of {len(histories.items)} users left out by --min_interactions {args.min_interactions}")
+        print(f"  {few} of {len(histories)} users left out by --min_interactions {args.min_interactions}")
+
+
+def parse() -> argparse.Namespace:
+    """Parse the command line."""
+    flags = parser(__doc__)
+    flags.add_argument("--input", required=True, metavar="DIR", help="directory with items.jsonl and sequences.jsonl")
+    flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
+    add_encoder_flags(flags, "items")
+    flags.add_argument("--min_interactions", type=positive_int, default=2, help="leave out users with fewer items")
+    add_split_flags(flags)
+    add_device_flags(flags)
+    return flags.parse_args()
 
 
 def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -> tuple[dict, dict]:
-    """Split users at random into train and test; both keep the order of `histories`."""
+    """Split the users at random into train and test; both keep the order of `histories`."""
     in_test = draw_test(len(histories), test_share, seed).tolist()
     train: dict[Any, list[int]] = {}
     test: dict[Any, list[int]] = {}
@@ -127,13 +121,13 @@ def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -
 
 
 def find(directory: Path, name: str) -> Path:
-    """The file of that name, or with .gz; where neither is there, the first, for the error message to name."""
+    """The file of that name, or with .gz if only that exists."""
     packed = directory / f"{name}.gz"
     return packed if packed.is_file() and not (directory / name).is_file() else directory / name
 
 
 def read_items(path: Path) -> dict[int, dict[str, Any]]:
-    """Item id -> text fields, ascending, without those in which there is nothing; tells how many these are.
+    """Read item id -> text fields, in ascending order; drops empty fields, and prints how many there were.
 
     Raises:
         InputError: an id that is no integer, given twice or missing, or a text that is no object; names the line.
@@ -163,12 +157,12 @@ def read_items(path: Path) -> dict[int, dict[str, Any]]:
     return {item: texts[item] for item in range(len(texts))}
 
 
-def read_histories(directory: Path, count: int) -> Histories:
-    """The histories of sequences.jsonl, and times.jsonl where there is one.
+def read_histories(directory: Path, count: int) -> tuple[dict[Any, list[int]], dict[Any, list[float]] | None]:
+    """Read user -> item ids from sequences.jsonl and, if it exists, user -> times from times.jsonl.
 
     Raises:
-        InputError: a user without name or given twice, an empty history, an item id that is none of the `count`
-            items, or times that do not fit; names the line.
+        InputError: a user without name or given twice, an empty history, an item id of `count` or more, or times that
+            do not match the items; names the line.
     """
     path, times_path = find(directory, "sequences.jsonl"), find(directory, "times.jsonl")
     items: dict[Any, list[int]] = {}
@@ -183,7 +177,7 @@ def read_histories(directory: Path, count: int) -> Histories:
         items[user] = history
         lines.append(line)
     if not times_path.is_file():
-        return Histories(items, None)
+        return items, None
 
     times = list(read_times(times_path))
     if len(times) != len(items):
@@ -194,11 +188,11 @@ def read_histories(directory: Path, count: int) -> Histories:
                 f"{times_path}, line {line}: {len(user_times)} times, but {len(history)} items in {path.name}, "
                 f"line {sequence_line}. Give every item its time."
             )
-    return Histories(items, dict(zip(items, (user_times for _, user_times in times), strict=True)))
+    return items, dict(zip(items, (user_times for _, user_times in times), strict=True))
 
 
 def check_history(history: Any, count: int, place: str) -> None:
-    """InputError naming the place unless `history` is a list of one or more item ids below `count`."""
+    """Raise InputError naming the place unless `history` is a list of one or more item ids below `count`."""
     if not isinstance(history, list) or not history:
         raise InputError(f"{place}: items is {str(history)[:60]}, expected one or more item ids. Remove the line.")
     for item in history:
@@ -210,12 +204,12 @@ def check_history(history: Any, count: int, place: str) -> None:
 
 
 def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
-    """Yield (line number from 1, Unix seconds of one history).
+    """Yield (line number from 1, Unix seconds of the items of one history).
 
     Raises:
         InputError: a damaged file, or a line that is not a JSON list of finite numbers in order; names the line.
     """
-    for line, times in read_json_lines(path, REMEDY):
+    for line, times in read_jsonl(path, REMEDY, object):
         if not isinstance(times, list) or not all(map(is_time, times)):
             raise InputError(f"{path}, line {line}: found {str(times)[:60]}, expected a list of finite numbers.")
         for early, late in pairwise(times):

@@ -32,7 +32,7 @@ from data_processing.parts.merging import (
     load_embeddings,
     load_histories,
     merge_histories,
-    merged_matrix,
+    merged_embeddings,
     named_directories,
 )
 from utils.cli import parser, positive_int, run, seed
@@ -45,7 +45,7 @@ from utils.util import add_device_flags, pick_device
 
 
 def main() -> None:
-    """Parse, check and tokenize everything, then write."""
+    """Read and check everything, tokenize the items, and write."""
     flags = parser(__doc__)
     flags.add_argument("--datasets", nargs="+", required=True, metavar="DIR", help="data set directories")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
@@ -71,7 +71,10 @@ def main() -> None:
     output = Path(args.output)
     merged = dict(enumerate(merge_histories(histories, maps)))
     *listed, matrix_name = HELD_OUT
-    with merged_matrix(output / matrix_name, matrices, maps, "float32") as made, staged_set(output, listed) as staging:
+    with (
+        merged_embeddings(output / matrix_name, matrices, maps, "float32") as made,
+        staged_set(output, listed) as staging,
+    ):
         save_pickle(staging / "eval.pkl", merged)
         save_pickle(staging / "eval_id_map.pkl", {item: item for item in range(len(codes))})
         save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer, made)
@@ -84,13 +87,13 @@ def main() -> None:
 
 
 def all_histories(directory: Path, count: int) -> Sequences:
-    """The histories of a data set's train.pkl and test.pkl, of which there must be one; each user's is read once.
+    """Load the histories of a data set's train.pkl and test.pkl, each user's once.
 
-    A list of train.pkl with which the same user's list in test.pkl begins is left out: splits in time give such. Where
-    it goes on otherwise, the files have numbered their users each for itself, and both lists are read.
+    A list in train.pkl is left out if the same user's list in test.pkl begins with it, as after a split in time. If
+    the two lists differ, each file has numbered its users for itself, and both lists are kept.
 
     Raises:
-        InputError: neither file, a damaged one, or an item id without one of the `count` embeddings.
+        InputError: neither file exists, a file is damaged, or an item id is `count` or more.
     """
     paths = [path for path in (directory / "train.pkl", directory / "test.pkl") if path.is_file()]
     if not paths:
@@ -103,7 +106,7 @@ def all_histories(directory: Path, count: int) -> Sequences:
 
 
 def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences:
-    """The histories of train.pkl with which no list of the same user in test.pkl begins; tells how many do."""
+    """The histories of train.pkl that are not the beginning of the same user's in test.pkl; prints how many are."""
     in_test = dict(zip(test.users, test.lists(), strict=True))
     shared = {row: in_test[user] for row, user in enumerate(train.users) if user in in_test}
     lists = train.lists()
@@ -121,7 +124,7 @@ def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences
 
 
 def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
-    """At most `users` histories at random, in their order; all of them where `users` is None."""
+    """Draw at most `users` histories at random, and keep their order; all of them where `users` is None."""
     if users is None or users >= len(histories):
         return histories
     return histories.select(np.sort(np.random.default_rng(seed).choice(len(histories), users, replace=False)))

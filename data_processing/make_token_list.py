@@ -36,7 +36,7 @@ REMEDY = "Make it with data_processing/pre_train_data_process.py, TextEncoder_ba
 
 
 def main() -> None:
-    """Parse, tokenize, write, report."""
+    """Tokenize the embeddings, write the codes, and print how well they tell items apart."""
     flags = parser(__doc__)
     flags.add_argument("--embeddings", required=True, metavar="FILE", help=".npy matrix (items, width)")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
@@ -44,7 +44,9 @@ def main() -> None:
     add_device_flags(flags)
     args = flags.parse_args()
 
-    output, source = check_name(args.output), Path(args.embeddings)
+    output, source = Path(args.output), Path(args.embeddings)
+    if output.suffix != ".pkl":
+        raise InputError(f"{output}: the codes go into a .pkl, and a .json beside it. Name a file that ends in .pkl.")
     replaced = output.with_suffix(".npy")
     if replaced.is_file() and source.is_file() and replaced.samefile(source):
         raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
@@ -58,13 +60,6 @@ def main() -> None:
         with staged_directory(output.parent, first=".json") as staging:
             save_token_list(staging / output.name, filling.matrix, tokenizer, known, filling.finish())
         print(describe(codebook_report(filling.matrix)))
-
-
-def check_name(path: str | Path) -> Path:
-    """InputError unless the codes are to go into a .pkl: files of that name with other endings come beside it."""
-    if Path(path).suffix != ".pkl":
-        raise InputError(f"{path}: the codes go into a .pkl, and a .json beside it. Name a file that ends in .pkl.")
-    return Path(path)
 
 
 if __name__ == "__main__":

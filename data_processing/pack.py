@@ -5,8 +5,9 @@
 
 Reads train.pkl, token_id_list.pkl and all_item_text_embeddings.npy, the release's or those of data_process_2.py,
 make_token_list.py and pre_train_data_process.py, checks them, and writes DATA_PATH/packed (see utils/packed.py).
-pre_train.py does this by itself where there is no packed form that fits; --dtype gives it embeddings of its own, which
-in float16 take a quarter of the release's 95 GB. A packed form that fits already is kept.
+pre_train.py does this by itself where there is no packed form of the files as they are now. --dtype gives the packed
+form embeddings of its own, which in float16 take a quarter of the release's 95 GB. A packed form that is up to date is
+kept.
 """
 
 import sys
@@ -21,18 +22,18 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 from utils.cli import parser, run
-from utils.packed import fits, open_packed, pack
+from utils.packed import is_current, open_packed, pack
 
 
 def main() -> None:
-    """Parse, pack, open what was packed."""
+    """Pack, open what was packed, and print its counts."""
     flags = parser(__doc__)
     flags.add_argument("--data_path", default="./data/pre_train", metavar="DIR", help="release layout")
     flags.add_argument("--dtype", choices=("float16", "float32"), help="of embeddings of its own; default: none")
     flags.add_argument("--drop_short", action="store_true", help="leave out histories of fewer than two items")
-    flags.add_argument("--force", action="store_true", help="pack again also where the packed form fits")
+    flags.add_argument("--force", action="store_true", help="pack again even where the packed form is up to date")
     args = flags.parse_args()
-    if args.force or not fits(args.data_path, args.drop_short, args.dtype):
+    if args.force or not is_current(args.data_path, args.drop_short, args.dtype):
         pack(args.data_path, args.dtype, args.drop_short)
     data, header = open_packed(args.data_path)
     print(

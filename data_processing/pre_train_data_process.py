@@ -21,7 +21,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from data_processing.parts.merging import common_encoder, load_embeddings, merged_matrix, named_directories
+from data_processing.parts.merging import common_encoder, load_embeddings, merged_embeddings, named_directories
 from utils.cli import parser, run
 from utils.datasets import EMBEDDINGS, MAPS, catalogs, whole_numbers
 from utils.errors import InputError
@@ -32,7 +32,7 @@ MAPS_REMEDY = "Run data_processing/data_process_2.py with the same --datasets an
 
 
 def main() -> None:
-    """Parse, check that all fits, merge."""
+    """Check that maps and embeddings are of the same items, and merge the embeddings."""
     flags = parser(__doc__)
     flags.add_argument("--datasets", nargs="+", required=True, metavar="DIR", help="data set directories")
     flags.add_argument("--output", default="./data/pre_train", metavar="DIR", help="where item_id_maps.pkl lies")
@@ -52,13 +52,13 @@ def main() -> None:
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
     metadata = {"encoder": encoder, "rows": rows, "width": width, "maps": content(output / MAPS), "catalogs": known}
     in_order = [maps[name] for name in directories]
-    with merged_matrix(merged, matrices, in_order, args.dtype) as made, staged_directory(output) as staging:
+    with merged_embeddings(merged, matrices, in_order, args.dtype) as made, staged_directory(output) as staging:
         save_json(staging / f"{merged.stem}.json", metadata | {"files": {merged.suffix: made}})
     print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
 
 
 def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Data set name -> its merged ids (n,) int64, checked to be for `names` and, together, every id once.
+    """Load data set name -> merged ids (n,) int64, which must be the data sets of `names` and together have every id.
 
     Raises:
         InputError: missing or damaged file, maps of other data sets, or ids with gaps.

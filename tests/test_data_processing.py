@@ -420,7 +420,7 @@ def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
             return super().encode(texts, **how)
 
     encoder = Breaking()
-    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: encoder)
     monkeypatch.setattr(encoding, "CHUNK", 4)
     monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     call("TextEncoder_batch", "--input", tmp_path / "a")

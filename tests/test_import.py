@@ -192,12 +192,7 @@ ROWS = "x:a:5 y:b:1 x:b:2 y:c:9 x:c:5 z:d:4 y:a:3 x:a:8"
 @pytest.mark.parametrize(
     ("flags", "train", "test", "times"),
     [
-        (
-            "",
-            {"x": [1, 0, 2], "y": [1, 0]},
-            {"x": [1, 0, 2, 0], "y": [1, 0, 2]},
-            {"x": [2, 5, 5, 8], "y": [1, 3, 9]},
-        ),
+        ("", {"x": [1, 0, 2], "y": [1, 0]}, {"x": [1, 0, 2, 0], "y": [1, 0, 2]}, {"x": [2, 5, 5, 8], "y": [1, 3, 9]}),
         ("--split time --split_time 5", {"y": [1, 0]}, {"x": [1, 0], "y": [1, 0, 2]}, {"x": [2, 5], "y": [1, 3, 9]}),
         ("--split time", {"x": [1, 0, 2, 0], "y": [1, 0]}, {"y": [1, 0, 2]}, {"y": [1, 3, 9]}),
         ("--split time --split_time 0.5", {"y": [1, 0]}, {"x": [1, 0], "y": [1, 0, 2]}, {"x": [2, 5], "y": [1, 3, 9]}),
@@ -220,12 +215,7 @@ def test_splits(call, flags, train, test, times):
 
 @pytest.mark.parametrize(
     ("repeats", "listed"),
-    [
-        ("keep", [0, 0, 1, 0, 1, 1]),
-        ("first", [0, 1]),
-        ("last", [0, 1]),
-        ("consecutive", [0, 1, 0, 1]),
-    ],
+    [("keep", [0, 0, 1, 0, 1, 1]), ("first", [0, 1]), ("last", [0, 1]), ("consecutive", [0, 1, 0, 1])],
 )
 def test_repeats(call, repeats, listed):
     write_small("x:a:1 x:a:2 x:b:3 x:a:4 x:b:5 x:b:6")
@@ -347,7 +337,7 @@ def test_same_input_gives_the_same_bytes(call):
 def test_killed_run_goes_on(call, monkeypatch):
     write_small(ROWS)
     with monkeypatch.context() as killed:
-        killed.setattr(import_dataset, "write", lambda *_: 1 / 0)
+        killed.setattr(import_dataset, "save_histories", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             call(SMALL)
     assert Path(".out.duckdb").is_file()

@@ -27,7 +27,7 @@ from utils.datasets import load_pre_train
 from utils.errors import DiskError, InputError
 from utils.files import fingerprint, save_matrix, staged_directory
 from utils.matrices import resumable_matrix
-from utils.packed import data_fingerprint, fits, open_packed, pack
+from utils.packed import data_fingerprint, is_current, open_packed, pack
 from utils.pickles import load_pickle, save_dict, save_list, save_pickle
 from utils.training.batches import epoch_batches
 
@@ -79,9 +79,9 @@ def test_a_streamed_pickle_that_breaks_off_leaves_the_old_one(tmp_path):
 @pytest.mark.parametrize("dtype", [None, "float16", "float32"])
 def test_packed_data_are_the_release_data(pre_train_folder, dtype):
     expected = load_pre_train(pre_train_folder)
-    assert not fits(pre_train_folder)
+    assert not is_current(pre_train_folder)
     pack(pre_train_folder, dtype)
-    assert fits(pre_train_folder, dtype=dtype)
+    assert is_current(pre_train_folder, dtype=dtype)
     data, header = open_packed(pre_train_folder)
     assert data.sequences.lists() == expected.sequences.lists()
     np.testing.assert_array_equal(data.catalog.codes, expected.catalog.codes)
@@ -128,9 +128,9 @@ def test_a_changed_source_no_longer_fits(pre_train_folder, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["pack", "--data_path", str(pre_train_folder)])
     pack_script.main()
     assert "30 histories" in capsys.readouterr().out
-    assert not fits(pre_train_folder, drop_short=True)
+    assert not is_current(pre_train_folder, drop_short=True)
     save_pickle(pre_train_folder / "train.pkl", {0: [1, 2], 1: [3]})
-    assert not fits(pre_train_folder)
+    assert not is_current(pre_train_folder)
     with pytest.raises(InputError, match="user 1: 1 item"):
         pack_script.main()
     assert open_packed(pre_train_folder)[1]["histories"] == 30  # the old one is whole
@@ -139,7 +139,7 @@ def test_a_changed_source_no_longer_fits(pre_train_folder, monkeypatch, capsys):
     assert "1 histories" in capsys.readouterr().out
     for name in ("train.pkl", "token_id_list.pkl"):
         (pre_train_folder / name).unlink()
-    assert fits(pre_train_folder)  # nothing left that it could differ from
+    assert is_current(pre_train_folder)  # nothing left that it could differ from
 
 
 @pytest.fixture
@@ -162,12 +162,12 @@ def test_a_source_that_changed_where_nobody_looks_no_longer_fits(pre_train_folde
     path = pre_train_folder / name
     pack(pre_train_folder)
     shutil.copy2(path, pre_train_folder / "copy").replace(path)
-    assert not fits(pre_train_folder)  # a file of the same time may be another
+    assert not is_current(pre_train_folder)  # a file of the same time may be another
     pack(pre_train_folder)
     sampled = fingerprint(path)
     change_in_place(path)
     assert fingerprint(path) == sampled
-    assert not fits(pre_train_folder)
+    assert not is_current(pre_train_folder)
 
 
 def test_what_resume_compares_is_the_content(pre_train_folder, few_samples):
@@ -175,7 +175,7 @@ def test_what_resume_compares_is_the_content(pre_train_folder, few_samples):
     known = data_fingerprint(pre_train_folder)
     copied = pre_train_folder / "copied"
     shutil.copytree(pre_train_folder, copied, copy_function=shutil.copyfile)
-    assert not fits(copied)
+    assert not is_current(copied)
     assert data_fingerprint(copied) == known
     pack(copied)
     assert data_fingerprint(copied) == known
@@ -210,29 +210,20 @@ def test_another_file_under_a_packed_name_is_refused(pre_train_folder, name):
     with pytest.raises(InputError, match=f"{Path(name).name} is not the file .* --force"):
         open_packed(pre_train_folder)
     np.save(path, array[:-1])
-    with pytest.raises(InputError, match=f"{Path(name).name} holds .* expected"):
+    with pytest.raises(InputError, match=f"{Path(name).name} is not the file .* --force"):
         open_packed(pre_train_folder)
     path.unlink()
     with pytest.raises(InputError, match=f"{Path(name).name} does not exist"):
         open_packed(pre_train_folder)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"format": 2}, "has format 2, this program reads 1"),
-        ({"histories": "many"}, "is not a header of a packed form"),
-        ({"embeddings": "../../secret.npy"}, "other files than a packed form has"),
-        ({"files": {}}, "other files than a packed form has"),
-    ],
-)
-def test_bad_headers_are_refused(pre_train_folder, change, message):
+def test_a_header_of_another_version_is_refused(pre_train_folder):
     with pytest.raises(InputError, match="packed.json does not exist"):
         open_packed(pre_train_folder)
     pack(pre_train_folder)
     path = pre_train_folder / "packed/packed.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(InputError, match=message):
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 2}))
+    with pytest.raises(InputError, match="has format 2, this program reads 1"):
         open_packed(pre_train_folder)
 
 

@@ -8,7 +8,6 @@ import duckdb
 import pytest
 
 from data_processing import TextEncoder_batch, import_dataset
-from data_processing.parts import encoding
 from data_processing.parts.columns import Column, Table
 from data_processing.parts.row_filter import parse_keep
 from tests import test_import
@@ -457,7 +456,7 @@ def test_what_needs_no_encoder_is_checked_first(refuse, call, monkeypatch, tmp_p
     refuse(SMALL + "--embeddings none.npy", "none.npy does not exist")
     assert not Path(".out.duckdb").exists()
 
-    monkeypatch.setattr(encoding, "load_encoder", not_yet)
+    monkeypatch.setattr(TextEncoder_batch, "load_encoder", not_yet)
     dump(Path("texts/item_text_dict.pkl"), {0: {"title": "A"}, -1: {}})
     with pytest.raises(InputError, match="item -1"):
         call("--input texts", TextEncoder_batch)

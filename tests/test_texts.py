@@ -12,9 +12,9 @@ import pytest
 from data_processing import TextEncoder_batch, data_process_1, import_dataset, make_dataset
 from data_processing.parts import encoding
 from data_processing.parts.formats import literal
+from data_processing.parts.missing import NOTHING as NOTHING_THERE
+from data_processing.parts.missing import has_text
 from data_processing.parts.splits import cold_pieces
-from data_processing.parts.texts import NOTHING as NOTHING_THERE
-from data_processing.parts.texts import has_text
 from tests.conftest import dump
 from tests.test_data_processing import HashEncoder, load, write_lines
 from tests.test_import import SMALL, item_names, made, write, write_small
@@ -266,7 +266,7 @@ def test_tokens_are_counted_by_the_encoders_own_tokenizer(monkeypatch, tmp_path)
     )
     words = encoder.max_seq_length - 2  # and a mark at both ends
     fits = "a " * words
-    assert encoding.count_longer(encoder, [fits, fits + "a", "b " * 2000, "d"] * 2) == 4
+    assert encoding.count_truncated(encoder, [fits, fits + "a", "b " * 2000, "d"] * 2) == 4
     embeddings = encoder.encode([fits, fits + "a", fits + "z"])
     np.testing.assert_array_equal(embeddings[1], embeddings[2])
     np.testing.assert_array_equal(embeddings[0], embeddings[1])

@@ -29,7 +29,7 @@ from data_processing import (
     pack,
     pre_train_data_process,
 )
-from data_processing.parts import encoding, tables
+from data_processing.parts import encoding, merging, tables
 from data_processing.parts.check import check_directory
 from model import RecGPTConfig
 from pre_train import run_metadata
@@ -129,7 +129,7 @@ def call(monkeypatch):
 def world(tmp_path, monkeypatch):
     """Input for every script."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: HashEncoder())
+    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: HashEncoder())
     monkeypatch.setattr(encoding, "item_text", lambda fields: str(fields))
     random = np.random.default_rng(0)
     write_own_data(Path("own"))
@@ -359,9 +359,9 @@ def change_in_place(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "command", "source"),
     [
-        (make_dataset, f"{OWN} given.npy", "given.npy"),
-        (make_dataset, f"{IMPORT} given.npy", "given.npy"),
-        (pre_train_data_process, PRE_TRAIN[1], "b/item_text_embeddings.npy"),
+        (encoding, f"{OWN} given.npy", "given.npy"),
+        (encoding, f"{IMPORT} given.npy", "given.npy"),
+        (merging, PRE_TRAIN[1], "b/item_text_embeddings.npy"),
         (make_token_list, "make_token_list --embeddings given.npy --output c.pkl --vae_ckpt 0.pt", "given.npy"),
         (packed, "pack --data_path out --dtype float16 --force", "out/all_item_text_embeddings.npy"),
     ],
@@ -428,9 +428,9 @@ def test_a_checkpoint_knows_the_encoder_of_its_embeddings(world, call):
 def test_tables_are_of_the_very_file(tmp_path, few_samples):
     path = tmp_path / "reviews.jsonl"
     path.write_text("a" * 100)
-    known = tables.source(path)
+    known = tables.file_key(path)
     shutil.copy2(path, tmp_path / "copy").replace(path)  # of the same time
-    assert tables.source(path) != known
+    assert tables.file_key(path) != known
 
 
 # Pickles for other programs

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from utils.data import SeqBatch
 from utils.errors import DiskError
-from utils.files import finite
+from utils.files import nan_to_none
 from utils.fsq import CODES_PER_ITEM
 
 LONGEST = 1 << 16  # bytes of a record
@@ -105,7 +105,7 @@ class TimeLogger:
         """Write one JSON line, and pass its numbers on to the tracker; raise DiskError if the disk is full."""
         if self.file is not None:
             try:
-                self.file.write(json.dumps(finite({"step": step, **record, "time": round(time.time(), 1)})) + "\n")
+                self.file.write(json.dumps(nan_to_none({"step": step, **record, "time": round(time.time(), 1)})) + "\n")
                 self.file.flush()
             except OSError as error:
                 raise DiskError(

@@ -1,4 +1,4 @@
-"""The release layout on disk (data/pre_train, data/eval, data/test/NAME) -> sequences and catalogs, checked."""
+"""Loading data sets in the release layout (data/pre_train, data/eval, data/test/NAME), and checking them."""
 
 import sys
 from itertools import chain
@@ -13,28 +13,27 @@ from utils.files import MANIFEST, check_whole, content, load_matrix, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.pickles import load_pickle
 
-MAKE_PRE_TRAIN = (
-    "Fetch it (python data_processing/data_download.py --release pre_train) or make it (README, Your own data)."
-)
-MAKE_EVAL = "Fetch it (python data_processing/data_download.py --release eval) or make it (make_eval.py)."
-MAKE_TEST = "Fetch it (python data_processing/data_download.py --release test) or make it (import_dataset.py)."
+FETCH = "Fetch it (python data_processing/data_download.py --release {}) or make it ({})."
+MAKE_PRE_TRAIN = FETCH.format("pre_train", "README, Your own data")
+MAKE_EVAL, MAKE_TEST = FETCH.format("eval", "make_eval.py"), FETCH.format("test", "import_dataset.py")
 
-HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"  # of pre_train
-MAPS = "item_id_maps.pkl"  # beside them, where data_process_2.py has made them
-HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")  # of eval
-DATA_SET = (  # files of a data set directory that know users or items by their numbers
+# Names of the files: in data/pre_train; beside these, if data_process_2.py has made them; in data/eval.
+HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"
+MAPS = "item_id_maps.pkl"
+HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")
+DATA_SET = (  # files of a data set directory that belong together, as they have the same users and item ids
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
 )
 
 
 class Interactions(NamedTuple):
-    """Sequences with the catalog they refer to."""
+    """Sequences, and the catalog that their item ids refer to."""
 
     sequences: Sequences
     catalog: Catalog
     tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
-    encoder: str | None = None  # name of what made the embeddings, where it is known
+    encoder: str | None = None  # name of the encoder that made the embeddings, where it is known
 
     @property
     def origin(self) -> "Origin":
@@ -43,25 +42,26 @@ class Interactions(NamedTuple):
 
 
 class TestSet(NamedTuple):
-    """A data set directory as predict.py reads it; codes come from the tokenizer at hand."""
+    """What predict.py reads of a data set directory; it has no codes, which the tokenizer makes."""
 
     sequences: Sequences
     embeddings: np.ndarray  # (N, E) memory-mapped
     embeddings_path: Path
-    popularity: np.ndarray | None  # (N,) int64 counts in train.pkl, where there is one
-    last_times: np.ndarray | None  # (U, 2) seconds of the last item but one and the last, where they are known
+    popularity: np.ndarray | None  # (N,) int64 counts of the items in train.pkl, if it exists
+    last_times: np.ndarray | None  # (U, 2) float64 seconds of the last two items, where they are known
 
 
 def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: int = 2) -> Sequences:
-    """A pickle of dict user -> list of item ids.
+    """Load a pickled dict user -> list of item ids.
+
+    Histories of fewer than `shortest` items (a history and a target) are refused, or left out with `drop_short`.
 
     Raises:
-        InputError: not such a dict, ids that are no whole numbers, or histories shorter than `shortest` items
-            (a history and a target); with `drop_short` those are left out. An empty file, unless `shortest` is 0.
+        InputError: not such a dict, ids that are no whole numbers, short histories, or no user unless `shortest` is 0.
     """
     users = load_pickle(path, dict, remedy)
     for user, items in users.items():
-        if not isinstance(items, (list, tuple)) and not (isinstance(items, np.ndarray) and items.ndim == 1):
+        if not is_list(items):
             raise InputError(
                 f"{path}, user {shown(user)}: found {type(items).__name__}, expected a list of item ids. {remedy}"
             )
@@ -70,7 +70,7 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     if items is None:
         user, odd = next((user, item) for user, listed in users.items() for item in listed if not is_id(item))
         raise InputError(f"{path}, user {shown(user)}: item id {shown(odd)} is not a whole number of 63 bits. {remedy}")
-    keys = np.fromiter(users, dtype=object, count=len(users))  # tuples, too, each one user
+    keys = np.fromiter(users, dtype=object, count=len(users))  # a tuple is one user, too
     sequences = Sequences(keys, items, cumulate(lengths))
 
     short = np.flatnonzero(lengths < shortest)
@@ -86,6 +86,11 @@ def load_sequences(path: Path, remedy: str, drop_short: bool = False, shortest: 
     return sequences
 
 
+def is_list(value: Any) -> bool:
+    """Whether a value is a list, a tuple or a one-dimensional array."""
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
+
+
 def is_id(value: Any) -> bool:
     """Whether a value is a whole number that fits int64; True and False are none."""
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and -(2**63) <= value < 2**63
@@ -98,7 +103,7 @@ def is_time(value: Any) -> bool:
 
 
 def whole_numbers(values: list[Any]) -> np.ndarray | None:
-    """(n,) int64 of a flat list, or None where it holds anything else; one pass in C for plain lists of int."""
+    """Convert a list of whole numbers to (n,) int64, or return None if it holds anything else; plain ints are fast."""
     if set(map(type, values)) <= {int} or all(map(is_id, values)):
         try:
             return np.array(values, dtype=np.int64)
@@ -108,7 +113,7 @@ def whole_numbers(values: list[Any]) -> np.ndarray | None:
 
 
 def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
-    """InputError naming the first user whose list has an item id outside [0, count)."""
+    """Raise InputError naming the first user whose list has an item id outside [0, count)."""
     wrong = np.flatnonzero((sequences.items < 0) | (sequences.items >= count))
     if len(wrong):
         user = sequences.users[np.searchsorted(sequences.offsets, wrong[0], side="right") - 1]
@@ -119,13 +124,15 @@ def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
 
 
 def codes_array(listed: list[Any], path: Path) -> np.ndarray:
-    """List of N lists of four codes -> (N, K) int16.
+    """Convert a list of N lists of four codes to (N, K) int16.
 
     Raises:
         InputError: a row that is not four whole numbers in [0, 15360).
     """
     plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {CODES_PER_ITEM}
-    flat = whole_numbers(list(chain.from_iterable(listed))) if plain else None  # in C: there may be millions of rows
+    flat = (
+        whole_numbers(list(chain.from_iterable(listed))) if plain else None
+    )  # checked without a loop: there may be millions of rows
     if flat is None:
         row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
         if row is not None or not len(listed):
@@ -150,21 +157,17 @@ def _is_code_row(codes: Any) -> bool:
     return isinstance(codes, (list, tuple, np.ndarray)) and len(codes) == CODES_PER_ITEM and all(map(is_id, codes))
 
 
-def codes_fingerprint(path: Path) -> str | None:
-    """The tokenizer's fingerprint that make_token_list.py notes beside its codes; None for release files."""
-    beside = path.with_suffix(".json")
-    return read_json(beside).get("tokenizer") if beside.is_file() else None
-
-
 def made_by(codes: Path, embeddings: Path) -> tuple[str | None, str | None]:
-    """The tokenizer's fingerprint and the encoder's name, of release files None."""
-    return codes_fingerprint(codes), noted_encoder(embeddings)
+    """Fingerprint of the tokenizer and name of the encoder that made the files; None for the release's files."""
+    metadata = codes.with_suffix(".json")
+    return read_json(metadata).get("tokenizer") if metadata.is_file() else None, noted_encoder(embeddings)
 
 
 def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
-    """InputError where the JSON beside a file has, under `name`, the hash of another source than is there now.
+    """Raise InputError if a file was made from another source than the one that exists now.
 
-    The release's files have no such JSON, and a source may have been deleted: then there is nothing to compare.
+    The JSON beside the file has the hash of its source under `name`. The release's files have no such JSON, and a
+    source may have been deleted; then nothing is compared.
     """
     metadata = made.with_suffix(".json")
     if not metadata.is_file() or not source.is_file():
@@ -178,20 +181,20 @@ def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
 
 
 def check_encoded(embeddings: Path) -> None:
-    """InputError where a data set's embeddings are not those of the JSON or the texts beside them."""
+    """Raise InputError if embeddings do not belong to the JSON file or the texts beside them."""
     check_whole(embeddings.with_suffix(".json"))
     texts = embeddings.with_name("item_text_dict.pkl")
     check_made_from(embeddings, texts, "texts", "Encode them again (data_processing/TextEncoder_batch.py).")
 
 
 def catalogs(directories: dict[str, Path]) -> dict[str, list[str | None]]:
-    """Data set name -> hashes of its texts and of its items' names; None for a file that is not there."""
+    """Data set name -> hashes of its texts and of its items' names; None for a file that does not exist."""
     files = {name: (path / "item_text_dict.pkl", path / "item_ids.jsonl") for name, path in directories.items()}
     return {name: [content(path) if path.is_file() else None for path in paths] for name, paths in files.items()}
 
 
 def check_catalogs(folder: Path) -> None:
-    """InputError where the merged histories and the merged embeddings are of other data sets, though of equal sizes."""
+    """Raise InputError if the merged histories and the merged embeddings were made from different catalogs."""
     notes = [folder / MANIFEST, (folder / EMBEDDINGS).with_suffix(".json")]
     merged = [read_json(note).get("catalogs") for note in notes if note.is_file()]
     if None not in merged and len(merged) == len(notes) and merged[0] != merged[1]:
@@ -202,7 +205,7 @@ def check_catalogs(folder: Path) -> None:
 
 
 def noted_encoder(embeddings: Path) -> str | None:
-    """The encoder that the JSON beside a matrix names, where there is one.
+    """Name of the encoder in the JSON beside a matrix, or None.
 
     Raises:
         InputError: the JSON is damaged, or of another matrix.
@@ -249,10 +252,10 @@ def check_fit(trained: Origin, found: Origin) -> None:
 
 
 def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions:
-    """data/pre_train: train.pkl, token_id_list.pkl, all_item_text_embeddings.npy.
+    """Load data/pre_train: train.pkl, token_id_list.pkl and all_item_text_embeddings.npy.
 
     Raises:
-        InputError: see the parts; or codes and embeddings that differ in number, or were not made from each other.
+        InputError: a bad file, or codes and embeddings that differ in number or were not made from each other.
     """
     folder = Path(folder)
     for name in (MANIFEST, EMBEDDINGS, CODES):
@@ -277,12 +280,12 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
 
 
 def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
-    """data/eval, where items have codes by id (list or dict) and rows by eval_id_map.pkl.
+    """Load data/eval, where items have codes by id (list or dict) and embedding rows by eval_id_map.pkl.
 
-    Ids are replaced by places in the sorted list of those that occur, so that they may have gaps.
+    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their places in it.
 
     Raises:
-        InputError: see the parts; or an item id without codes or without a row.
+        InputError: a bad file, or an item id without codes or without a row.
     """
     histories_path, codes_path, map_path, matrix_path = (Path(folder) / name for name in HELD_OUT)
     for path in (Path(folder) / MANIFEST, codes_path, matrix_path):
@@ -313,10 +316,10 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
 
 
 def dataset_folder(name: str) -> Path:
-    """data/test/NAME, data/NAME (the published program's test/steam), or an existing directory given as a path.
+    """The directory of --dataset: data/test/NAME, data/NAME (as in test/steam), or the path of a directory.
 
     Raises:
-        InputError: none exists; names the data sets that do.
+        InputError: none of them exists; lists the data sets that do.
     """
     for folder in (Path("data/test") / name, Path("data") / name, Path(name)):
         if folder.is_dir():
@@ -329,10 +332,10 @@ def dataset_folder(name: str) -> Path:
 
 
 def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
-    """A data set directory: test.pkl or cold_test.pkl, item_text_embeddings.npy, and train.pkl where there is one.
+    """Load a data set directory: test.pkl or cold_test.pkl, item_text_embeddings.npy and, if it exists, train.pkl.
 
     Raises:
-        InputError: see the parts; an item id without a row; an empty catalog.
+        InputError: a bad file, or an item id without a row.
     """
     path, embeddings_path = folder / ("cold_test.pkl" if cold else "test.pkl"), folder / "item_text_embeddings.npy"
     check_whole(folder / MANIFEST)
@@ -351,10 +354,10 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
 
 
 def load_last_times(path: Path, sequences: Sequences, owner: Path) -> np.ndarray | None:
-    """(U, 2) float64 times of each user's last two items from test_times.pkl; None where there is no such file.
+    """Load the times of each user's last two items, (U, 2) float64; None where there is no test_times.pkl.
 
     Raises:
-        InputError: users or lengths differ from those of the sequences, or a time is no number.
+        InputError: users or lengths differ from those of the sequences, or a time is no finite number.
     """
     if not path.is_file():
         return None

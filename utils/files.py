@@ -1,4 +1,4 @@
-"""Reading files from others as data only, and writing files whole or not at all."""
+"""Files on disk: written whole or not at all, recognised by hashes; files of others are read as data only."""
 
 import contextlib
 import fcntl
@@ -23,30 +23,27 @@ import numpy as np
 
 from utils.errors import DiskError, InputError, reason
 
-SPARE_MEMORY = 1 << 28  # bytes that reading a file may take besides
-MOST_UNPACKED = 10  # times the size of an archive of weights or embeddings, which hardly shrink
-LONGEST_LINE = 1 << 24  # characters, of JSON lines
+SPARE_MEMORY = 1 << 28  # bytes that may be taken beyond what is allowed for reading a file
+MOST_UNPACKED = 10  # an archive of weights or embeddings may unpack to so many times its size: they hardly shrink
+LONGEST_LINE = 1 << 24  # characters of a line of JSON lines
+BLOCKS, BLOCK = 256, 1 << 14  # number and bytes of the blocks of a large file that its fingerprint reads
+MANIFEST = "dataset.json"  # lists the files of a data set directory, of data/pre_train or of data/eval with hashes
 _LIMITED = threading.RLock()
 
 
-BLOCKS, BLOCK = 256, 1 << 14  # read of a large file for its fingerprint
-
-MANIFEST = "dataset.json"  # of a data set directory, of data/pre_train and of data/eval
-
-
-def resolved(path: str | Path) -> Path:
-    """The path behind all links; InputError where they lead in a circle."""
+def resolve_links(path: str | Path) -> Path:
+    """Return the path behind all links; raise InputError if they lead in a circle."""
     try:
         return Path(path).resolve()
-    except (OSError, RuntimeError) as error:  # the latter of Python before 3.13
+    except (OSError, RuntimeError) as error:  # a RuntimeError of Python before 3.13
         raise InputError(f"{path}: a link there leads in a circle. Name another place.") from error
 
 
 def require_file(path: str | Path, remedy: str) -> Path:
-    """The path if it is a file; otherwise InputError with the remedy (which script makes or fetches it)."""
+    """Return the path if it is a file; otherwise raise InputError with the remedy, such as how to make the file."""
     path = Path(path)
     if not path.is_file():
-        resolved(path)
+        resolve_links(path)
         found = "is a directory" if path.is_dir() else "is a pipe or device" if path.exists() else "does not exist"
         raise InputError(f"{path} {found}; a file was expected here. {remedy}")
     return path
@@ -54,9 +51,9 @@ def require_file(path: str | Path, remedy: str) -> Path:
 
 @contextlib.contextmanager
 def limited_memory(allowed: int) -> Iterator[None]:
-    """MemoryError in place of taking more than so many bytes, and a few to spare, where the system can say (Linux).
+    """Raise MemoryError in the block when it takes more bytes than `allowed`, and some to spare (on Linux only).
 
-    For the time of reading a file from others, a few bytes of which may ask for any amount.
+    It is for reading a file from others: a few bytes of it may ask for any amount of memory.
     """
     taken = Path("/proc/self/statm")
     with _LIMITED:
@@ -72,7 +69,7 @@ def limited_memory(allowed: int) -> Iterator[None]:
 
 
 def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
-    """Memory-map a `.npy`, no copy made; mode "c" lets the array be written to, which never reaches the file.
+    """Memory-map a `.npy` without a copy; with mode "c" the array can be written to, which does not change the file.
 
     Raises:
         InputError: missing or damaged file.
@@ -87,7 +84,7 @@ def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
 
 
 def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
-    """Memory-map a two-dimensional floating-point `.npy`, e.g. item embeddings (N, E); no copy is made.
+    """Memory-map a `.npy` with a matrix of floats, such as item embeddings (N, E), without a copy.
 
     Raises:
         InputError: missing or damaged file, or not a two-dimensional array of floats.
@@ -102,12 +99,12 @@ def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
 
 
 def forget_pages(matrix: np.ndarray) -> None:
-    """Give back the memory through which a mapped file was read or written so far; its contents stay."""
+    """Give back the memory that reading or writing a memory-mapped file has taken; the contents are kept."""
     _advise(matrix, "MADV_DONTNEED")
 
 
 def expect_random_rows(matrix: np.ndarray) -> None:
-    """Have the system read no more of a mapped file than the rows asked for: it may read megabytes ahead of each."""
+    """Tell the system that rows of a memory-mapped file are read at random, so that it does not read ahead of each."""
     _advise(matrix, "MADV_RANDOM")
 
 
@@ -118,9 +115,9 @@ def _advise(matrix: np.ndarray, advice: str) -> None:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object written beside another file; a damaged one is an InputError that names it."""
+    """Read a JSON object; raise InputError naming the file if it is damaged or holds something else."""
     try:
-        # NaN, which is no JSON and differs from itself, becomes None, as `finite` writes it.
+        # NaN, which is no JSON, becomes None: it differs from itself, so nothing that is compared would be equal.
         loaded = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not readable JSON ({reason(error)}). Delete or restore it.") from error
@@ -129,27 +126,19 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return loaded
 
 
-def read_jsonl(path: str | Path, remedy: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (line number from 1, object) of a JSON-lines file, gzip-compressed when it ends in `.gz`.
+def read_jsonl(path: str | Path, remedy: str, expected: type = dict) -> Iterator[tuple[int, Any]]:
+    """Yield (line number from 1, object) of a JSON-lines file, gzip-compressed if its name ends in `.gz`.
 
     Raises:
-        InputError: missing or damaged file, or a line that is not a JSON object; names the line.
+        InputError: missing or damaged file, or a line that is not JSON of the type `expected`; names the line.
     """
-    for number, record in read_json_lines(path, remedy):
-        if not isinstance(record, dict):
-            raise InputError(f"{path}, line {number}: found a JSON {type(record).__name__}, expected an object.")
-        yield number, record
-
-
-def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
-    """The same, whatever the lines hold."""
     path = require_file(path, remedy)
     opener = gzip.open if path.suffix == ".gz" else open
     number = 0
     try:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
-                if len(line) == LONGEST_LINE:  # a few bytes of a compressed file may go on for gigabytes
+                if len(line) == LONGEST_LINE:  # a few compressed bytes may unpack to gigabytes
                     raise InputError(
                         f"{path}, line {number}: longer than {LONGEST_LINE} characters. Split or remove it."
                     )
@@ -157,7 +146,10 @@ def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
                     continue
                 record = json.loads(line)
                 if "\\ud" in line.lower():
-                    json.dumps(record, ensure_ascii=False).encode()  # half an emoji is no text: nothing could encode it
+                    json.dumps(record, ensure_ascii=False).encode()  # raises where half of a surrogate pair is alone
+                if not isinstance(record, expected):
+                    found = type(record).__name__
+                    raise InputError(f"{path}, line {number}: found a JSON {found}, expected an object.")
                 yield number, record
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
@@ -171,15 +163,15 @@ def read_json_lines(path: str | Path, remedy: str) -> Iterator[tuple[int, Any]]:
 
 @contextlib.contextmanager
 def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a file that appears under its name only when it is whole: written beside, synced, then renamed.
+    """Open a file that gets its name only when it is whole: it is written under another name, synced and renamed.
 
-    On any failure, a full disk included, what was written is removed and an older file of that name is kept. A link is
+    On any failure, such as a full disk, what was written is removed, and an older file of that name is kept. Links are
     followed; a device or pipe is written to directly.
 
     Raises:
         DiskError: the file cannot be written.
     """
-    path = resolved(path)
+    path = resolve_links(path)
     encoding = None if "b" in mode else "utf-8"
     if path.exists() and not path.is_file() and not path.is_dir():
         with path.open(mode, encoding=encoding) as file:
@@ -203,7 +195,7 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
 
 
 def _partial(path: Path) -> Path:
-    """A hidden name beside `path` for this process; removes what processes that were killed here left under theirs."""
+    """A hidden name beside `path` for this process; removes what killed processes of this machine left under theirs."""
     host = platform.node()
     for left in path.parent.glob(f".{glob.escape(path.name)}.{glob.escape(host)}.*.partial"):
         owner = left.name.split(".")[-2]
@@ -223,12 +215,12 @@ def _alive(process: int) -> bool:
 
 
 def check_writable(path: str | Path) -> None:
-    """Make the folder of a file that is to be written; InputError where that, or the file, cannot be.
+    """Make the folder of a file that is to be written; raise InputError if the file cannot be written there.
 
-    Called before long work as well, so that its result is not lost for want of a place.
+    It is also called before long work, so that the result does not get lost.
     """
     path = Path(path)
-    resolved(path)
+    resolve_links(path)
     if path.is_dir():
         raise InputError(f"{path} is a directory; a file is to be written here. Name a file.")
     try:
@@ -241,13 +233,13 @@ def check_writable(path: str | Path) -> None:
 
 @contextlib.contextmanager
 def staged_directory(output: str | Path, belonging: Iterable[str] = (), first: str = "") -> Iterator[Path]:
-    """A hidden folder to write several files in, which are moved to `output` when all are whole: one by one, by name.
+    """Yield a hidden folder for new files, which are moved to `output` when all are whole: one by one, by name.
 
-    Files of an earlier run are replaced, and those called as in `belonging` removed where there is no new one: they are
-    of other items or users. On failure they stay as they were, and nothing new appears. Files that end in `first` are
-    moved before the others: a killed move shows itself where they list those (see `utils.manifest`).
+    Files of an earlier run are replaced; those named in `belonging` are removed if there is no new one, as they are of
+    other items or users. On failure all files stay as they were. Files that end in `first` are moved before the others:
+    if they list the others, `check_whole` finds out that a move was interrupted.
     """
-    output = resolved(output)
+    output = resolve_links(output)
     staging = _partial(output)
     if output.is_dir():  # which may be a disk of its own, to which nothing can be moved from beside it
         staging = _partial(output / output.name)
@@ -276,24 +268,24 @@ def save_matrix(path: str | Path, matrix: np.ndarray) -> None:
 def save_json(path: str | Path, value: dict[str, Any]) -> None:
     """Write an indented JSON object atomically."""
     with atomic_write(path, "w") as file:
-        json.dump(finite(value), file, indent=1, ensure_ascii=False, allow_nan=False)
+        json.dump(nan_to_none(value), file, indent=1, ensure_ascii=False, allow_nan=False)
         file.write("\n")
 
 
-def finite(value: Any) -> Any:
-    """A value for JSON, which has no words for NaN and infinity, with None in their place in dicts and lists."""
+def nan_to_none(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None in dicts and lists."""
     if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
+        return {name: nan_to_none(part) for name, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite(part) for part in value]
+        return [nan_to_none(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def fingerprint(path: str | Path) -> str:
-    """Hash of a file's size and of 256 blocks of 16 KiB spread evenly over it: all of it up to 4 MiB.
+    """Hash of a file's size and of 256 blocks of 16 KiB spread evenly over it, which is all of it up to 4 MiB.
 
-    Milliseconds at any size. Two files that scripts made of different inputs differ nearly everywhere, so that the
-    blocks tell them apart; a single byte changed in a large file may go unnoticed, but not by `identity` and `content`.
+    It takes milliseconds at any size. Files that were made from different inputs differ nearly everywhere, so the
+    blocks tell them apart. A single changed byte in a large file may go unnoticed, but not by `identity` and `content`.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -307,7 +299,7 @@ def fingerprint(path: str | Path) -> str:
 
 
 def content(path: str | Path) -> str:
-    """Hash of all of a file; of a `.npy`, which may be larger than memory and is only mapped, its `fingerprint`."""
+    """Hash of a whole file; of a `.npy`, which may be larger than memory, only its `fingerprint`."""
     if Path(path).suffix == ".npy":
         return fingerprint(path)
     with Path(path).open("rb") as file:
@@ -315,40 +307,49 @@ def content(path: str | Path) -> str:
 
 
 def identity(path: str | Path) -> list[Any]:
-    """What tells whether a file on this machine is still the same: size, time (ns), inode, and its `fingerprint`.
+    """Size, time (ns), inode and `fingerprint` of a file, which tell whether it is still the same on this machine.
 
-    A copy has another one, and so has a file in which a byte was changed where the fingerprint does not look.
+    A copy has another identity, and so has a file in which only a byte was changed.
     """
     metadata = Path(path).stat()
     return [metadata.st_size, metadata.st_mtime_ns, metadata.st_ino, fingerprint(path)]
 
 
-def locked(folder: Path, flag: str) -> int:
-    """A descriptor that keeps other runs from writing to the folder of `flag` until this process ends, however it ends.
+def lock_folder(folder: Path, flag: str) -> int:
+    """Keep other runs from writing to the folder of `flag` until this process ends; returns the descriptor to keep.
 
     Raises:
-        InputError: another run has it: checkpoints of two, under the same names, would replace each other.
+        InputError: another run has the folder: checkpoints of two runs would replace each other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
+        lock(
+            descriptor,
+            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}.",
+        )
+    except InputError:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def lock(descriptor: int, message: str) -> None:
+    """Lock an open file or folder for this process; raise InputError with the message if another process has it."""
+    try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        os.close(descriptor)
-        raise InputError(
-            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}."
-        ) from error
+        raise InputError(message) from error
     except OSError:  # a network disk without locks
         pass
-    return descriptor
 
 
 @contextlib.contextmanager
 def staged_set(output: str | Path, names: Sequence[str], **notes: Any) -> Iterator[Path]:
-    """A `staged_directory` that writes OUTPUT/dataset.json too: hashes of the files of these names, and `notes`.
+    """A `staged_directory` that also writes OUTPUT/dataset.json: hashes of the files of these names, and `notes`.
 
-    A name without a file has null for a hash. JSON moves first, so that `check_whole` refuses the directory until the
-    last file has moved or is removed.
+    The hash of a file that does not exist is null. JSON is moved first, so that `check_whole` refuses the directory
+    until the last file is moved or removed.
     """
     with staged_directory(output, names, first=".json") as staging:
         yield staging
@@ -357,10 +358,10 @@ def staged_set(output: str | Path, names: Sequence[str], **notes: Any) -> Iterat
 
 
 def check_whole(note: Path) -> None:
-    """InputError where a file in the directory of a JSON file is not the one that it lists under "files".
+    """Raise InputError if a file is not the one that a JSON file beside it lists under "files".
 
-    A name such as ".npy" is that of the JSON file with another ending: both may be renamed together. The release has
-    no such JSON: then there is nothing to compare.
+    A name such as ".npy" stands for the JSON file's own name with that ending, so that both can be renamed together.
+    The release has no such JSON files; then nothing is compared.
     """
     files = read_json(note).get("files", {}) if note.is_file() else {}
     if not isinstance(files, dict):

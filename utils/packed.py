@@ -4,8 +4,8 @@
                           offsets.npy    (U + 1,) int64, history i is items[offsets[i]:offsets[i + 1]]
                           codes.npy      (N, K) int16
                           embeddings.npy (N, E) float16 or float32, only where a dtype was asked for
-                          packed.json    counts, encoder, tokenizer, a fingerprint of each file, and which files
-                                         they were made from
+                          packed.json    the header: counts, encoder, tokenizer, a fingerprint of each file, and
+                                         which files they were made from
 
 Without embeddings.npy the header refers to all_item_text_embeddings.npy beside the folder, which is mapped as it is.
 """
@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.data import Catalog, Sequences, check_finite
+from utils.data import Catalog, Sequences
 from utils.datasets import CODES, EMBEDDINGS, HISTORIES, MAKE_PRE_TRAIN, Interactions, load_pre_train
 from utils.errors import InputError
 from utils.files import (
     expect_random_rows,
     fingerprint,
-    forget_pages,
     identity,
     load_array,
     load_matrix,
@@ -35,14 +33,13 @@ from utils.files import (
     save_matrix,
     staged_directory,
 )
-from utils.fsq import CODES_PER_ITEM
-from utils.matrices import resumable_matrix
+from utils.matrices import RowCopy, copy_rows, resumable_matrix
 
 FORMAT = 1
 HEADER = "packed.json"
 ARRAYS = ("items.npy", "offsets.npy", "codes.npy")
-CHUNK = 1 << 14  # rows of embeddings converted at once
-COUNTED = 1 << 24  # interactions whose codes are counted at once
+CHUNK = 1 << 14  # rows of embeddings that are in memory at once
+COUNTED = 1 << 24  # interactions whose items are counted at once
 PACK = "Make the packed form again: python data_processing/pack.py --data_path {} --force."
 
 
@@ -61,7 +58,7 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
     sources = _sources(folder)
     data = load_pre_train(folder, drop_short)
     embeddings = f"../{EMBEDDINGS}" if dtype is None else "embeddings.npy"
-    with converted(folder, dtype) as made, staged_directory(folder / "packed") as staging:
+    with converted_embeddings(folder, dtype) as made, staged_directory(folder / "packed") as staging:
         arrays = (data.sequences.items.astype(np.int32, copy=False), data.sequences.offsets, data.catalog.codes)
         content = hashlib.blake2b(digest_size=16)
         for name, array in zip(ARRAYS, arrays, strict=True):
@@ -90,15 +87,16 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
 
 
 def _sources(folder: Path) -> dict[str, list[Any]]:
-    """What tells whether the files that are packed are still the same, of those that are there."""
+    """Name -> identity of the files that are packed; a file that does not exist is left out."""
     return {name: identity(folder / name) for name in (HISTORIES, CODES, EMBEDDINGS) if (folder / name).is_file()}
 
 
 @contextlib.contextmanager
-def converted(folder: Path, dtype: str | None) -> Iterator[str]:
-    """Copy the matrix (N, E) to packed/embeddings.npy in another dtype, unless that is None; gives its fingerprint.
+def converted_embeddings(folder: Path, dtype: str | None) -> Iterator[str]:
+    """Copy the matrix (N, E) to packed/embeddings.npy in another dtype, and yield the fingerprint of the copy.
 
-    It appears under its name when the block ends without an error; a killed run goes on where it stopped.
+    The copy gets its name when the block ends without an error; a killed run goes on where it stopped. With `dtype`
+    None nothing is copied, and the fingerprint is that of the matrix itself.
     """
     source = folder / EMBEDDINGS
     if dtype is None:
@@ -107,49 +105,35 @@ def converted(folder: Path, dtype: str | None) -> Iterator[str]:
     matrix = load_matrix(source, MAKE_PRE_TRAIN)
     job = {"from": identity(source)}
     with resumable_matrix(folder / "packed/embeddings.npy", matrix.shape, dtype, job) as filling:
-        with _progress(len(matrix), filling.done) as progress:
-            for start in range(filling.done, len(matrix), CHUNK):
-                with np.errstate(over="ignore"):
-                    rows = matrix[start : start + CHUNK].astype(dtype)
-                check_finite(rows, start, f"{source} as {dtype}")
-                filling.matrix[start : start + CHUNK] = rows
-                forget_pages(matrix)
-                filling.note(start + len(rows))
-                progress.update(len(rows))
+        copy_rows(filling, [RowCopy(f"{source} as {dtype}", matrix)], CHUNK, label="embeddings")
         yield filling.finish()
 
 
-def _progress(total: int, done: int) -> tqdm:
-    return tqdm(total=total, initial=done, desc="embeddings", unit=" items")
+def is_current(folder: str | Path, drop_short: bool = False, dtype: str | None = None) -> bool:
+    """Whether FOLDER/packed exists and was made, with the same `drop_short`, from the files that are in FOLDER now.
 
-
-def fits(folder: str | Path, drop_short: bool = False, dtype: str | None = None) -> bool:
-    """Whether FOLDER/packed is there and was made, with the same `drop_short`, from the files in FOLDER.
-
-    A source that is not there any more is not asked for; `dtype` None takes embeddings of any.
+    Files that have been deleted since are not compared. With `dtype` None the dtype of the embeddings does not matter.
     """
     folder = Path(folder)
     if not (folder / "packed" / HEADER).is_file():
         return False
     header = read_json(folder / "packed" / HEADER)
-    sources = header.get("sources")
     return (
         header.get("format") == FORMAT
-        and isinstance(sources, dict)
         and dtype in (None, header.get("dtype"))
         and (header.get("drop_short") == drop_short or not (folder / HISTORIES).is_file())
-        and all(sources.get(name) == known for name, known in _sources(folder).items())
+        and all(header["sources"].get(name) == known for name, known in _sources(folder).items())
     )
 
 
 def data_fingerprint(folder: str | Path) -> str:
-    """What tells the packed form of a folder from every other by its content: a copy of the folder has the same."""
+    """Hash of what FOLDER/packed holds, by which --resume knows the data again; a copy of the folder has the same."""
     header = read_json(Path(folder) / "packed" / HEADER) | {"sources": None}
     return hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
-    """Memory-map FOLDER/packed; returns its data and its header. No copy is made, no item is touched.
+    """Memory-map FOLDER/packed without copying anything; returns the data and the header.
 
     Raises:
         InputError: no packed form, one of another version, or a file that is not the one the header was written with.
@@ -162,40 +146,20 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     header = read_json(path)
     if header.get("format") != FORMAT:
         raise InputError(f"{path} has format {header.get('format')!r}, this program reads {FORMAT}. {again}")
-    try:
-        users, interactions, items = (header[name] for name in ("histories", "interactions", "items"))
-        embeddings, prints = header["embeddings"], dict(header["files"])
-        shapes = {
-            "items.npy": ((interactions,), "int32"),
-            "offsets.npy": ((users + 1,), "int64"),
-            "codes.npy": ((items, CODES_PER_ITEM), "int16"),
-            embeddings: ((items, header["embedding_width"]), None),
-        }
-        if embeddings not in ("embeddings.npy", f"../{EMBEDDINGS}") or set(prints) != set(shapes):
-            raise ValueError("other files than a packed form has")
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is not a header of a packed form ({error}). {again}") from error
-    arrays = {name: _mapped(packed / name, *shape, again) for name, shape in shapes.items()}
-    for name, expected in prints.items():
+    arrays = {}
+    for name, expected in header["files"].items():
+        arrays[name] = load_array(packed / name, again)
         if fingerprint(packed / name) != expected:
             raise InputError(f"{packed / name} is not the file that {path} was written with. {again}")
+    embeddings = header["embeddings"]
     expect_random_rows(arrays[embeddings])
     sequences = Sequences(None, arrays["items.npy"], arrays["offsets.npy"])
     catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str((packed / embeddings).resolve()))
-    return Interactions(sequences, catalog, header.get("tokenizer"), header.get("encoder")), header
-
-
-def _mapped(path: Path, shape: tuple[int, ...], dtype: str | None, again: str) -> np.ndarray:
-    array = load_array(path, again)
-    if array.shape != shape or (array.dtype != dtype if dtype else array.dtype.kind != "f"):
-        raise InputError(
-            f"{path} holds {array.shape}, {array.dtype}, expected {shape}, {dtype or 'a float type'}. {again}"
-        )
-    return array
+    return Interactions(sequences, catalog, header["tokenizer"], header["encoder"]), header
 
 
 def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:
-    """Loss in nats of guessing each of the four codes by how often it occurs at its place among the interactions."""
+    """Loss in nats of guessing each of the four codes by its frequency among the interactions: the codes' entropy."""
     counts = np.zeros(len(catalog), dtype=np.int64)  # (N,)
     for start in range(0, len(sequences.items), COUNTED):
         counts += np.bincount(sequences.items[start : start + COUNTED], minlength=len(catalog))

@@ -1,7 +1,8 @@
-"""Pickles from others as data only: plain containers, numbers, text and numpy arrays of numbers or text.
+"""Pickles of plain data: reading those of others without executing anything, and writing our own.
 
-The interpreter's own unpickler reads them. Whatever a pickle names it gets one of the constructors below in its place,
-which make what real files hold, out of what real files give them, and which nothing in a pickle can change.
+Only plain containers, numbers, text and numpy arrays of numbers or text are read. Python's own unpickler does it, but
+for every class or function that a pickle names it gets one of the constructors below. They make what real files hold,
+and accept only what real files give them; nothing in a pickle can change them.
 """
 
 import contextlib
@@ -22,8 +23,8 @@ import numpy as np
 from utils.errors import InputError, reason
 from utils.files import atomic_write, limited_memory, require_file
 
-PICKLE_MEMORY = 64  # bytes that a byte of a pickle may take: a list of its own takes two bytes there
-STACK_PER_BYTE, MOST_STACK = 128, 1 << 30
+PICKLE_MEMORY = 64  # bytes of memory for each byte of a pickle: an empty list takes two bytes in the file
+STACK_PER_BYTE, MOST_STACK = 128, 1 << 30  # bytes of stack for each byte of a pickle
 AT_ONCE = 1000  # values of a stream that are pickled together
 
 
@@ -32,7 +33,7 @@ class ForbiddenError(Exception):
 
 
 class Constructor:
-    """What a pickle finds under an allowed name. No type: an unpickler makes instances of those without a call."""
+    """What a pickle gets for an allowed name. It is no type: an unpickler makes instances of types without a call."""
 
     __slots__ = ("make",)
 
@@ -40,7 +41,7 @@ class Constructor:
         self.make = make
 
     def __call__(self, *arguments: Any) -> Any:
-        """What the pickle asks for."""
+        """Make what the pickle asks for."""
         return self.make(*arguments)
 
     def __setstate__(self, state: Any) -> None:
@@ -48,7 +49,7 @@ class Constructor:
 
 
 class PlainDtype:
-    """What a pickle gets for a numpy dtype: numbers, truth values or text of fixed size in either byte order."""
+    """What a pickle gets for a numpy dtype; only numbers, truth values and text of fixed size are allowed."""
 
     __slots__ = ("real",)
 
@@ -65,7 +66,7 @@ class PlainDtype:
 
 
 class PlainArray(np.ndarray):
-    """An array as unpickling builds it: empty, then filled once, and read-only so that no opcode changes it."""
+    """An array while it is unpickled: first empty, then filled once, and read-only, so that no opcode can change it."""
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, fortran, content = state
@@ -75,14 +76,14 @@ class PlainArray(np.ndarray):
         self.flags.writeable = False
 
     def __reduce_ex__(self, protocol: int) -> Any:
-        return self.view(np.ndarray).__reduce_ex__(protocol)  # written, and shown, as any other
+        return self.view(np.ndarray).__reduce_ex__(protocol)  # pickled and printed like any other array
 
     def __repr__(self) -> str:
         return repr(self.view(np.ndarray))
 
 
 def fitting(dtype: PlainDtype, shape: tuple[int, ...], content: bytes | bytearray) -> np.dtype:
-    """The real dtype, if an array of this shape takes exactly these bytes."""
+    """Return the real dtype; raise an error unless an array of this shape takes exactly these bytes."""
     if type(dtype) is not PlainDtype or type(content) not in (bytes, bytearray) or type(shape) is not tuple:
         raise ForbiddenError("an array over something else than bytes")
     itemsize = dtype.real.itemsize
@@ -94,12 +95,12 @@ def fitting(dtype: PlainDtype, shape: tuple[int, ...], content: bytes | bytearra
 
 
 def only_named(*_: Any) -> None:
-    """In place of what real files name, as an argument of others, but never call."""
+    """What a pickle gets for what real files name only as an argument, and never call."""
     raise ForbiddenError("a call of int or numpy.ndarray")
 
 
 def make_empty(*_: Any) -> PlainArray:
-    """In place of numpy's _reconstruct: what `PlainArray.__setstate__` fills."""
+    """Stands for numpy's _reconstruct: makes an empty array, which `PlainArray.__setstate__` fills."""
     array = np.empty(0, np.int8).view(PlainArray)
     array.flags.writeable = False
     return array
@@ -108,21 +109,21 @@ def make_empty(*_: Any) -> PlainArray:
 def make_array(
     content: bytes, dtype: PlainDtype, shape: tuple[int, ...], order: str, axes: tuple[int, ...] | None = None
 ) -> PlainArray:
-    """In place of numpy's _frombuffer: a view of the bytes; with order "K" its axes are in the order given."""
+    """Stands for numpy's _frombuffer: makes an array of the bytes; `axes` is the order of its axes, for order "K"."""
     layout, real = "F" if order == "F" else "C", fitting(dtype, shape, content)
-    # A copy of a bytearray: numpy's view of one does not keep the rest of the pickle from moving its memory.
+    # A bytearray is copied: the rest of the pickle could change its size while numpy has a view of it.
     array = np.ndarray(shape, real, bytes(content), order=layout).view(PlainArray)
     array.flags.writeable = False
     return array if axes is None else array.transpose(axes)
 
 
 def make_scalar(dtype: PlainDtype, content: bytes) -> np.generic:
-    """In place of numpy's scalar."""
+    """Stands for numpy's scalar."""
     return np.ndarray((), fitting(dtype, (), content), content)[()]
 
 
 def make_bytes(content: bytes | str = b"", encoding: str = "latin1") -> bytes:
-    """Bytes, which protocols up to 2 hold as Latin-1 text."""
+    """Make bytes, which protocols up to 2 store as Latin-1 text."""
     if type(content) is bytes:
         return content
     if type(content) is not str or encoding not in ("latin1", "latin-1"):
@@ -131,7 +132,7 @@ def make_bytes(content: bytes | str = b"", encoding: str = "latin1") -> bytes:
 
 
 def collection(kind: type) -> Constructor:
-    """Of a type that is made from a list."""
+    """The constructor of a type that is made from a list."""
 
     def make(items: list[Any] | tuple = ()) -> Any:
         if type(items) not in (list, tuple):
@@ -151,10 +152,10 @@ PLAIN = {
     "bytearray": Constructor(lambda *content: bytearray(make_bytes(*content))),
 }
 CONSTRUCTORS = {
-    # Plain ones in their place: what these can do beyond a dict is nothing that data need.
+    # Both become plain dicts: data need nothing of what these can do beyond that.
     ("collections", "OrderedDict"): collection(dict),
     ("collections", "defaultdict"): Constructor(lambda *_: {}),
-    # Protocols up to 2 say __builtin__, as Python 2 did.
+    # Protocols up to 2 write __builtin__, as Python 2 did.
     **{(module, name): made for module in ("builtins", "__builtin__") for name, made in PLAIN.items()},
     ("_codecs", "encode"): Constructor(make_bytes),
     ("numpy", "ndarray"): Constructor(only_named),
@@ -175,14 +176,14 @@ class PlainUnpickler(pickle.Unpickler):
     """Unpickles plain containers, numbers, strings and numpy arrays; refuses every other class or function."""
 
     def find_class(self, module: str, name: str) -> Constructor:
-        """The constructor for a name that the pickle asks for."""
+        """Return the constructor for a name, or refuse it."""
         if (module, name) not in CONSTRUCTORS:
             raise ForbiddenError(f"{module}.{name}")
         return CONSTRUCTORS[module, name]
 
 
 def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str) -> Any:
-    """Load a pickle of plain containers and numpy arrays (release layout), executing nothing from it.
+    """Load a pickle of plain containers and numpy arrays, such as those of the release, without executing anything.
 
     Raises:
         InputError: missing, truncated or corrupt file, a forbidden class, or not an object of type `expected`.
@@ -213,10 +214,10 @@ def load_pickle(path: str | Path, expected: type | tuple[type, ...], remedy: str
 
 
 def _unpickle(file: IO[bytes], size: int) -> Any:
-    """The content of a pickle, read where neither its size in memory nor the depth of its keys can end the process.
+    """Read a pickle so that neither its size in memory nor the depth of its keys can end the process.
 
-    Tuples in tuples are hashed, as keys, by a recursion in C that only the end of the stack stops: it runs in a thread
-    whose stack is large enough for as many as the file has bytes.
+    Keys that are tuples in tuples are hashed by a recursion in C, which can overflow the stack. So the pickle is read
+    in a thread whose stack is large enough for the depth that a file of this size can have.
     """
 
     def load() -> Any:
@@ -237,7 +238,7 @@ def _unpickle(file: IO[bytes], size: int) -> Any:
 
 @contextlib.contextmanager
 def _without_garbage_collection() -> Iterator[None]:
-    """Millions of new lists would set it off again and again, to find nothing: half of the time of loading them."""
+    """Switch garbage collection off: with millions of new lists it would take half of the time, and find nothing."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -254,29 +255,29 @@ def save_pickle(path: str | Path, value: Any) -> None:
 
 
 def save_dict(path: str | Path, pairs: Iterable[tuple[Any, Any]]) -> None:
-    """Write the pickle of a dict atomically, from pairs as they come: the dict is never in memory."""
+    """Write the pickle of a dict atomically from an iterator of its pairs; the dict is never in memory."""
     _save_stream(path, dict, pairs)
 
 
 def save_list(path: str | Path, values: Iterable[Any]) -> None:
-    """Write the pickle of a list atomically, from values as they come: the list is never in memory."""
+    """Write the pickle of a list atomically from an iterator of its values; the list is never in memory."""
     _save_stream(path, list, values)
 
 
 def _save_stream(path: str | Path, kind: type[dict] | type[list], values: Iterable[Any]) -> None:
-    """An empty container, then a few values at a time that are added to it: no class is asked for."""
+    """Write an empty container, and then some values at a time that are added to it; no class is named."""
     values = iter(values)
     with atomic_write(path) as file:
-        file.write(_pickled(kind())[:-1])  # without the stop
+        file.write(_pickled(kind())[:-1])  # without the STOP at the end
         while batch := kind(islice(values, AT_ONCE)):
-            file.write(_pickled(batch)[3:-1])  # without the protocol and the empty container either
+            file.write(_pickled(batch)[3:-1])  # also without the protocol and the empty container
         file.write(pickle.STOP)
 
 
 def _pickled(value: Any) -> bytes:
     buffer = io.BytesIO()
-    pickler = pickle.Pickler(buffer, protocol=3)  # the last one without frames, of which no part could be taken
-    # No memo of what was written: it would make the bytes depend on which equal values are one.
+    pickler = pickle.Pickler(buffer, protocol=3)  # the last protocol without frames, which could not be cut
+    # Without a memo of what was written: with it, the bytes would depend on which equal values are the same object.
     pickler.fast = True
     pickler.dump(value)
     return buffer.getvalue()

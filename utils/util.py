@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from utils.errors import DiskError, InputError, reason
-from utils.files import check_writable, finite
+from utils.files import check_writable, nan_to_none
 
 
 def add_device_flags(flags: argparse.ArgumentParser) -> None:
@@ -84,7 +84,7 @@ def append_results(path: str | None, results: Iterable[dict[str, Any]]) -> None:
     """
     if path is None:
         return
-    lines = "".join(json.dumps(finite(result), allow_nan=False) + "\n" for result in results).encode()
+    lines = "".join(json.dumps(nan_to_none(result), allow_nan=False) + "\n" for result in results).encode()
     check_writable(path)
     try:
         if Path(path).exists() and not Path(path).is_file():  # a device or pipe

@@ -1,4 +1,4 @@
-"""All that is wrong with a data set directory, told at once: of each kind of fault the first few places."""
+"""The check of import_dataset.py --check: everything that is wrong with a data set directory, found at once."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, pairwise
@@ -7,40 +7,44 @@ from typing import Any
 
 import numpy as np
 
+from data_processing.parts.splits import LONGEST_PIECE
 from decoder import check_width
 from utils.data import cumulate
-from utils.datasets import check_encoded, is_id, is_time, whole_numbers
+from utils.datasets import check_encoded, is_id, is_list, is_time, whole_numbers
 from utils.errors import InputError, shown
 from utils.files import MANIFEST, check_whole, forget_pages, load_matrix, read_json, read_jsonl
 from utils.pickles import load_pickle
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
 SHORTEST = {"train": 1, "test": 2, "cold_train": 2, "cold_test": 2}  # items of a list
-LONGEST_PIECE = 4  # items of a cold-start list
-EXAMPLES = 3  # places named of each kind of fault
-CHUNK = 1 << 14  # rows of embeddings read at once
+EXAMPLES = 3  # places that are named of each kind of fault
+CHUNK = 1 << 14  # rows of embeddings that are in memory at once
 
 Lists = dict[Any, list[int]]
 
 
 class Report:
-    """What is wrong, and what may be meant so: one line for each kind."""
+    """What the check has found: faults, and remarks on what may be intended; one line for each kind."""
 
     def __init__(self):
         self.faults: list[str] = []
         self.remarks: list[str] = []
         self.summary = ""
 
-    def fault(self, path: Path, what: str, places: Iterable[Any]) -> None:
-        """Note the places in a file where something is wrong, if there are any."""
-        self.faults += _lines(path, what, places)
+    def fault(self, path: Path, what: str, places: Iterable[Any], lines: list[str] | None = None) -> None:
+        """Add a fault with the first places where it is found, if there are any."""
+        places = list(places)
+        if places:
+            more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
+            line = f"{path}: {what}: {', '.join(map(str, places[:EXAMPLES]))}{more}"
+            (self.faults if lines is None else lines).append(line)
 
     def remark(self, path: Path, what: str, places: Iterable[Any]) -> None:
-        """The same of something that may be meant so."""
-        self.remarks += _lines(path, what, places)
+        """Add a remark with the first places where it applies, if there are any."""
+        self.fault(path, what, places, self.remarks)
 
     def attempt(self, load: Callable, *arguments: Any) -> Any:
-        """What `load` returns; None where it raises InputError, which is noted as a fault."""
+        """Call `load` and return its result; where it raises InputError, add a fault and return None."""
         try:
             return load(*arguments)
         except InputError as error:
@@ -48,15 +52,8 @@ class Report:
             return None
 
 
-def _lines(path: Path, what: str, places: Iterable[Any]) -> Iterator[str]:
-    places = list(places)
-    if places:
-        more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
-        yield f"{path}: {what}: {', '.join(map(str, places[:EXAMPLES]))}{more}"
-
-
 def check_directory(folder: Path) -> Report:
-    """Look at every file of a data set directory (design: release layout, and what the data scripts add).
+    """Check every file of a data set directory: those of the release layout, and those that the data scripts add.
 
     Raises:
         InputError: it is no directory; whatever is wrong inside is in the report.
@@ -71,9 +68,9 @@ def check_directory(folder: Path) -> Report:
         report.fault(folder, "neither train.pkl nor test.pkl has a user", ["nobody"])
     for name in ("train", "test"):
         check_pieces(report, folder / f"cold_{name}.pkl", lists[f"cold_{name}"], lists[name])
-    check_hidden(report, folder / "cold_test.pkl", lists)
+    check_targets(report, folder / "cold_test.pkl", lists)
     if (folder / "test_times.pkl").is_file():
-        check_times(report, folder / "test_times.pkl", lists["test"])
+        check_test_times(report, folder / "test_times.pkl", lists["test"])
     check_texts(report, folder, count)
     if (folder / "item_ids.jsonl").is_file():
         check_names(report, folder / "item_ids.jsonl", count)
@@ -85,7 +82,7 @@ def check_directory(folder: Path) -> Report:
 
 
 def check_embeddings(report: Report, path: Path) -> int | None:
-    """Width, numbers and notes of the embeddings; returns their rows, None where there are none to be read."""
+    """Check width, numbers and metadata of the embeddings; returns the number of rows, None if they cannot be read."""
     matrix = report.attempt(load_matrix, path, REMEDY)
     if matrix is None:
         return None
@@ -93,7 +90,7 @@ def check_embeddings(report: Report, path: Path) -> int | None:
     odd, zero = [], 0
     for start in range(0, len(matrix), CHUNK):
         with np.errstate(over="ignore"):
-            rows = matrix[start : start + CHUNK].astype(np.float32)  # as everything reads them
+            rows = matrix[start : start + CHUNK].astype(np.float32)  # as all programs here read them
         odd += (start + np.flatnonzero(~np.isfinite(rows).all(axis=1))).tolist()
         zero += int((~rows.any(axis=1)).sum())
         forget_pages(matrix)
@@ -102,12 +99,12 @@ def check_embeddings(report: Report, path: Path) -> int | None:
         report.fault(path, "all embeddings are zero: no item can be recommended. Encode the texts", ["every row"])
     elif zero:
         report.remark(path, "items without text, which are not recommended", [f"{zero} zero rows"])
-    check_about(report, path, matrix.shape)
+    check_metadata(report, path, matrix.shape)
     return len(matrix)
 
 
-def check_about(report: Report, path: Path, shape: tuple[int, int]) -> None:
-    """The JSON beside the embeddings, where there is one."""
+def check_metadata(report: Report, path: Path, shape: tuple[int, int]) -> None:
+    """Check the JSON beside the embeddings, if there is one."""
     metadata_path = path.with_suffix(".json")
     metadata = report.attempt(read_json, metadata_path) if metadata_path.is_file() else None
     if metadata is None:
@@ -119,13 +116,16 @@ def check_about(report: Report, path: Path, shape: tuple[int, int]) -> None:
 
 
 def check_lists(report: Report, path: Path, shortest: int, count: int | None) -> Lists | None:
-    """A pickled dict user -> list of item ids below `count`; returns the lists that are lists of whole numbers."""
+    """Check a pickled dict user -> list of `shortest` or more item ids, below `count` where that is known.
+
+    Returns the lists that consist of whole numbers, or None if the file cannot be read.
+    """
     users = report.attempt(load_pickle, path, dict, REMEDY)
     if users is None:
         return None
-    other = (_of(user) for user, items in users.items() if not _is_list(items))
+    other = (_of(user) for user, items in users.items() if not is_list(items))
     report.fault(path, "expected a list of item ids, found another type", other)
-    lists = {user: list(items) for user, items in users.items() if _is_list(items)}
+    lists = {user: list(items) for user, items in users.items() if is_list(items)}
     if whole_numbers(list(chain.from_iterable(lists.values()))) is None:
         odd = {user: items for user, items in lists.items() if not all(map(is_id, items))}
         report.fault(path, "item ids that are no whole numbers", map(_of, odd))
@@ -145,7 +145,7 @@ def check_lists(report: Report, path: Path, shortest: int, count: int | None) ->
 
 
 def check_range(report: Report, path: Path, lists: Lists, count: int | None) -> None:
-    """Item ids from 0 to below `count`; None where that is not known."""
+    """Check that all item ids are 0 or more and below `count`, if that is known."""
     items = whole_numbers(list(chain.from_iterable(lists.values())))
     offsets = cumulate(np.fromiter(map(len, lists.values()), np.int64, len(lists)))
     keys = list(lists)
@@ -161,21 +161,24 @@ def check_range(report: Report, path: Path, lists: Lists, count: int | None) -> 
 
 
 def check_pieces(report: Report, path: Path, pieces: Lists | None, whole: Lists | None) -> None:
-    """Cold-start lists: contiguous pieces of 2 to 4 items of the same users' lists."""
+    """Check that cold-start lists are contiguous pieces, of 2 to 4 items, of the same users' lists."""
     if pieces is None or whole is None:
         return
     long = (_of(user) for user, items in pieces.items() if len(items) > LONGEST_PIECE)
     report.fault(path, f"lists of more than {LONGEST_PIECE} items", long)
     if not whole:
-        return  # the release need not give both
+        return  # a directory may have the cold-start lists alone
     owner = path.name.removeprefix("cold_")
     report.fault(path, f"users that are not in {owner}", (_of(user) for user in pieces if user not in whole))
     loose = (_of(user) for user, items in pieces.items() if user in whole and not _contains(whole[user], items))
     report.fault(path, f"lists that are no piece of the same user's list in {owner}", loose)
 
 
-def check_hidden(report: Report, path: Path, lists: dict[str, Lists | None]) -> None:
-    """Where train.pkl has a test user's list but its last item, only that is unknown: pieces that do not end there."""
+def check_targets(report: Report, path: Path, lists: dict[str, Lists | None]) -> None:
+    """Check that the target of a cold-start list is not in the same user's list in train.pkl.
+
+    Where train.pkl has a test list without its last item, only a piece that ends with that item has an unknown target.
+    """
     train, test, pieces = (lists[name] or {} for name in ("train", "test", "cold_test"))
     known = (
         _of(user)
@@ -189,15 +192,15 @@ def _contains(whole: list[int], piece: list[int]) -> bool:
     return any(whole[start : start + len(piece)] == piece for start in range(len(whole) - len(piece) + 1))
 
 
-def check_times(report: Report, path: Path, lists: Lists | None) -> None:
-    """Times of each test user's items, in order."""
+def check_test_times(report: Report, path: Path, lists: Lists | None) -> None:
+    """Check the times of each test user's items: one for each item, finite and in order."""
     times = report.attempt(load_pickle, path, dict, REMEDY)
     if times is None or lists is None:
         return
     report.fault(path, "test users without times", (_of(user) for user in lists if user not in times))
     report.fault(path, "users that are not in test.pkl", (_of(user) for user in times if user not in lists))
     shared = {user: times[user] for user in lists if user in times}
-    odd = {user for user, listed in shared.items() if not _is_list(listed) or not all(map(is_time, listed))}
+    odd = {user for user, listed in shared.items() if not is_list(listed) or not all(map(is_time, listed))}
     report.fault(path, "times that are no finite numbers", map(_of, odd))
     shared = {user: listed for user, listed in shared.items() if user not in odd}
     unequal = (
@@ -211,7 +214,7 @@ def check_times(report: Report, path: Path, lists: Lists | None) -> None:
 
 
 def check_texts(report: Report, folder: Path, count: int | None) -> None:
-    """A pickled dict item id -> dict of text fields."""
+    """Check item_text_dict.pkl, a pickled dict item id -> dict of text fields."""
     path = folder / "item_text_dict.pkl"
     texts = report.attempt(load_pickle, path, dict, REMEDY)
     if texts is None:
@@ -227,7 +230,7 @@ def check_texts(report: Report, folder: Path, count: int | None) -> None:
 
 
 def check_names(report: Report, path: Path, count: int | None) -> None:
-    """The original names of all items, line by line in the order of their ids."""
+    """Check item_ids.jsonl, which has the original name of each item, in the order of the ids."""
     lines = report.attempt(lambda: list(read_jsonl(path, REMEDY)))
     if lines is None:
         return
@@ -238,14 +241,10 @@ def check_names(report: Report, path: Path, count: int | None) -> None:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Hidden files of killed runs in a directory and beside it."""
+    """Hidden files that killed runs have left in a directory and beside it."""
     folder = folder.resolve()
     beside = [path for path in folder.parent.glob(".*") if path.name.startswith(f".{folder.name}.")]
     return sorted(path for path in (*folder.glob(".*"), *beside) if ".partial" in path.name or ".duckdb" in path.name)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim == 1)
 
 
 def _of(user: Any) -> str:

@@ -1,5 +1,6 @@
-"""Item texts to sentence embeddings, on disk, by an encoder or as given."""
+"""From item texts to sentence embeddings on disk, computed by an encoder or copied from a given matrix."""
 
+import argparse
 import contextlib
 import hashlib
 import math
@@ -13,31 +14,39 @@ import torch
 from tqdm import tqdm
 
 from data_processing.parts.merging import REMEDY
-from data_processing.parts.texts import has_text
-from utils.data import check_finite
+from data_processing.parts.missing import has_text
+from utils.cli import positive_int
 from utils.datasets import noted_encoder
 from utils.errors import InputError
-from utils.files import content, forget_pages, identity, load_matrix, save_json
-from utils.matrices import resumable_matrix
+from utils.files import content, identity, load_matrix, save_json
+from utils.matrices import RowCopy, copy_rows, resumable_matrix
 
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 DEFAULT_BATCH = 64  # texts
-CHUNK = 1 << 12  # items whose texts are sorted by length, and encoded, together
+CHUNK = 1 << 12  # items whose texts are sorted by length and encoded together
+
+
+def add_encoder_flags(flags: argparse.ArgumentParser, rows: str) -> None:
+    """Add --encoder or, in its place, --embeddings, a matrix whose rows are `rows`; and --batch_size."""
+    given = flags.add_mutually_exclusive_group()
+    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
+    given.add_argument("--embeddings", metavar="FILE", help=f".npy ({rows}, width) to use instead of an encoder")
+    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
 
 
 def item_text(fields: dict[str, Any]) -> str:
-    """The text of an item as the release encodes it: Python's str() of the fields without any { or }."""
+    """Return the text of an item as the release encodes it: Python's str() of the fields without any { or }."""
     return str(fields).replace("{", "").replace("}", "")
 
 
 def require_encoder(name: str) -> None:
-    """InputError if a directory is named as the encoder and is not there."""
+    """Raise InputError if the encoder is named by a path and there is no such directory."""
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
 
 
 def load_encoder(name: str, device: torch.device | str) -> Any:
-    """The SentenceTransformer of that name or directory.
+    """Load the SentenceTransformer of that name or directory.
 
     Raises:
         InputError: it cannot be fetched or loaded.
@@ -60,15 +69,15 @@ def load_encoder(name: str, device: torch.device | str) -> Any:
 
 
 class Encoding(NamedTuple):
-    """An encoder and how to use it."""
+    """An encoder and how it is used."""
 
     encoder: Any  # a SentenceTransformer
-    batch_size: int  # texts encoded at once
+    batch_size: int  # texts that are encoded at once
     device: torch.device | str
-    pool: dict[str, Any] | None = None  # processes that share the work, see `process_pool`
+    pool: dict[str, Any] | None = None  # processes that share the work, from `process_pool`
 
     def encode(self, texts: list[str]) -> np.ndarray:
-        """Texts -> (n, E) float32 sentence embeddings of unit length."""
+        """Encode n texts as (n, E) float32 sentence embeddings of unit length."""
         where = {"device": str(self.device)} if self.pool is None else {"pool": self.pool}
         embeddings = self.encoder.encode(
             texts,
@@ -83,9 +92,9 @@ class Encoding(NamedTuple):
 
 @contextlib.contextmanager
 def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, Any] | None]:
-    """sentence-transformers' processes, one for each device; None where no devices are named.
+    """Start the processes of sentence-transformers, one for each device; yield None where no devices are named.
 
-    They leave Ctrl-C, which a terminal sends to every process, to this one, and are ended by it.
+    The processes ignore Ctrl-C, which a terminal sends to every process: this one ends them.
     """
     if devices is None:
         yield None
@@ -101,8 +110,8 @@ def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, 
         encoder.stop_multi_process_pool(pool)
 
 
-def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> dict[int, str]:
-    """Item id -> text, of the items that have one.
+def texts_to_encode(item_texts: dict[int, dict[str, Any]], source: str | Path) -> dict[int, str]:
+    """Item id -> text, for the items that have any.
 
     Raises:
         InputError: no item has any text.
@@ -113,10 +122,10 @@ def written_texts(item_texts: dict[int, dict[str, Any]], source: str | Path) -> 
     return texts
 
 
-def count_longer(encoder: Any, texts: list[str]) -> int:
-    """How many texts the encoder reads only in part, by its own tokenizer; 0 where it has no limit."""
+def count_truncated(encoder: Any, texts: list[str]) -> int:
+    """Count the texts that have more tokens than the encoder reads; 0 where it has no limit."""
     limit = getattr(encoder, "max_seq_length", None) or math.inf
-    # A token has a byte or more, and two mark beginning and end: most texts need no look.
+    # A token has one byte or more, and two tokens mark beginning and end: short texts need not be tokenized.
     long = [text for text in texts if len(text.encode(errors="surrogatepass")) + 2 > limit]
     longer = 0
     for start in range(0, len(long), CHUNK):
@@ -125,56 +134,57 @@ def count_longer(encoder: Any, texts: list[str]) -> int:
     return longer
 
 
-def digest(texts: dict[int, str]) -> str:
-    """What tells whether embeddings that a killed run has left are of these texts."""
-    made = hashlib.blake2b(digest_size=16)
+def texts_digest(texts: dict[int, str]) -> str:
+    """Hash of item id -> text: embeddings that a killed run has left are used only for the same texts."""
+    digest = hashlib.blake2b(digest_size=16)
     for item, text in texts.items():
-        made.update(f"{item} {len(text)} {text}".encode(errors="surrogatepass"))
-    return made.hexdigest()
+        digest.update(f"{item} {len(text)} {text}".encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager
-def embedding_matrix(
+def encoded_embeddings(
     directory: Path, texts: dict[int, str], count: int, encoding: Encoding, encoder: str
 ) -> Iterator[dict[str, Any]]:
-    """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; zero rows for other items.
+    """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; other items get zero rows.
 
-    It appears under its name when the block ends without an error, in which what this gives, the contents of
-    item_text_embeddings.json, is put into place; a killed run goes on where it stopped. Which texts are encoded
-    together does not depend on where that was. Told: how many texts are longer than what the encoder reads.
+    Yields what belongs into item_text_embeddings.json, which is to be written in the block: the matrix gets its name
+    when the block ends without an error. A killed run goes on where it stopped; which texts are encoded together does
+    not depend on that. Prints how many texts are longer than what the encoder reads.
     """
-    longer = count_longer(encoding.encoder, list(texts.values()))
-    if longer:
-        print(
-            f"{directory}: {longer} of {len(texts)} texts are longer than the {encoding.encoder.max_seq_length} tokens "
-            "that the encoder reads, and are cut"
-        )
+    truncated = count_truncated(encoding.encoder, list(texts.values()))
+    if truncated:
+        limit = encoding.encoder.max_seq_length
+        longer = f"{truncated} of {len(texts)} texts are longer than the {limit} tokens that the encoder reads"
+        print(f"{directory}: {longer}, and are cut")
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
-    job = {"encoder": encoder, "text_digest": digest(texts), "batch_size": encoding.batch_size}
+    job = {"encoder": encoder, "text_digest": texts_digest(texts), "batch_size": encoding.batch_size}
     with resumable_matrix(path, shape, np.float32, job) as filling:
         with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
             for start in range(filling.done, count, CHUNK):
                 end = min(start + CHUNK, count)
-                written = [item for item in range(start, end) if item in texts]
-                if written:
-                    filling.matrix[written] = encoding.encode([texts[item] for item in written])
+                items = [item for item in range(start, end) if item in texts]
+                if items:
+                    filling.matrix[items] = encoding.encode([texts[item] for item in items])
                 filling.note(end)
                 progress.update(end - start)
         yield {"encoder": encoder, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
 
 
 def save_metadata(staging: Path, metadata: dict[str, Any]) -> None:
-    """Write item_text_embeddings.json, which ties the matrix to the item_text_dict.pkl in the same folder."""
+    """Write item_text_embeddings.json, which says that the matrix is of the item_text_dict.pkl in the same folder."""
     save_json(staging / "item_text_embeddings.json", {"texts": content(staging / "item_text_dict.pkl"), **metadata})
 
 
 @contextlib.contextmanager
-def given_rows(output: Path, source: Path, rows: np.ndarray, expected: int, which: str) -> Iterator[dict[str, Any]]:
-    """Copy rows (N,) int64 of a matrix (expected, E) to OUTPUT/item_text_embeddings.npy; zero rows for negative ones.
+def given_embeddings(
+    output: Path, source: Path, rows: np.ndarray, expected: int, which: str
+) -> Iterator[dict[str, Any]]:
+    """Copy rows of the matrix of --embeddings to OUTPUT/item_text_embeddings.npy; otherwise as `encoded_embeddings`.
 
-    It appears under its name when the block ends without an error, in which what this gives, the contents of
-    item_text_embeddings.json, is put into place; a killed run goes on where it stopped.
+    `rows` (N,) int64 has the row of each item in the `.npy` `source`; a negative number gives a zero row. `source` must
+    have `expected` rows, which the message describes by `which`.
 
     Raises:
         InputError: a damaged file, another number of rows, or an embedding that is not finite; names the row.
@@ -183,14 +193,8 @@ def given_rows(output: Path, source: Path, rows: np.ndarray, expected: int, whic
     if len(matrix) != expected:
         raise InputError(f"--embeddings {source} has {len(matrix)} rows, expected {expected}: {which}.")
     encoder, path, shape = noted_encoder(source), output / "item_text_embeddings.npy", (len(rows), matrix.shape[1])
-    job = {"from": identity(source), "rows": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
+    job = {"from": identity(source), "copied": hashlib.blake2b(rows.tobytes(), digest_size=16).hexdigest()}
+    known = np.flatnonzero(rows >= 0)
     with resumable_matrix(path, shape, matrix.dtype, job) as filling:
-        for start in range(filling.done, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            known = np.flatnonzero(part >= 0)
-            values = matrix[part[known]]
-            check_finite(values, part[known], f"--embeddings {source}")
-            filling.matrix[start + known] = values
-            forget_pages(matrix)
-            filling.note(start + len(part))
+        copy_rows(filling, [RowCopy(f"--embeddings {source}", matrix, rows[known], known)], CHUNK)
         yield {"encoder": encoder, "rows": shape[0], "width": shape[1], "files": {path.suffix: filling.finish()}}

@@ -1,7 +1,7 @@
-"""Files of interactions and items as other programs write them: which format, which columns, and what is wrong where.
+"""The formats of other programs' files: how a file's format is recognised, and how a file is read.
 
-Each format becomes a `Table`: SQL that reads the file, and the SQL of each of its columns. DuckDB reads; where it
-refuses, the file is gone through again line by line, to name the lines.
+Each file becomes a `Table`: SQL that reads the file, and the SQL of each of its columns. DuckDB reads it. Where DuckDB
+refuses a file, Python goes through it again line by line, to name the lines that are wrong.
 """
 
 import codecs
@@ -10,26 +10,27 @@ import itertools
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import duckdb
 
-from data_processing.parts.columns import Column, Table, clean, clean_names, literal
-from data_processing.parts.delimited import delimited, first_of, fits, records
-from data_processing.parts.tables import Tables, first_line, is_of_the_file
+from data_processing.parts.columns import Column, ReadSettings, Table, clean, clean_names, literal
+from data_processing.parts.delimited import delimited_table, first_filled_line, has_width, read_rows
+from data_processing.parts.tables import Tables, first_line, is_bad_file
 from data_processing.parts.text_files import (
     DAMAGED,
     REMEDY,
     REWRITES,
-    decoded,
-    find_undecodable,
-    naming,
+    decode_blocks,
+    list_places,
     open_bytes,
+    original_path_in_errors,
     peek,
-    readable,
-    rewritten,
-    some,
+    readable_path,
+    refuse_undecodable,
+    rewrite_lines,
 )
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file
@@ -42,41 +43,32 @@ ENDINGS = {
     "csv": (".csv",),
     "tsv": (".tsv",),
 }
-READERS = {  # DuckDB's, of files that have the names of their columns or fields
+READERS = {  # DuckDB's table functions, for files that have the names of their columns or fields
     "parquet": "read_parquet(?)",
     "jsonl": "read_json_objects(?, format = 'newline_delimited')",
     "python": "read_json_objects(?, format = 'newline_delimited')",
     "json": "read_json_objects(?, format = 'array')",
 }
-PEEKED_RECORDS = 1000  # looked at for names of fields
+PEEKED_RECORDS = 1000  # are read to find the names of fields
 
 
-def open_table(
-    path: Path, role: str, kind: str | None, encoding: str | None, quotes: bool = True, names: list[str] | None = None
-) -> Table:
-    """Look at a file's beginning: its format and its columns.
-
-    Args:
-        path: the file.
-        role: "interactions" or "items".
-        kind: one of FORMATS; None to tell it by the file's name and content.
-        encoding: of its text; None for UTF-8, or what the format has.
-        quotes: whether fields of CSV and TSV may stand in quotation marks.
-        names: of the columns, where the first line has none.
+def open_table(path: Path, settings: ReadSettings) -> Table:
+    """Find the format and the columns of a file by its beginning.
 
     Raises:
         InputError: missing, empty or damaged file, an unknown form, or text in another encoding.
     """
     require_file(path, REMEDY)
     start = peek(path)
-    kind = kind or guess_format(path, start)
+    kind, encoding = settings.format or guess_format(path, start), settings.encoding
     if encoding is None or kind == "parquet":
-        encoding = default_encoding(path, role, kind)
+        encoding = default_encoding(path, settings.role, kind)
     if kind not in READERS:
-        return delimited(path, role, kind, encoding, quotes, start, names)
-    if names is not None:
-        flag = "--names" if role == "interactions" else "--item_names"
-        raise InputError(f"{flag} is for text in columns; {path} is read as {kind} and has names. Leave it out.")
+        return delimited_table(path, replace(settings, format=kind, encoding=encoding), start)
+    if settings.names is not None:
+        raise InputError(
+            f"{settings.names_flag} is for text in columns; {path} is read as {kind} and has names. Leave it out."
+        )
     if kind != "parquet" and start.startswith(codecs.BOM_UTF8):
         encoding = "utf-8-sig"  # DuckDB takes no byte order mark here
     columns = parquet_columns(path) if kind == "parquet" else json_columns(path, kind, encoding)
@@ -85,10 +77,10 @@ def open_table(
 
 
 def guess_format(path: Path, start: bytes) -> str:
-    """One of FORMATS, by the file's name or, where that says nothing, by its first line."""
+    """Guess the format, one of FORMATS, by the file's name or, where that says nothing, by its first line."""
     name = path.name.lower().removesuffix(".gz")
     ending = next((kind for kind, endings in ENDINGS.items() if name.endswith(endings)), None)
-    line = first_of(start.removeprefix(codecs.BOM_UTF8).decode("latin-1"))
+    line = first_filled_line(start.removeprefix(codecs.BOM_UTF8).decode("latin-1"))
     mind = {"behaviors.tsv": r"\d+\tU\d+\t\d+/\d+/\d+ .*", "news.tsv": r"N\d+(\t[^\t]*){7}"}
     ml_100k = r"\d+\t\d+\t\d+\t\d+|\d+(\|[^|]*){4}(\|[01]){19}"
     signs = {
@@ -108,10 +100,10 @@ def guess_format(path: Path, start: bytes) -> str:
 
 
 def default_encoding(path: Path, role: str, kind: str) -> str:
-    """UTF-8; of MovieLens' titles Latin-1 where they are no UTF-8, as the later releases are."""
+    """UTF-8; for the titles of MovieLens Latin-1, unless they are UTF-8, as in the later releases."""
     if kind in ("ml-100k", "ml-1m") and role == "items":
         try:
-            with open_bytes(path) as file, contextlib.suppress(*DAMAGED):  # reading it will name the place
+            with open_bytes(path) as file, contextlib.suppress(*DAMAGED):  # reading the table will name the place
                 file.read().decode()
         except UnicodeDecodeError:
             return "latin-1"
@@ -125,15 +117,15 @@ def parquet_columns(path: Path) -> dict[str, Column]:
         InputError: a damaged file.
     """
     try:
-        with readable(path, "utf-8", None) as place, duckdb.connect() as connection:
-            found = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(place)]).fetchall()
+        with readable_path(path, "utf-8", None) as readable, duckdb.connect() as connection:
+            found = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(readable)]).fetchall()
     except duckdb.Error as error:
-        raise InputError(f"{path} is not a whole Parquet file ({reason(error)}). {REMEDY}") from error
+        raise InputError(f"{path} is not a whole Parquet file ({duckdb_reason(error)}). {REMEDY}") from error
     return {name: parquet_column(name, kind) for name, kind, *_ in found}
 
 
 def parquet_column(name: str, kind: str) -> Column:
-    """SQL of a Parquet column; whole numbers that were stored as floats, for want of an empty integer, are whole."""
+    """SQL of a Parquet column; whole numbers that are stored as floats, because some are missing, are read as such."""
     quoted = '"' + name.replace('"', '""') + '"'
     if kind in ("FLOAT", "DOUBLE"):
         whole = f"WHEN {quoted} = trunc({quoted}) AND abs({quoted}) < 1e15 THEN {quoted}::BIGINT::VARCHAR"
@@ -142,10 +134,10 @@ def parquet_column(name: str, kind: str) -> Column:
 
 
 def json_columns(path: Path, kind: str, encoding: str) -> dict[str, Column]:
-    """The fields of the first records, in order of appearance.
+    """The fields of the first records of JSON or Python literals, in order of appearance.
 
     Raises:
-        InputError: no fields, or a line that is no JSON object.
+        InputError: no fields, or a line that is no object.
     """
     names = list(dict.fromkeys(name for record in first_records(path, kind, encoding) for name in record))
     if not names:
@@ -156,61 +148,54 @@ def json_columns(path: Path, kind: str, encoding: str) -> dict[str, Column]:
 
 
 def first_records(path: Path, kind: str, encoding: str) -> list[dict[str, Any]]:
-    """Some of the objects in a file of JSON or Python literals, at least with the names of their fields."""
+    """The first objects in a file of JSON or Python literals; of a JSON array only the names of their fields."""
     if kind == "python":
-        lines = rewritten(path, decoded(path, encoding), REWRITES["python"])
+        lines = rewrite_lines(path, decode_blocks(path, encoding), REWRITES["python"])
         return list(itertools.islice((json.loads(line) for line in lines if line.strip()), PEEKED_RECORDS))
-    with readable(path, encoding, None) as place, naming(path, place):
+    with readable_path(path, encoding, None) as readable, original_path_in_errors(path, readable):
         try:
             if kind == "jsonl":
-                return [record for _, record in itertools.islice(read_jsonl(place, REMEDY), PEEKED_RECORDS)]
+                return [record for _, record in itertools.islice(read_jsonl(readable, REMEDY), PEEKED_RECORDS)]
             query = f"SELECT json_keys(json) FROM {READERS[kind]} LIMIT {PEEKED_RECORDS}"
             with duckdb.connect() as connection:
-                return [dict.fromkeys(keys) for (keys,) in connection.execute(query, [str(place)]).fetchall()]
+                return [dict.fromkeys(keys) for (keys,) in connection.execute(query, [str(readable)]).fetchall()]
         except (InputError, duckdb.Error) as error:
-            find_undecodable(place)
+            refuse_undecodable(readable)
             if isinstance(error, InputError):
-                raise named_lines(place, error) from error
-            raise InputError(f"{path} cannot be read as {kind}: {reason(error)}. Save it again.") from error
+                raise name_all_lines(readable, error) from error
+            raise InputError(f"{path} cannot be read as {kind}: {duckdb_reason(error)}. Save it again.") from error
 
 
 def json_column(name: str) -> Column:
-    """SQL of a field of JSON lines."""
+    """SQL of a field of JSON objects."""
     pointer = literal("/" + name.replace("~", "~0").replace("/", "~1"))
     return Column(f"json_extract_string(json, {pointer})", f"json_extract(json, {pointer})")
 
 
-def read_table(tables: Tables, name: str, select: str, table: Table, beside: Path) -> None:
-    """Make the table `name` from a file.
-
-    Args:
-        tables: where to.
-        name: of the table to make.
-        select: SQL of its columns; row_number() OVER () is a row's place in the file.
-        table: the file.
-        beside: files are written beside this path while a text in another encoding is read.
+def read_table(tables: Tables, name: str, select: str, table: Table, output: Path) -> None:
+    """Read a file into the table `name`; in the SQL `select` row_number() OVER () is the number of a row in the file.
 
     Raises:
         InputError: the file is damaged; names the line.
     """
-    with readable(table.path, table.encoding, beside, table.rewrite) as place:
+    with readable_path(table.path, table.encoding, output, table.rewrite) as readable:
         for parallel in (True, False):
             try:
-                tables.make(name, f"SELECT {select} FROM {reader(table, parallel)}", str(place))
+                tables.make(name, f"SELECT {select} FROM {table_function(table, parallel)}", str(readable))
                 return
             except duckdb.Error as error:
-                if not is_of_the_file(error, place):
+                if not is_bad_file(error, readable):
                     raise
-                find_fault(table, place)
+                refuse_bad_lines(table, readable)
                 if parallel and table.layout:
                     continue  # a thread that begins inside a field with line breaks may take these for rows
                 raise InputError(
-                    f"{table.path} cannot be read as {table.format}: {reason(error)}. Save it again."
+                    f"{table.path} cannot be read as {table.format}: {duckdb_reason(error)}. Save it again."
                 ) from error
 
 
-def reason(error: duckdb.Error) -> str:
-    """What DuckDB found, in few words."""
+def duckdb_reason(error: duckdb.Error) -> str:
+    """What DuckDB found, in a few words."""
     if "state machine" in str(error):
         return "its lines end in more than one way, or a field has a line break; expected \\n or \\r\\n"
     if "aximum line size" in str(error):
@@ -218,17 +203,17 @@ def reason(error: duckdb.Error) -> str:
     return first_line(error).split("Error: ", 1)[-1]
 
 
-def field_names(tables: Tables, table: Table, beside: Path) -> list[str]:
-    """Names of all fields that a whole file of JSON lines has: those of the first lines, then the others by name."""
+def field_names(tables: Tables, table: Table, output: Path) -> list[str]:
+    """Names of all fields of a whole file of JSON lines: those of the first records, then the others by name."""
     known = list(table.columns)
-    read_table(tables, "field_names", "DISTINCT unnest(json_keys(json)) AS name", table, beside)
+    read_table(tables, "field_names", "DISTINCT unnest(json_keys(json)) AS name", table, output)
     return known + [
         name for (name,) in tables.rows("SELECT name FROM field_names ORDER BY name") if clean(name) not in known
     ]
 
 
-def reader(table: Table, parallel: bool = True) -> str:
-    """SQL of the table function, with the path to come; delimited text by one thread where it is not `parallel`."""
+def table_function(table: Table, parallel: bool = True) -> str:
+    """SQL of the table function that reads a file, with ? for its path; `parallel` is for delimited text."""
     if table.format in READERS:
         return READERS[table.format]
     columns = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(table.layout.names)))
@@ -240,33 +225,33 @@ def reader(table: Table, parallel: bool = True) -> str:
     )
 
 
-def find_fault(table: Table, place: Path) -> None:
-    """InputError naming the first lines that cannot be read; nothing where every line can."""
+def refuse_bad_lines(table: Table, readable: Path) -> None:
+    """Raise InputError naming the first lines that cannot be read; return if every line can."""
     if table.format == "parquet":
         return
-    with naming(table.path, place):
-        find_undecodable(place)
+    with original_path_in_errors(table.path, readable):
+        refuse_undecodable(readable)
         if table.format == "json":
             return
         if table.format in READERS:
             try:
-                for _ in read_jsonl(place, REMEDY):
+                for _ in read_jsonl(readable, REMEDY):
                     pass
             except InputError as error:
-                raise named_lines(place, error) from error
+                raise name_all_lines(readable, error) from error
             return
         width = len(table.layout.names)
-        bad = [(line, len(fields)) for line, fields in records(table, place) if not fits(fields, width)]
+        bad = [(line, len(fields)) for line, fields in read_rows(table, readable) if not has_width(fields, width)]
         if bad:
             raise InputError(
-                f"{place}, {some([line for line, _ in bad])}: {bad[0][1]} columns, expected {width} "
+                f"{readable}, {list_places([line for line, _ in bad])}: {bad[0][1]} columns, expected {width} "
                 f"({', '.join(table.layout.names)}). Put fields that hold the separator in quotation marks, or say "
                 "what the file is by --format."
             )
 
 
-def named_lines(place: Path, error: InputError) -> InputError:
-    """The error of the first line that is no JSON object, with the next ones named too."""
+def name_all_lines(readable: Path, error: InputError) -> InputError:
+    """Add the following bad lines to the error of the first line that is no JSON object."""
 
     def is_object(line: bytes) -> bool:
         try:
@@ -274,23 +259,18 @@ def named_lines(place: Path, error: InputError) -> InputError:
         except (ValueError, RecursionError):
             return False
 
-    with open_bytes(place) as lines:
+    with open_bytes(readable) as lines:
         bad = [number for number, line in enumerate(lines, start=1) if line.strip() and not is_object(line)]
-    return InputError(str(error).replace(f", line {bad[0]}:", f", {some(bad)}:", 1)) if bad else error
+    return InputError(str(error).replace(f", line {bad[0]}:", f", {list_places(bad)}:", 1)) if bad else error
 
 
-def places_of(table: Table, rows: list[int], count: int, beside: Path) -> str:
-    """Where a user finds `count` rows, of which these are the first, numbered from 1: file and lines."""
+def locate_rows(table: Table, rows: list[int], count: int, output: Path) -> str:
+    """Where a user finds `count` rows, of which `rows` are the first ones, numbered from 1: the file and the lines."""
     what = {"parquet": "row", "json": "element"}.get(table.format, "line")
     if what != "line":
-        return f"{table.path}, {some(rows, count, what)}"
-    with readable(table.path, table.encoding, beside, table.rewrite) as place:
-        lines: Iterator[tuple[int, Any]] = records(table, place) if table.layout else read_jsonl(place, REMEDY)
+        return f"{table.path}, {list_places(rows, count, what)}"
+    with readable_path(table.path, table.encoding, output, table.rewrite) as readable:
+        lines: Iterator[tuple[int, Any]] = read_rows(table, readable) if table.layout else read_jsonl(readable, REMEDY)
         wanted = set(rows)
         found = (line for row, (line, _) in enumerate(lines, start=1) if row in wanted)
-        return f"{table.path}, {some(list(itertools.islice(found, len(wanted))), count)}"
-
-
-def place_of(table: Table, row: int, beside: Path) -> str:
-    """The same of one row."""
-    return places_of(table, [row], 1, beside)
+        return f"{table.path}, {list_places(list(itertools.islice(found, len(wanted))), count)}"

@@ -1,4 +1,4 @@
-"""Files of the model hub: looked up, fetched on from where a transfer broke off, held against sizes and checksums."""
+"""Downloads from the Hugging Face Hub: they go on where a transfer broke off, and are checked by size and checksum."""
 
 import hashlib
 import os
@@ -21,23 +21,23 @@ class HubFile(NamedTuple):
 
     repository: str
     kind: str  # model or dataset
-    revision: str | None  # None is the main branch
+    revision: str | None  # None: the main branch
     path: str
     size: int  # bytes
-    version: str  # another one for every content
+    version: str  # differs for every content
     checksum: str | None  # SHA-256; the Hub has none for small files
 
     def partial(self, directory: Path) -> Path:
-        """Where it is kept while it arrives: pieces of two versions never come together."""
+        """Where the file is kept until it is whole; each version has a name of its own, so that none are mixed."""
         path = directory / self.path
         return path.with_name(f".{path.name}.{self.version[:12]}.partial")
 
 
 def local_file(name: str, directory: str | Path) -> Path:
-    """The path of a file that may be named hf://datasets/OWNER/REPO/PATH or hf://datasets/OWNER/REPO@REVISION/PATH.
+    """Return the path of a file; one named hf://datasets/OWNER/REPO/PATH or …/REPO@REVISION/PATH is fetched first.
 
-    Such a file is first fetched to `directory`/OWNER/REPO/PATH (…/REPO@REVISION/PATH), unless it is there in the size
-    that the Hub lists. Any other name is a local path, returned as it is.
+    It is fetched to `directory`/OWNER/REPO/PATH or …/REPO@REVISION/PATH, unless it is there in the size that the Hub
+    lists. Any other name is a local path and returned as it is.
 
     Raises:
         InputError: another form of hf:// name, no such file, or the Hub is out of reach.
@@ -49,7 +49,7 @@ def local_file(name: str, directory: str | Path) -> Path:
         raise InputError(
             f"{name} is not a name of the form hf://datasets/OWNER/REPO/PATH or hf://datasets/OWNER/REPO@REVISION/PATH."
         )
-    # A folder for each repository and revision: files of one name and size must not be taken for each other.
+    # Each repository and revision has a folder of its own, as their files may have equal names and sizes.
     at = f"@{found['revision']}" if found["revision"] else ""
     folder = Path(directory) / f"{found['repository']}{at}"
     try:
@@ -65,7 +65,7 @@ def find_file(repository: str, path: str, revision: str | None = None) -> HubFil
     """Look up one file of a Hub dataset.
 
     Raises:
-        InputError: it is not there, or the Hub is out of reach.
+        InputError: it does not exist, or the Hub is out of reach.
     """
     from huggingface_hub import HfApi
 
@@ -79,7 +79,7 @@ def list_folder(repository: str, kind: str, folder: str) -> list[HubFile]:
     """Look up all files of a folder of a Hub repository, and of the folders in it.
 
     Raises:
-        InputError: it is not there, is empty, or the Hub is out of reach.
+        InputError: it does not exist, is empty, or the Hub is out of reach.
     """
     from huggingface_hub import HfApi
 
@@ -92,7 +92,7 @@ def list_folder(repository: str, kind: str, folder: str) -> list[HubFile]:
 def _listed(
     entries: Iterable[Any], repository: str, kind: str, path: str, revision: str | None = None
 ) -> list[HubFile]:
-    """The files among what huggingface_hub lists; there must be one, and none may lead out of the folder."""
+    """The files among the entries of huggingface_hub; InputError if there are none, or one leads out of its folder."""
     files = [
         HubFile(
             repository, kind, revision, entry.path, entry.size, entry.blob_id, entry.lfs.sha256 if entry.lfs else None
@@ -113,7 +113,7 @@ def _listed(
 
 
 def fetch(files: list[HubFile], directory: str | Path) -> list[Path]:
-    """Fetch those files that are not in place yet; the paths of all of them, under `directory`.
+    """Fetch the files that are not in place yet; returns the paths of all of them under `directory`.
 
     Raises:
         InputError: the Hub is out of reach, a file that arrives is not the one listed, or too little space.
@@ -132,9 +132,9 @@ def fetch(files: list[HubFile], directory: str | Path) -> list[Path]:
 
 
 def _in_place(file: HubFile, directory: Path) -> bool:
-    """Whether a file is there in the right size, or no longer needed; says so when the size is wrong."""
+    """Whether a file need not be fetched: it has the right size, or is a rar part that was unpacked already."""
     path = directory / file.path
-    if RAR_PART.fullmatch(path.name) and _unpacked(path).is_file():
+    if RAR_PART.fullmatch(path.name) and unpacked_path(path).is_file():
         return True
     if path.is_file() and path.stat().st_size != file.size:
         print(f"{path} has {path.stat().st_size} bytes, the Hub lists {file.size}: it is fetched again")
@@ -149,7 +149,7 @@ def _size(path: Path) -> int:
 def _fetch_file(file: HubFile, directory: Path) -> None:
     """Fetch one file, going on where an earlier transfer broke off, and give it its name when it is whole.
 
-    hf_hub_download throws away what a broken transfer leaves (huggingface_hub 2.4.0); its http_get can go on.
+    hf_hub_download throws away what a broken transfer has left (huggingface_hub 2.4.0); http_get can go on.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -157,7 +157,7 @@ def _fetch_file(file: HubFile, directory: Path) -> None:
 
     path, partial = directory / file.path, file.partial(directory)
     check_writable(path)
-    if partial.is_symlink() or _size(partial) > file.size:  # not ours; two runs at once wrote to it
+    if partial.is_symlink() or _size(partial) > file.size:  # somebody else's, or written by two runs at once
         partial.unlink()
     url = hf_hub_url(file.repository, file.path, repo_type=file.kind, revision=file.revision)
     with partial.open("ab") as stream:
@@ -179,7 +179,7 @@ def _fetch_file(file: HubFile, directory: Path) -> None:
 
 
 def _difference(file: HubFile, arrived: Path) -> str | None:
-    """What tells the file that arrived from the one listed; None if it is the one."""
+    """How the file that arrived differs from the one listed; None if it does not."""
     if _size(arrived) != file.size:
         return f"{_size(arrived)} bytes arrived, the Hub lists {file.size}"
     if file.checksum:
@@ -191,7 +191,7 @@ def _difference(file: HubFile, arrived: Path) -> str | None:
 
 
 def _ask_hub(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-    """Call a function of huggingface_hub; `what` is named when it fails."""
+    """Call a function of huggingface_hub; where it fails, raise InputError that names `what` was to be fetched."""
     try:
         return call(*arguments, **options)
     except Exception as error:  # of huggingface_hub, of the network library of its version, or of the disk
@@ -204,7 +204,7 @@ def _ask_hub(what: str, call: Callable[..., Any], *arguments: Any, **options: An
 
 
 def check_space(directory: str | Path, needed: int, purpose: str) -> None:
-    """Raise InputError where the disk of a directory has fewer than `needed` bytes free."""
+    """Raise InputError if the disk of a directory has fewer than `needed` bytes free; `purpose` is what needs them."""
     free = shutil.disk_usage(directory).free
     if needed > free:
         raise InputError(
@@ -213,6 +213,6 @@ def check_space(directory: str | Path, needed: int, purpose: str) -> None:
         )
 
 
-def _unpacked(part: Path) -> Path:
-    """The file that a rar part is unpacked to, NAME.npy for NAME.tar.gz….part01.rar."""
+def unpacked_path(part: Path) -> Path:
+    """The file that rar parts are unpacked to: NAME.npy for NAME.tar.gz….part01.rar."""
     return part.with_name(part.name.split(".")[0] + ".npy")

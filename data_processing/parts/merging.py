@@ -1,4 +1,4 @@
-"""Several data sets as one: their directories, items, histories and embeddings under merged ids."""
+"""Several data sets merged into one: their histories and embeddings under item ids that do not clash."""
 
 import contextlib
 from collections.abc import Iterable, Iterator
@@ -6,27 +6,27 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from utils.data import Sequences, check_finite
+from utils.data import Sequences
 from utils.datasets import check_encoded, check_ids, is_id, load_sequences, noted_encoder
 from utils.errors import InputError, shown
-from utils.files import MANIFEST, check_whole, forget_pages, identity, load_matrix
-from utils.matrices import resumable_matrix
+from utils.files import MANIFEST, check_whole, identity, load_matrix
+from utils.matrices import RowCopy, copy_rows, resumable_matrix
 from utils.pickles import load_pickle
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 ENCODE = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
-AT_ONCE = 1 << 16  # histories turned into lists
+AT_ONCE = 1 << 16  # histories that are lists at the same time
 MOST_ITEMS = 1 << 31  # ids are int32 in the packed form
-CHUNK = 16_384  # rows copied at once
+CHUNK = 16_384  # rows that are in memory at once
 
 
 def named_directories(paths: list[str]) -> dict[str, Path]:
-    """Data set name (the directory's own name) -> directory.
+    """Data set name (the last part of its path) -> directory.
 
     Raises:
-        InputError: not a directory, one that does not hold what it lists, or two of the same name.
+        InputError: a path that is no directory, a directory that does not hold what its dataset.json lists, or two of
+            the same name.
     """
     named: dict[str, Path] = {}
     for path in map(Path, paths):
@@ -44,10 +44,10 @@ def named_directories(paths: list[str]) -> dict[str, Path]:
 
 
 def load_histories(path: Path, count: int) -> Sequences:
-    """A pickled dict user -> list of item ids below `count`, each list with an item or more.
+    """Load a pickled dict user -> list of one or more item ids below `count`.
 
     Raises:
-        InputError: missing or damaged file, or a history that is none; names the user.
+        InputError: missing or damaged file, an empty history, or an id out of range; names the user.
     """
     histories = load_sequences(path, REMEDY, shortest=0)
     if not histories.lengths.all():
@@ -58,7 +58,7 @@ def load_histories(path: Path, count: int) -> Sequences:
 
 
 def load_item_texts(path: Path) -> dict[int, dict]:
-    """A pickled dict item id -> dict of text fields, checked.
+    """Load a pickled dict item id -> dict of text fields.
 
     Raises:
         InputError: missing or damaged file, or an entry of another form; names the item.
@@ -73,7 +73,7 @@ def load_item_texts(path: Path) -> dict[int, dict]:
 
 
 def count_items(directory: Path) -> int:
-    """Items of a data set: the rows of its embeddings, or, before these are made, one more than its largest item id.
+    """Number of items of a data set: the rows of its embeddings or, before these are made, the largest item id + 1.
 
     Raises:
         InputError: a damaged file, or embeddings of other texts than the data set's.
@@ -85,10 +85,10 @@ def count_items(directory: Path) -> int:
 
 
 def count_ids(directory: Path) -> int:
-    """One more than the largest item id in a data set's texts and histories: the rows its embeddings must have.
+    """Largest item id in the texts and histories of a data set, plus one: the rows that its embeddings must have.
 
     Raises:
-        InputError: a damaged file, or an id that is no row of anything.
+        InputError: a damaged file, or an id of 2**31 or more.
     """
     largest = -1
     if (directory / "item_text_dict.pkl").is_file():
@@ -105,7 +105,7 @@ def count_ids(directory: Path) -> int:
 
 
 def id_maps(counts: dict[str, int]) -> dict[str, np.ndarray]:
-    """Items of each data set -> its merged ids, (n,) int64: one block after the other."""
+    """Data set name -> the merged ids of its items, (n,) int64; each data set gets a block of consecutive ids."""
     maps, offset = {}, 0
     for name, count in counts.items():
         maps[name] = np.arange(offset, offset + count, dtype=np.int64)
@@ -114,7 +114,7 @@ def id_maps(counts: dict[str, int]) -> dict[str, np.ndarray]:
 
 
 def merge_histories(data_sets: Iterable[Sequences], maps: Iterable[np.ndarray]) -> Iterator[list[int]]:
-    """All histories with merged item ids, in the order of the data sets, of which one at a time is in memory."""
+    """Yield all histories with merged item ids, in the order of the data sets; one data set at a time is in memory."""
     for histories, id_map in zip(data_sets, maps, strict=True):
         for start in range(0, len(histories), AT_ONCE):
             part = histories.select(np.arange(start, min(start + AT_ONCE, len(histories))))
@@ -122,10 +122,10 @@ def merge_histories(data_sets: Iterable[Sequences], maps: Iterable[np.ndarray]) 
 
 
 def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
-    """File -> memory-mapped embeddings (n, E) of each data set, all of one width.
+    """Memory-map the embeddings (n, E) of each data set; returns file -> matrix.
 
     Raises:
-        InputError: missing or damaged file, embeddings of other texts than the data set's, or two widths.
+        InputError: missing or damaged file, embeddings of other texts than the data set's, or of different widths.
     """
     paths = [directory / "item_text_embeddings.npy" for directory in directories]
     matrices = {path: load_matrix(path, ENCODE) for path in paths}
@@ -142,10 +142,13 @@ def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
 
 
 def common_encoder(directories: list[Path]) -> str | None:
-    """The encoder that made all embeddings, where that is known; only the last part of its name or path counts.
+    """Name of the encoder that made all embeddings, or None where no data set names one.
+
+    The embeddings of two encoders cannot be compared, even if they have the same width. Encoders are the same if the
+    last parts of their names or paths are.
 
     Raises:
-        InputError: two encoders, whose embeddings cannot be compared even where the width is the same.
+        InputError: the data sets name different encoders.
     """
     known: dict[str, Path] = {}
     for directory in directories:
@@ -162,11 +165,12 @@ def common_encoder(directories: list[Path]) -> str | None:
 
 
 @contextlib.contextmanager
-def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.ndarray], dtype: str) -> Iterator[str]:
-    """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E).
+def merged_embeddings(
+    output: Path, matrices: dict[Path, np.ndarray], maps: list[np.ndarray], dtype: str
+) -> Iterator[str]:
+    """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E), and yield its fingerprint.
 
-    Gives its fingerprint. It appears under its name when the block ends without an error; a killed run goes on where
-    it stopped.
+    The file gets its name when the block ends without an error; a killed run goes on where it stopped.
 
     Raises:
         InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.
@@ -180,16 +184,9 @@ def merged_matrix(output: Path, matrices: dict[Path, np.ndarray], maps: list[np.
     total, width = sum(map(len, maps)), next(iter(matrices.values())).shape[1]
     job = {"from": [identity(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
     with resumable_matrix(output, (total, width), dtype, job) as filling:
-        with tqdm(total=total, initial=filling.done, desc="embeddings", unit=" items") as progress:
-            before = 0  # rows of the matrices in front
-            for (path, matrix), id_map in zip(matrices.items(), maps, strict=True):
-                for start in range(max(0, filling.done - before), len(matrix), CHUNK):
-                    with np.errstate(over="ignore"):
-                        chunk = matrix[start : start + CHUNK].astype(dtype)
-                    check_finite(chunk, start, f"{path} as {dtype}")
-                    filling.matrix[id_map[start : start + CHUNK]] = chunk
-                    forget_pages(matrix)
-                    filling.note(before + start + len(chunk))
-                    progress.update(len(chunk))
-                before += len(matrix)
+        copies = [
+            RowCopy(f"{path} as {dtype}", matrix, targets=id_map)
+            for (path, matrix), id_map in zip(matrices.items(), maps, strict=True)
+        ]
+        copy_rows(filling, copies, CHUNK, label="embeddings")
         yield filling.finish()

@@ -1,4 +1,4 @@
-"""--keep: which rows of a file count, as an expression in SQL on its columns."""
+"""The filter of --keep: conditions in SQL on the columns of a file, checked before they are used."""
 
 import json
 from collections.abc import Iterator
@@ -7,31 +7,24 @@ from typing import Any
 import duckdb
 
 from data_processing.parts.columns import Table, columns_of
+from data_processing.parts.missing import missing_in
 from data_processing.parts.tables import Tables, first_line
-from data_processing.parts.texts import missing_in
 from utils.errors import InputError
 
-ALLOWED = {
-    "COMPARISON",
-    "CONJUNCTION",
-    "OPERATOR",
-    "BETWEEN",
-    "CONSTANT",
-    "COLUMN_REF",
-    "CAST",
-    "TYPE",
-    "CASE",
-    "FUNCTION",
+ALLOWED = {  # classes of nodes in DuckDB's syntax tree
+    *("COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CONSTANT", "COLUMN_REF", "CAST", "TYPE", "CASE", "FUNCTION")
 }
-GROWING = {"array_resize", "bar", "format", "list_resize", "lpad", "printf", "rpad"}  # make as much as a number says
-REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # by DuckDB, for what a user wrote
+GROWING = {"array_resize", "bar", "format", "list_resize", "lpad", "printf", "rpad"}  # their results may be of any size
+REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # DuckDB's errors in what a user wrote
 
 
 def parse_keep(text: str, table: Table) -> tuple[str, ...]:
-    """The columns that an expression names, checked: it calls no functions but those of its arguments alone.
+    """Check a condition, and return the columns that it names.
+
+    Functions are allowed if their result depends on nothing but their arguments.
 
     Raises:
-        InputError: no single expression, or with a column that is not there, a subquery, an aggregate and so on.
+        InputError: not a single expression, or one with an unknown column, a subquery, an aggregate and so on.
     """
     try:
         with duckdb.connect() as connection:
@@ -39,12 +32,12 @@ def parse_keep(text: str, table: Table) -> tuple[str, ...]:
             tree = connection.execute("SELECT json_serialize_sql(?)", [f"SELECT {expression}"]).fetchone()[0]
             pure = "SELECT bool_and(function_type = 'scalar' AND stability = 'CONSISTENT') FROM duckdb_functions()"
             pure = f"{pure} WHERE function_name = ?"
-            nodes = list(expressions(json.loads(tree)["statements"][0]["node"]["select_list"]))
+            nodes = list(syntax_nodes(json.loads(tree)["statements"][0]["node"]["select_list"]))
             kinds = {node["class"] for node in nodes} - ALLOWED
             called = {node["function_name"] for node in nodes if node["class"] == "FUNCTION"}
             impure = {name for name in called if not connection.execute(pure, [name]).fetchone()[0]}
             kinds |= impure | called & GROWING
-    except (duckdb.Error, TypeError) as error:  # the latter of text that is no Unicode
+    except (duckdb.Error, TypeError) as error:  # a TypeError of text that is no Unicode
         raise unusable(text, first_line(error), table) from error
     if kinds:
         raise unusable(text, f"{', '.join(sorted(kinds))} has no place here", table)
@@ -56,19 +49,19 @@ def parse_keep(text: str, table: Table) -> tuple[str, ...]:
     return tuple(dict.fromkeys(known[name.lower()] for name in named))
 
 
-def expressions(tree: Any) -> Iterator[dict[str, Any]]:
-    """All parts of an expression, as DuckDB's parser writes them."""
+def syntax_nodes(tree: Any) -> Iterator[dict[str, Any]]:
+    """Yield all nodes of the syntax tree of an expression, as DuckDB's parser gives it."""
     if isinstance(tree, dict):
         if "class" in tree:
             yield tree
         tree = list(tree.values())
     if isinstance(tree, list):
         for part in tree:
-            yield from expressions(part)
+            yield from syntax_nodes(part)
 
 
 def unusable(text: str, why: str, table: Table) -> InputError:
-    """The message for an expression."""
+    """The error for a condition that cannot be used."""
     return InputError(
         f"--keep {text[:200]}: {why}; expected a condition on the columns, such as rating >= 4, event = 'purchase' or "
         f'"Book-Rating" > 5. {columns_of(table)}'
@@ -76,16 +69,13 @@ def unusable(text: str, why: str, table: Table) -> InputError:
 
 
 def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table) -> None:
-    """Remove the rows for which an expression is not true, and tell how many.
+    """Remove the rows for which a condition is not true, and print how many.
 
-    Args:
-        tables: where the rows are.
-        rows: their table, which has the columns of `kept_columns` as `kept_0`, `kept_1`, … in text.
-        keep: expression -> names of its columns.
-        table: the file.
+    `keep` is condition -> the columns that it names. The table `rows` has the columns of `kept_columns` as text, under
+    the names `kept_0`, `kept_1`, ….
 
     Raises:
-        InputError: an expression that cannot be evaluated on the values, or that leaves nothing.
+        InputError: a condition that cannot be evaluated on the values, or that no row meets.
     """
     columns = enumerate(kept_columns(keep))
     typed = [f"{as_type(tables, rows, f'kept_{place}')} AS {identifier(name)}" for place, name in columns]
@@ -103,7 +93,7 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
 
 
 def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
-    """The columns that expressions name."""
+    """The columns that the conditions name, sorted."""
     return sorted(set().union(*keep.values()))
 
 
@@ -113,9 +103,9 @@ def identifier(name: str) -> str:
 
 
 def as_type(tables: Tables, rows: str, column: str) -> str:
-    """SQL of a column of text as numbers, or truth values, where all that is not missing can be read so.
+    """SQL of a column of text as numbers or truth values, if all values that are not missing can be read as such.
 
-    Whole numbers stay whole, as a DOUBLE does not tell long ids apart; those that no BIGINT holds stay text.
+    Whole numbers become BIGINT, as a DOUBLE does not tell long ids apart; if they are too long for it, they stay text.
     """
     value = f"CASE WHEN NOT {missing_in(column)} THEN trim({column}) END"
     kinds = (("BIGINT", r"-?\d{1,18}"), ("VARCHAR", r"-?\d+"), ("DOUBLE", ".*"), ("BOOLEAN", ".*"))

@@ -1,4 +1,4 @@
-"""Histories from DuckDB to a data set directory: lists under the users' names, cold-start pieces, names of items."""
+"""Histories of all users, split into train.pkl and test.pkl and written to a data set directory."""
 
 import argparse
 import datetime
@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,14 @@ from utils.errors import InputError
 from utils.files import atomic_write
 from utils.pickles import save_dict
 
-SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start history, its target included
-AT_ONCE = 1 << 16  # histories turned into lists
-DEFAULT_SPLIT_TIME = 0.9  # share of the interactions
+SHORTEST_PIECE, LONGEST_PIECE = 2, 4  # items of a cold-start list, its target included
+AT_ONCE = 1 << 16  # histories that are lists at the same time
+DEFAULT_SPLIT_TIME = 0.9  # proportion of the interactions
 SHORTEST = 2  # items of a list: a history and a target
 
 
 class Histories(NamedTuple):
-    """What the users did, in time order, one user after another."""
+    """The items of all users in time order, one user after another."""
 
     items: np.ndarray  # (interactions,) int32
     times: np.ndarray | None  # (interactions,) float64 seconds, where they are known
@@ -37,46 +38,61 @@ class Histories(NamedTuple):
         return np.diff(self.offsets)
 
 
-def save_histories(
-    folder: Path, tables: Tables, histories: Histories, parts: tuple[np.ndarray, np.ndarray], seed: int, last: bool
-) -> None:
+class Parts(NamedTuple):
+    """How many items, from the first on, of each user go to train.pkl and to test.pkl."""
+
+    train: np.ndarray  # (U,) int64
+    test: np.ndarray  # (U,) int64
+
+
+@dataclass(frozen=True)
+class SplitSettings:
+    """How histories are split."""
+
+    split: str  # one of SPLITS
+    split_time: float | None  # Unix seconds, or a proportion of the interactions; None: DEFAULT_SPLIT_TIME
+    test_share: float  # proportion of the users that go to test.pkl
+    seed: int
+
+
+def save_histories(folder: Path, tables: Tables, histories: Histories, parts: Parts, seed: int, last: bool) -> None:
     """Write train.pkl, test.pkl, their cold-start pieces, item_ids.jsonl and, where times are known, test_times.pkl.
 
-    Args:
-        folder: to write to.
-        tables: with the tables `users` and `items`, which have names and ids.
-        histories: of all users.
-        parts: (U,) int64 each, how many items, from the first on, of each user's train.pkl and test.pkl have.
-        seed: of the pieces.
-        last: whether the last items of the test lists are hidden, so that only pieces with these have unknown targets.
+    The names are in the tables `users` and `items`; `seed` is that of the pieces. With `last` the pieces of test lists
+    end with the last items: those in front of them are known from train.pkl.
     """
-    for draw, (name, lengths) in enumerate(zip(("train", "test"), parts, strict=True), start=1):
-        save_dict(folder / f"{name}.pkl", lists(tables, histories, histories.items, lengths))
-        whole = lists(tables, histories, histories.items, lengths)
+    for draw, (name, lengths) in enumerate(parts._asdict().items(), start=1):
+        save_dict(folder / f"{name}.pkl", named_lists(tables, histories, histories.items, lengths))
+        whole = named_lists(tables, histories, histories.items, lengths)
         pieces = cold_pieces(whole, np.random.default_rng((seed, draw)), last and name == "test")
         save_dict(folder / f"cold_{name}.pkl", pieces)
     if histories.times is not None:
-        save_dict(folder / "test_times.pkl", lists(tables, histories, histories.times, parts[1]))
+        save_dict(folder / "test_times.pkl", named_lists(tables, histories, histories.times, parts.test))
     with atomic_write(folder / "item_ids.jsonl", "w") as file:
-        for item, name in enumerate(names(tables, "items")):
+        for item, name in enumerate(original_names(tables, "items")):
             file.write(json.dumps({"id": item, "item": name}, ensure_ascii=False) + "\n")
 
 
-def lists(tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray) -> Iterator[tuple[Any, list]]:
-    """Name and the first values of each user who has any: so many of (interactions,) `values` as (U,) `lengths` say."""
+def named_lists(
+    tables: Tables, histories: Histories, values: np.ndarray, lengths: np.ndarray
+) -> Iterator[tuple[Any, list]]:
+    """Yield the name of each user with the first of the user's values; users of whom nothing is taken are left out.
 
-    def prefixes() -> Iterator[list]:
+    `values` (interactions,) are items or times, `lengths` (U,) how many of them are taken of each user.
+    """
+
+    def lists() -> Iterator[list]:
         rows = np.flatnonzero(lengths)
         for start in range(0, len(rows), AT_ONCE):
             part = rows[start : start + AT_ONCE]
             taken = values[spans(histories.offsets[part], lengths[part])]
             yield from Sequences(None, taken, cumulate(lengths[part])).lists()
 
-    return zip(itertools.compress(names(tables, "users"), lengths > 0), prefixes(), strict=True)
+    return zip(itertools.compress(original_names(tables, "users"), lengths > 0), lists(), strict=True)
 
 
-def names(tables: Tables, name: str) -> Iterator[int | str]:
-    """Original names in the order of the new ids, of the table `users` or `items`; numbers where all of them are."""
+def original_names(tables: Tables, name: str) -> Iterator[int | str]:
+    """Yield the names in the table `users` or `items` in the order of the ids; as numbers if all names are numbers."""
     whole = tables.value(f"SELECT bool_and(regexp_full_match(name, '0|-?[1-9][0-9]{{0,17}}')) FROM {name}")
     for (found,) in tables.rows(f"SELECT name FROM {name} ORDER BY id"):
         yield int(found) if whole else found
@@ -85,9 +101,9 @@ def names(tables: Tables, name: str) -> Iterator[int | str]:
 def cold_pieces(
     histories: Iterable[tuple[Any, list[int]]], random: np.random.Generator, last: bool = False
 ) -> Iterator[tuple[Any, list[int]]]:
-    """Of each user's history a contiguous piece of 2 to 4 items, length and place drawn as in the release.
+    """Yield a contiguous piece of 2 to 4 items of each user's history; length and place are drawn as in the release.
 
-    With `last` it is the end of the history. One of fewer than two items has no such piece and is left out.
+    With `last` the piece is the end of the history. Users with fewer than two items are left out.
     """
     for user, items in histories:
         if len(items) < SHORTEST_PIECE:
@@ -98,13 +114,14 @@ def cold_pieces(
 
 
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
-    """--test_share and --seed."""
-    flags.add_argument("--test_share", type=share, default=0.1, help="share of the users that go to test.pkl, 0 to 1")
+    """Add --test_share and --seed."""
+    help_text = "share of the users that go to test.pkl, 0 to 1"
+    flags.add_argument("--test_share", type=proportion, default=0.1, help=help_text)
     flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
 
-def share(text: str) -> float:
-    """argparse type for a share from 0 to 1."""
+def proportion(text: str) -> float:
+    """argparse type for a number from 0 to 1."""
     try:
         value = float(text)
     except ValueError:
@@ -115,42 +132,38 @@ def share(text: str) -> float:
 
 
 def draw_test(users: int, test_share: float, seed: int) -> np.ndarray:
-    """(users,) bool: the share of the users, drawn at random, that go to test.pkl."""
+    """(users,) bool: whether a user goes to test.pkl, drawn at random."""
     in_test = np.zeros(users, dtype=bool)
     in_test[np.random.default_rng(seed).permutation(users)[: round(test_share * users)]] = True
     return in_test
 
 
-def split(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """How many items of each user's list train.pkl and test.pkl have, 0 or two and more: (U,) int64 each.
+def split(histories: Histories, settings: SplitSettings, path: Path) -> Parts:
+    """Split histories by one of SPLITS; lists of one item are left out.
 
     Raises:
-        InputError: nobody is left to test, or, where --test_share is 0, to train on.
+        InputError: nobody is left to test, or, where --test_share is 0, to train on; names `path`, the interactions.
     """
-    train, test = (np.where(lengths < SHORTEST, 0, lengths) for lengths in SPLITS[args.split](histories, args))
-    if not test.any() and (args.split != "users" or not train.any()):
+    parts = Parts(*(np.where(part < SHORTEST, 0, part) for part in SPLITS[settings.split](histories, settings)))
+    if not parts.test.any() and (settings.split != "users" or not parts.train.any()):
         remedy = "Give users with longer histories"
-        if args.split == "time":
+        if settings.split == "time":
             remedy += ", or choose another --split_time"
         raise InputError(
-            f"{args.interactions}: none of {len(test)} users has a history and a target with --split {args.split}. "
+            f"{path}: none of {len(parts.test)} users has a history and a target with --split {settings.split}. "
             f"{remedy}."
         )
-    return train, test
+    return parts
 
 
-def leave_last_out(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """How many items, from the first on, of each user's go to train.pkl and to test.pkl: (U,) int64 each."""
-    return histories.lengths - 1, histories.lengths
+def leave_last_out(histories: Histories, settings: SplitSettings) -> Parts:
+    """Everyone is a test user; train.pkl has the lists without their last items."""
+    return Parts(histories.lengths - 1, histories.lengths)
 
 
-def split_at_time(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """The same: what was before a time; and that and one more item, of users with items on both sides.
-
-    Raises:
-        InputError: there are no such users.
-    """
-    cut = DEFAULT_SPLIT_TIME if args.split_time is None else args.split_time
+def split_at_time(histories: Histories, settings: SplitSettings) -> Parts:
+    """train.pkl has what was before a time; test.pkl has that and one more item, of users with items on both sides."""
+    cut = DEFAULT_SPLIT_TIME if settings.split_time is None else settings.split_time
     if 0 < cut < 1:
         place = int(cut * len(histories.times))
         cut = float(np.partition(histories.times, place)[place])
@@ -159,24 +172,24 @@ def split_at_time(histories: Histories, args: argparse.Namespace) -> tuple[np.nd
     both = (before > 0) & (before < histories.lengths)
     first, at, last = map(date, (histories.times.min(), cut, histories.times.max()))
     print(f"split at {at} (the interactions are from {first} to {last})")
-    return before, np.where(both, before + 1, 0)
+    return Parts(before, np.where(both, before + 1, 0))
 
 
 def date(time: float) -> str:
-    """Unix seconds for people to read."""
+    """Unix seconds as a readable date; as a number where no date has them."""
     try:
         return f"{datetime.datetime.fromtimestamp(time, datetime.UTC):%Y-%m-%d %H:%M:%S}"
     except (OverflowError, ValueError, OSError):
         return f"{time:g}"
 
 
-def split_users(histories: Histories, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """The same: whole lists, of users drawn at random among those with two items or more."""
+def split_by_user(histories: Histories, settings: SplitSettings) -> Parts:
+    """Whole lists; the test users are drawn at random among those with two items or more."""
     lengths = histories.lengths
     in_test = np.zeros(len(lengths), dtype=bool)
     eligible = np.flatnonzero(lengths >= SHORTEST)
-    in_test[eligible[draw_test(len(eligible), args.test_share, args.seed)]] = True
-    return np.where(in_test, 0, lengths), np.where(in_test, lengths, 0)
+    in_test[eligible[draw_test(len(eligible), settings.test_share, settings.seed)]] = True
+    return Parts(np.where(in_test, 0, lengths), np.where(in_test, lengths, 0))
 
 
-SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_users}
+SPLITS = {"leave_last_out": leave_last_out, "time": split_at_time, "users": split_by_user}

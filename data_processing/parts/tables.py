@@ -1,4 +1,4 @@
-"""Grouping and sorting of tables larger than memory, by DuckDB, in a workspace that survives a killed run.
+"""Tables larger than memory, grouped and sorted by DuckDB, in a workspace that survives a killed run.
 
 Measured against Polars and chosen in docs/scale.md: it spills to disk within a memory limit, keeps finished tables, and
 reads JSON lines, CSV and Parquet.
@@ -14,53 +14,53 @@ import duckdb
 import numpy as np
 
 from utils.errors import DiskError, InputError
-from utils.files import check_writable, identity, resolved
+from utils.files import check_writable, identity, resolve_links
 
 MEMORY = 3.0  # GiB that DuckDB may hold before it spills; Python and its own overhead come on top
 FETCHED = 1 << 16  # rows fetched at once
 
 
 class Tables:
-    """A DuckDB database whose tables are made once: a second run of the same job finds them."""
+    """A DuckDB database whose tables are made only once: the next run of a job that was killed finds them."""
 
     def __init__(self, connection: duckdb.DuckDBPyConnection):
         self.connection = connection
 
     def make(self, name: str, query: str, *parameters: Any) -> int:
-        """Create the table `name` from a query unless an earlier run has; returns its number of rows."""
+        """Create the table `name` from a query, unless an earlier run has; returns its number of rows."""
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS {name} AS {query}", parameters)
         return self.value(f"SELECT count(*) FROM {name}")
 
     def value(self, query: str, *parameters: Any) -> Any:
-        """The one value that a query gives; None where it gives no row."""
+        """The first value of a query's first row; None where there is no row."""
         row = self.connection.execute(query, parameters).fetchone()
         return row[0] if row else None
 
     def rows(self, query: str, *parameters: Any) -> Iterator[tuple]:
-        """The rows of a query, a few at a time."""
+        """Yield the rows of a query; only some of them are in memory."""
         result = self.connection.cursor().execute(query, parameters)
         while rows := result.fetchmany(FETCHED):
             yield from rows
 
     def columns(self, query: str, *parameters: Any) -> dict[str, np.ndarray]:
-        """The result of a query as one array per column; for numbers, which fit into memory."""
+        """The result of a query as column name -> array; for numbers, which have to fit into memory."""
         return self.connection.execute(query, parameters).fetchnumpy()
 
 
 @contextlib.contextmanager
 def workspace(output: Path, job: dict[str, Any], memory: float = MEMORY) -> Iterator[Tables]:
-    """Tables for as long as a job takes, kills and restarts included; removed at its end.
+    """Open the tables of a job, which are kept if the job is killed, and removed when it ends.
 
     Args:
-        output: what the job makes; the tables lie beside it, in a hidden file, and so does what memory has no room for.
-        job: what decides the tables' contents; those of another job are thrown away.
-        memory: GiB that DuckDB may hold.
+        output: what the job makes; the tables lie in a hidden file beside it.
+        job: what decides the tables' contents; tables of another job are thrown away.
+        memory: GiB that DuckDB may hold before it uses the disk.
 
     Raises:
         InputError: another run is at work there.
-        DiskError: there is no room.
+        DiskError: the disk is full.
     """
-    output = resolved(output)
+    output = resolve_links(output)
     path = output.with_name(f".{output.name}.duckdb")
     check_writable(path)
     try:
@@ -77,7 +77,7 @@ def workspace(output: Path, job: dict[str, Any], memory: float = MEMORY) -> Iter
         raise
     except InputError:  # the same input would fail again
         connection.close()
-        remove(path)
+        remove_database(path)
         raise
     except duckdb.Error as error:
         raise DiskError(
@@ -86,11 +86,11 @@ def workspace(output: Path, job: dict[str, Any], memory: float = MEMORY) -> Iter
         ) from error
     finally:
         connection.close()
-    remove(path)
+    remove_database(path)
 
 
 def _connect(path: Path, job: str) -> duckdb.DuckDBPyConnection:
-    """The database of this job, or a new one."""
+    """Open the database that an earlier run of this job has left, or a new one."""
     connection = duckdb.connect(str(path))
     connection.execute("CREATE TABLE IF NOT EXISTS job (text VARCHAR)")
     found = connection.execute("SELECT text FROM job").fetchall()
@@ -98,30 +98,30 @@ def _connect(path: Path, job: str) -> duckdb.DuckDBPyConnection:
         return connection
     if found:
         connection.close()
-        remove(path)
+        remove_database(path)
         connection = duckdb.connect(str(path))
         connection.execute("CREATE TABLE job (text VARCHAR)")
     connection.execute("INSERT INTO job VALUES (?)", [job])
     return connection
 
 
-def remove(path: Path) -> None:
+def remove_database(path: Path) -> None:
     """Remove a database with what DuckDB keeps beside it."""
     for name in (path.name, f"{path.name}.wal"):
         path.with_name(name).unlink(missing_ok=True)
 
 
-def source(path: Path) -> list[Any]:
-    """What tells whether a file is still the one that tables were made from."""
+def file_key(path: Path) -> list[Any]:
+    """Path and `identity` of a file, as part of a job: tables are kept only for the very same file."""
     return [str(path.resolve()), *identity(path)]
 
 
-def is_of_the_file(error: duckdb.Error, path: Path) -> bool:
-    """Whether DuckDB failed for what a file holds, and not, for example, for want of room."""
+def is_bad_file(error: duckdb.Error, path: Path) -> bool:
+    """Whether DuckDB failed because of what a file holds, and not, for example, because the disk is full."""
     damaged = isinstance(error, duckdb.InvalidInputException) or type(error) is duckdb.Error  # the latter of Parquet
     return damaged or str(path) in str(error) or "gzip" in str(error).lower()
 
 
 def first_line(error: Exception) -> str:
-    """Of a message of DuckDB, which may go on with its own advice."""
+    """The first line of a message of DuckDB; what may follow is advice about DuckDB."""
     return str(error).strip().splitlines()[0].rstrip(". ")

@@ -1,6 +1,6 @@
-"""From the bytes of a file to text that DuckDB reads: unpacked, in UTF-8, and in one of the forms that it knows.
+"""Text files of other programs in a form that DuckDB reads: unpacked, in UTF-8, and rewritten where it is necessary.
 
-What DuckDB cannot read is rewritten line by line, so that every line keeps its number.
+Files are rewritten line by line, so that every line keeps its number.
 """
 
 import ast
@@ -19,18 +19,18 @@ from typing import IO
 from utils.errors import InputError
 
 REMEDY = "See import_dataset.py --help for the files that it reads."
-PEEKED = 1 << 16  # bytes looked at to tell a format, and read at once
+PEEKED = 1 << 16  # bytes that are read at once, and by which a format is recognised
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a compressed file that is not whole raises
 LONGEST_LINE = 1 << 24  # characters of a line that is rewritten
-LONGEST_LITERAL = 1 << 20  # of one in Python, which takes 500 times as much memory to parse it
-EXAMPLES = 3  # of places in a file, in messages
+LONGEST_LITERAL = 1 << 20  # characters of a Python literal, which takes 500 times as much memory to be parsed
+EXAMPLES = 3  # places in a file that a message names
 
 
 def peek(path: Path) -> bytes:
-    """The first bytes of a file, unpacked where its name ends in .gz.
+    """Read the first bytes of a file, unpacked where its name ends in .gz.
 
     Raises:
-        InputError: an empty file, an archive, or a name that does not fit the content.
+        InputError: an empty file, an archive, or a name that contradicts the content.
     """
     try:
         with open_bytes(path) as file:
@@ -47,12 +47,12 @@ def peek(path: Path) -> bytes:
 
 
 def open_bytes(path: Path) -> IO[bytes]:
-    """Open for reading, unpacked where the name ends in .gz."""
+    """Open a file for reading, unpacked where its name ends in .gz."""
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
 def decode_start(path: Path, encoding: str, start: bytes) -> str:
-    """The first bytes of a file as text.
+    """Decode the first bytes of a file, which may end within a character.
 
     Raises:
         InputError: they are no text in this encoding.
@@ -65,7 +65,7 @@ def decode_start(path: Path, encoding: str, start: bytes) -> str:
 
 
 def undecodable(path: Path, error: UnicodeError, encoding: str, before: int = 0) -> str:
-    """The message for text in another encoding; `before` lines came before what was decoded."""
+    """The message for text in another encoding; `before` is the number of lines in front of what was decoded."""
     found = str(error)
     if isinstance(error, UnicodeDecodeError):
         line = before + error.object[: error.start].count(b"\n") + 1
@@ -77,46 +77,46 @@ def undecodable(path: Path, error: UnicodeError, encoding: str, before: int = 0)
 
 
 @contextlib.contextmanager
-def readable(path: Path, encoding: str, beside: Path | None, rewrite: str | None = None) -> Iterator[Path]:
-    """A path under which the file can be read as UTF-8, and whose name is no pattern for DuckDB.
+def readable_path(path: Path, encoding: str, output: Path | None, rewrite: str | None = None) -> Iterator[Path]:
+    """Yield a path under which the file can be read as UTF-8, and which DuckDB does not take for a pattern.
 
-    A file in another encoding, or to be rewritten by one of REWRITES, is copied to a hidden folder beside `beside`, or,
-    for None, where temporary files go.
+    That is the path itself, or a link to the file or a copy of it, rewritten by one of REWRITES, in a temporary folder:
+    hidden beside `output` or, for None, where temporary files go.
 
     Raises:
-        InputError: it is not in that encoding, or has lines that cannot be rewritten.
+        InputError: the file is not in that encoding, or has lines that cannot be rewritten.
     """
     plain = codecs.lookup(encoding).name == "utf-8" and rewrite is None
     if plain and not set("*?[") & set(str(path)):
         yield path
         return
-    where = {} if beside is None else {"dir": beside.resolve().parent, "prefix": f".{beside.resolve().name}."}
-    if beside is not None:
-        beside.resolve().parent.mkdir(parents=True, exist_ok=True)
+    where = {} if output is None else {"dir": output.resolve().parent, "prefix": f".{output.resolve().name}."}
+    if output is not None:
+        output.resolve().parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(suffix=".partial", **where) as folder:
-        place = Path(folder) / ("file.gz" if plain and path.suffix == ".gz" else "file")
+        readable = Path(folder) / ("file.gz" if plain and path.suffix == ".gz" else "file")
         if plain:
-            place.symlink_to(path.resolve())
+            readable.symlink_to(path.resolve())
         else:
-            blocks = decoded(path, encoding)
-            with place.open("wb") as copy:
-                for text in blocks if rewrite is None else rewritten(path, blocks, REWRITES[rewrite]):
+            blocks = decode_blocks(path, encoding)
+            with readable.open("wb") as copy:
+                for text in blocks if rewrite is None else rewrite_lines(path, blocks, REWRITES[rewrite]):
                     copy.write(text.encode())
-        yield place
+        yield readable
 
 
-def decoded(path: Path, encoding: str) -> Iterator[str]:
-    """The text of a file, block by block.
+def decode_blocks(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the text of a file block by block.
 
     Raises:
-        InputError: a damaged file, or it is not in that encoding.
+        InputError: the file is damaged, or is not in that encoding.
     """
     decoder = codecs.getincrementaldecoder(encoding)()
     lines = 0
-    with open_bytes(path) as source:
+    with open_bytes(path) as file:
         while True:
             try:
-                block = source.read(PEEKED)
+                block = file.read(PEEKED)
                 text = decoder.decode(block, final=not block)
             except UnicodeError as error:
                 raise InputError(undecodable(path, error, encoding, lines)) from error
@@ -128,15 +128,15 @@ def decoded(path: Path, encoding: str) -> Iterator[str]:
                 return
 
 
-def rewritten(path: Path, blocks: Iterable[str], rewrite: Callable[[str], str]) -> Iterator[str]:
-    """The lines of a text that comes in blocks, each rewritten; blank lines stay.
+def rewrite_lines(path: Path, blocks: Iterable[str], rewrite: Callable[[str], str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in blocks, each rewritten; blank lines stay.
 
     Raises:
-        InputError: lines that cannot be; names them.
+        InputError: lines that cannot be rewritten; names them.
     """
     bad: list[int] = []
     reason = ""
-    for number, line in enumerate(whole_lines(path, blocks), start=1):
+    for number, line in enumerate(split_lines(path, blocks), start=1):
         try:
             yield rewrite(line) + "\n" if line.strip() else "\n"
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError) as error:
@@ -144,12 +144,12 @@ def rewritten(path: Path, blocks: Iterable[str], rewrite: Callable[[str], str]) 
             bad.append(number)
     if bad:
         raise InputError(
-            f"{path}, {some(bad)}: no Python literal of a dict of texts, numbers and lists ({reason}). Mend it."
+            f"{path}, {list_places(bad)}: no Python literal of a dict of texts, numbers and lists ({reason}). Mend it."
         )
 
 
-def whole_lines(path: Path, blocks: Iterable[str]) -> Iterator[str]:
-    """The lines of a text that comes in blocks, without their ends.
+def split_lines(path: Path, blocks: Iterable[str]) -> Iterator[str]:
+    """Yield the lines of a text that comes in blocks, without the line breaks.
 
     Raises:
         InputError: a line that is longer than LONGEST_LINE.
@@ -166,10 +166,10 @@ def whole_lines(path: Path, blocks: Iterable[str]) -> Iterator[str]:
 
 
 def literal_to_json(line: str) -> str:
-    """A dict as Python prints it, as JSON; nothing is evaluated but literals.
+    """Convert a dict as Python prints it to JSON; only literals are evaluated.
 
     Raises:
-        ValueError, TypeError, SyntaxError, MemoryError, RecursionError: it is something else.
+        ValueError, TypeError, SyntaxError, MemoryError, RecursionError: the line is no such dict.
     """
     if len(line) > LONGEST_LITERAL:
         raise ValueError(f"longer than {LONGEST_LITERAL} characters")
@@ -179,7 +179,7 @@ def literal_to_json(line: str) -> str:
     if not isinstance(value, dict):
         raise TypeError(f"found a {type(value).__name__}")
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    text.encode()  # half an emoji is no text
+    text.encode()  # raises where a text has half of a surrogate pair, which no file can hold
     return text
 
 
@@ -190,30 +190,30 @@ REWRITES: dict[str, Callable[[str], str]] = {
 }
 
 
-def some(numbers: list[int], count: int | None = None, what: str = "line") -> str:
-    """The first of `count` places, in words: line 3, line 8, line 9 and 41 more."""
+def list_places(numbers: list[int], count: int | None = None, what: str = "line") -> str:
+    """The first of `count` places in words: line 3, line 8, line 9 and 41 more."""
     more = (count or len(numbers)) - EXAMPLES
     return ", ".join(f"{what} {number}" for number in numbers[:EXAMPLES]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextlib.contextmanager
-def naming(path: Path, place: Path) -> Iterator[None]:
-    """Let messages name the user's file, where a copy was read."""
+def original_path_in_errors(path: Path, readable: Path) -> Iterator[None]:
+    """Let the messages of errors in the block name the user's file in place of the copy that was read."""
     try:
         yield
     except InputError as error:
-        raise InputError(str(error).replace(str(place), str(path))) from error.__cause__
+        raise InputError(str(error).replace(str(readable), str(path))) from error.__cause__
 
 
-def find_undecodable(place: Path) -> None:
-    """InputError naming the first line that is not UTF-8, or behind which a compressed file breaks off."""
+def refuse_undecodable(readable: Path) -> None:
+    """Raise InputError naming the first line that is not UTF-8, or after which a compressed file breaks off."""
     line = 0
     try:
-        with open_bytes(place) as file:
+        with open_bytes(readable) as file:
             for row in file:
                 row.decode()
                 line += 1
     except UnicodeError as error:
-        raise InputError(undecodable(place, error, "utf-8", line)) from error
+        raise InputError(undecodable(readable, error, "utf-8", line)) from error
     except DAMAGED as error:
-        raise InputError(f"{place}, after line {line}: cannot be read ({error}). Fetch it again.") from error
+        raise InputError(f"{readable}, after line {line}: cannot be read ({error}). Fetch it again.") from error

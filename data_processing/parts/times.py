@@ -1,17 +1,17 @@
-"""Times in the forms in which files have them, as seconds."""
+"""Times as files have them, numbers or dates in many forms, converted to seconds."""
 
 import math
 from pathlib import Path
 from typing import NamedTuple
 
 from data_processing.parts.columns import Table, literal
-from data_processing.parts.formats import places_of
+from data_processing.parts.formats import locate_rows
 from data_processing.parts.tables import Tables
 from data_processing.parts.text_files import EXAMPLES
 from utils.errors import InputError
 
 NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOUBLE) END"
-MOMENT = """
+ISO_DATE = """
     CASE WHEN regexp_matches(time, '^\\s*\\d{4}[-/]\\d{1,2}[-/]\\d{1,2}') THEN epoch(TRY_CAST(time AS TIMESTAMPTZ)) END
 """
 DIGITS = "CASE WHEN regexp_full_match(time, '(19|20)(\\d{6}|\\d{12})') THEN %s END"
@@ -21,30 +21,31 @@ WORDS = (
     *(date + clock for date in ("%b %d, %Y", "%B %d, %Y", "%d %b %Y", "%d %B %Y", "%m %d, %Y") for clock in CLOCKS),
 )
 NEARLY_ALL = 0.9
+TIME_AT = "SELECT time FROM interactions WHERE line = ?"
 ORDERS = {"day/month/year": "dm", "month/day/year": "md"}
 
 UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
 RECENT = 1e8  # seconds: since March 1973
 
 
-class Reading(NamedTuple):
-    """A way to read times."""
+class TimeFormat(NamedTuple):
+    """A form in which times are written."""
 
-    name: str  # for people
-    seconds: str  # SQL of the column `time` of `said`, NULL where it is in another form
+    name: str  # in messages
+    seconds: str  # SQL of the column `time` of `interactions`, NULL where it is in another form
     formats: tuple[str, ...] = ()  # of strptime
 
 
 def numeric_dates(order: str) -> tuple[str, ...]:
-    """Formats of dates such as 31/12/2010 8:26; of the year two digits come first, since %Y would take them too."""
+    """Formats of dates such as 31/12/2010 8:26; years of two digits come first, as %Y would read them, too."""
     days = [f"%{order[0]}{sign}%{order[1]}{sign}%" for sign in "/-."]
     return tuple(day + year + clock for day in days for year in "yY" for clock in CLOCKS)
 
 
 def strptime(formats: tuple[str, ...]) -> str:
-    """SQL of seconds by the first of some formats that fits; in UTC, where none is named.
+    """SQL of the seconds by the first of the formats that matches; in UTC, where the time names no zone.
 
-    DuckDB would read the words infinity and epoch in every format.
+    A time must have a digit: DuckDB would read the words infinity and epoch in every format.
     """
     read = f"epoch(try_strptime(trim(time), [{', '.join(map(literal, formats))}]))"
     return f"CASE WHEN regexp_matches(time, '\\d') THEN {read} END"
@@ -52,98 +53,101 @@ def strptime(formats: tuple[str, ...]) -> str:
 
 HALVES = tuple(f"%Y{sign}%m{sign}%d{clock}" for sign in "-/" for clock in CLOCKS[-2:])
 DIGIT_DATES = ("%Y%m%d", "%Y%m%d%H%M%S")
-COMMON = (  # the first that reads most
-    Reading("dates of digits", DIGITS % strptime(DIGIT_DATES), DIGIT_DATES),
-    Reading("a number", NUMBER),
-    Reading("a date", MOMENT),
-    *(Reading(name, strptime(numeric_dates(order)), numeric_dates(order)) for name, order in ORDERS.items()),
-    Reading("dates in words", strptime(WORDS), WORDS),
-    Reading("dates with AM and PM", strptime(HALVES), HALVES),
+COMMON = (  # of those that read equally many times, the first is taken
+    TimeFormat("dates of digits", DIGITS % strptime(DIGIT_DATES), DIGIT_DATES),
+    TimeFormat("a number", NUMBER),
+    TimeFormat("a date", ISO_DATE),
+    *(TimeFormat(name, strptime(numeric_dates(order)), numeric_dates(order)) for name, order in ORDERS.items()),
+    TimeFormat("dates in words", strptime(WORDS), WORDS),
+    TimeFormat("dates with AM and PM", strptime(HALVES), HALVES),
 )
 
 
-def find_reading(tables: Tables, formats: list[str] | None) -> Reading:
-    """How to read the times of `said`: by the formats given, or in the way that reads most of them."""
+def find_format(tables: Tables, formats: list[str] | None) -> TimeFormat:
+    """Find the form of the times in `interactions`: the formats given, or the one of COMMON that reads most of them."""
     if formats is not None:
-        return Reading(f"a time by --time_format {' '.join(formats)}", strptime(tuple(formats)), tuple(formats))
-    total = tables.value("SELECT count(*) FROM said")
+        return TimeFormat(f"a time by --time_format {' '.join(formats)}", strptime(tuple(formats)), tuple(formats))
+    total = tables.value("SELECT count(*) FROM interactions")
     best, most = COMMON[1], 0
-    for reading in COMMON:
-        count = tables.value(f"SELECT count({reading.seconds}) FROM said")
+    for form in COMMON:
+        count = tables.value(f"SELECT count({form.seconds}) FROM interactions")
         if count > most:
-            best, most = reading, count
-        # Numbers are hardly ever dates by chance: among dates of digits, one that is none is a mistake, and no second.
-        if most == total or (reading is COMMON[0] and count >= NEARLY_ALL * total):
+            best, most = form, count
+        # Numbers are hardly ever dates of digits by chance: if nearly all are, the others are mistakes, not seconds.
+        if most == total or (form is COMMON[0] and count >= NEARLY_ALL * total):
             break
     return best
 
 
-def check_times(tables: Tables, table: Table, column: str, formats: list[str] | None, beside: Path) -> Reading:
-    """How times are read, which is told.
+def check_times(tables: Tables, table: Table, column: str, formats: list[str] | None, output: Path) -> TimeFormat:
+    """Check that all times, in `column` of the file, have one form and one unit, and return the form.
+
+    The form is that of `formats`, of strptime, or is recognised and printed.
 
     Raises:
         InputError: times in another form, or in another unit, than most; names the lines. Dates of which nothing tells
             which number is the day and which the month.
     """
-    reading = find_reading(tables, formats)
+    form = find_format(tables, formats)
     time = f"the time ({column}) is"
-    rows, count = first_rows(tables, f"({reading.seconds}) IS NULL")
+    rows, count = first_rows(tables, f"({form.seconds}) IS NULL")
     if count:
-        value = tables.value("SELECT time FROM said WHERE line = ?", rows[0])
-        found = f"{places_of(table, rows, count, beside)}: {time} {value!r}"
+        value = tables.value(TIME_AT, rows[0])
+        found = f"{locate_rows(table, rows, count, output)}: {time} {value!r}"
         if formats is not None:
-            raise InputError(f"{found}, expected {reading.name}. Mend or remove the line, or give a further format.")
-        kinds = [other.name for other in COMMON if reads(tables, other.seconds, value)]
-        if kinds:
-            raise InputError(f"{found}, {kinds[0]}, which most others are not. Write all in one way.")
+            raise InputError(f"{found}, expected {form.name}. Mend or remove the line, or give a further format.")
+        others = [other.name for other in COMMON if reads(tables, other.seconds, value)]
+        if others:
+            raise InputError(f"{found}, {others[0]}, which most others are not. Write all in one way.")
         raise InputError(
             f"{found}, expected a number or a date such as 2023-01-31 or 2023-01-31T12:30:00Z. Mend the line, "
             "name the form with --time_format, or another column with --time_column."
         )
-    if reading.name == "a number":
-        largest = tables.value(f"SELECT max(abs({NUMBER})) FROM said") or 0
+    if form.name == "a number":
+        largest = tables.value(f"SELECT max(abs({NUMBER})) FROM interactions") or 0
         rows, count = first_rows(tables, in_another_unit(NUMBER, largest))
         if count:
-            value = tables.value("SELECT time FROM said WHERE line = ?", rows[0])
             raise InputError(
-                f"{places_of(table, rows, count, beside)}: {time} {value}, in another unit than the largest, "
-                f"{largest:.0f}. Write all in one unit, such as seconds."
+                f"{locate_rows(table, rows, count, output)}: {time} {tables.value(TIME_AT, rows[0])}, in another unit "
+                f"than the largest, {largest:.0f}. Write all in one unit, such as seconds."
             )
-    elif formats is None and reading.name != "a date":
-        tell_reading(tables, reading, table, column)
-    return reading
+    elif formats is None and form.name != "a date":
+        print_format(tables, form, table, column)
+    return form
 
 
 def reads(tables: Tables, seconds: str, value: str | None) -> bool:
-    """Whether SQL of seconds reads a time."""
+    """Whether SQL of seconds can read a time."""
     return tables.value(f"SELECT {seconds} FROM (SELECT ?::VARCHAR AS time)", value) is not None
 
 
 def first_rows(tables: Tables, condition: str) -> tuple[list[int], int]:
-    """The first lines of `said` that meet a condition, and how many do."""
-    count = tables.value(f"SELECT count(*) FROM said WHERE {condition}")
-    found = tables.rows(f"SELECT line FROM said WHERE {condition} ORDER BY line LIMIT {EXAMPLES}") if count else ()
-    return [line for (line,) in found], count
+    """The first lines of `interactions` that meet a condition, and the number of all that do."""
+    count = tables.value(f"SELECT count(*) FROM interactions WHERE {condition}")
+    query = f"SELECT line FROM interactions WHERE {condition} ORDER BY line LIMIT {EXAMPLES}"
+    return [line for (line,) in tables.rows(query)] if count else [], count
 
 
-def tell_reading(tables: Tables, reading: Reading, table: Table, column: str) -> None:
-    """Print a form of dates that was recognised, with a time that decides where day and month might be exchanged.
+def print_format(tables: Tables, form: TimeFormat, table: Table, column: str) -> None:
+    """Print the form of dates that was recognised and, where day and month might be exchanged, the time that decides.
 
     Raises:
-        InputError: no time does.
+        InputError: no time decides it.
     """
-    if reading.name not in ORDERS:
-        print(f"{table.path}: times ({column}) are read as {reading.name}")
+    if form.name not in ORDERS:
+        print(f"{table.path}: times ({column}) are read as {form.name}")
         return
-    first, second = (reading for reading in COMMON if reading.name in ORDERS)
-    other = second if reading is first else first
-    decides = tables.value(f"SELECT time FROM said WHERE {other.seconds} IS NULL ORDER BY line LIMIT 1")
-    if decides is not None:
-        print(f"{table.path}: times ({column}) are read as {reading.name}, as {decides} tells")
+    first, second = (form for form in COMMON if form.name in ORDERS)
+    other = second if form is first else first
+    decisive = tables.value(f"SELECT time FROM interactions WHERE {other.seconds} IS NULL ORDER BY line LIMIT 1")
+    if decisive is not None:
+        print(f"{table.path}: times ({column}) are read as {form.name}, as {decisive} tells")
         return
-    value = tables.value("SELECT time FROM said ORDER BY line LIMIT 1")
-    fits = [next(form for form in way.formats if reads(tables, strptime((form,)), value)) for way in (first, second)]
-    flags = " or ".join(f"--time_format '{form}'" for form in fits)
+    value = tables.value("SELECT time FROM interactions ORDER BY line LIMIT 1")
+    flags = " or ".join(
+        next(f"--time_format '{text}'" for text in way.formats if reads(tables, strptime((text,)), value))
+        for way in (first, second)
+    )
     raise InputError(
         f"{table.path}: the time ({column}), such as {value!r}, may be day/month or month/day: no number above 12 "
         f"tells. Say {flags}."
@@ -151,20 +155,20 @@ def tell_reading(tables: Tables, reading: Reading, table: Table, column: str) ->
 
 
 def seconds(tables: Tables, formats: list[str] | None) -> str:
-    """SQL of the time in seconds; of all numbers in the same unit, as the largest one tells."""
-    reading = find_reading(tables, formats)
-    if reading.name != "a number":
-        return reading.seconds
-    per_second = unit(tables.value(f"SELECT max(abs({NUMBER})) FROM said"))
+    """SQL of the time in seconds; the largest number tells the unit of all."""
+    form = find_format(tables, formats)
+    if form.name != "a number":
+        return form.seconds
+    per_second = units_per_second(tables.value(f"SELECT max(abs({NUMBER})) FROM interactions"))
     print(f"times: numbers, {per_second:.0f} to a second")
     return f"({NUMBER}) / {per_second:.0f}"
 
 
-def unit(number: float) -> float:
-    """Of a time: what a second is in it, as its size tells."""
-    return next(per_second for limit, per_second in UNITS.items() if abs(number) < limit)
+def units_per_second(time: float) -> float:
+    """Guess the unit of a time by its size: 1 for seconds, 1000 for milliseconds, and so on."""
+    return next(per_second for limit, per_second in UNITS.items() if abs(time) < limit)
 
 
 def in_another_unit(time: str, largest: float) -> str:
-    """SQL that tells whether a time is a recent one in seconds, say, where the largest can only be milliseconds."""
-    return f"abs({time}) >= {RECENT} AND abs({time}) < {RECENT * unit(largest)}"
+    """SQL that is true for a recent time in seconds, say, where the largest time can only be milliseconds."""
+    return f"abs({time}) >= {RECENT} AND abs({time}) < {RECENT * units_per_second(largest)}"

@@ -51,7 +51,7 @@ SHELF_PULL, FAR_PULL = {0: 0.5, 1: 0.4}, 0.02  # the same shelf, the next one; a
 
 
 class Shelf(NamedTuple):
-    """A category's place in its domain."""
+    """A category with its place in its domain."""
 
     number: int
     section: str
@@ -71,7 +71,7 @@ class Item(NamedTuple):
 
 
 def pick(rng: Random, options: Iterable, count: int) -> list:
-    """Draw `count` different options. Only `random()` is used: its numbers are the same in every Python version."""
+    """Draw `count` different options; only by `random()`, whose numbers are the same in every Python version."""
     return sorted(options, key=lambda _: rng.random())[:count]
 
 
@@ -86,7 +86,7 @@ def brands_of(name: str) -> tuple[str, ...]:
 
 
 def make_line(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
-    """One product line: two main products, one or two extras, and a refill where the category has any."""
+    """Make a product line: two main products, one or two extras, and a refill if the category has any."""
     domain, category = DOMAINS[name], shelf.category
     themed, phrase = THEMES[theme]
     mains = pick(rng, category.mains, 2)
@@ -118,7 +118,7 @@ def make_line(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
 
 
 def make_series(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
-    """The parts of a category's series, in order."""
+    """Make the parts of a category's series, in order."""
     series, unit = shelf.category.series
     items = []
     for part, subtitle in enumerate(pick(rng, vocabulary.SUBTITLES, PARTS), start=1):
@@ -132,7 +132,7 @@ def make_series(rng: Random, name: str, shelf: Shelf, theme: str) -> list[Item]:
 
 
 def make_items(rng: Random, name: str) -> list[Item]:
-    """A domain's catalog in shuffled order, so that an id says nothing about its neighbours."""
+    """Make a domain's catalog in shuffled order, so that neighbouring ids are not alike."""
     sections = DOMAINS[name].sections.items()
     categories = [(section, category) for section, stocked in sections for category in stocked]
     shelves = [Shelf(number, *found) for number, found in enumerate(categories)]
@@ -146,7 +146,7 @@ def make_items(rng: Random, name: str) -> list[Item]:
 
 
 def pull(bought: Item, item: Item, categories: int) -> float:
-    """How much a purchase calls for another item: its own line, then theme and brand on this shelf and the next."""
+    """Weight of an item after a purchase: high in the same line, then by shelf, theme and brand."""
     if bought.line == item.line:
         return 200.0 * (item.part == bought.part + 1) if item.part else LINE_PULL[bought.role][item.role]
     weight = 1.0 if item.part == 1 else ROLE_PULL[item.role]
@@ -176,12 +176,12 @@ class World:
         return weights
 
     def draw(self, weights: Iterable[float]) -> int:
-        """An item by weight."""
+        """Draw an item by weight."""
         cumulative = list(accumulate(weights))
         return self.rng.choices(range(len(self.items)), cum_weights=cumulative)[0]
 
     def next_item(self, history: list[int], taste: list[float]) -> int:
-        """What is bought after `history`: something used up, or something new that the last items call for."""
+        """Draw what is bought after `history`: a refill again, or something new that goes with the last items."""
         rng, recent = self.rng, history[-2:]
         used_up = [item for item in history[:-2] if self.items[item].role == "refill" and item not in recent]
         if used_up and rng.random() < self.repeat_rate:
@@ -193,7 +193,7 @@ class World:
         return self.draw(0.0 if item in history else weight for item, weight in enumerate(weights))
 
     def user(self) -> list[int]:
-        """One user's purchases in order."""
+        """Draw the purchases of one user, in order."""
         rng = self.rng
         liked = pick(rng, range(self.categories), 2 + (rng.random() < 0.5))
         themes, brands = pick(rng, THEMES, 2), pick(rng, self.brands, 2)
@@ -209,7 +209,7 @@ class World:
 
 
 def make_domain(name: str, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """A domain's item records and user records, ready to be written as JSON lines."""
+    """Make the records of a domain's items and users, which are written as JSON lines."""
     rng = Random(f"{seed} {name}")  # a stream of its own: a change in one domain leaves the others as they are
     items = make_items(rng, name)
     world = World(rng, name, items)
@@ -218,14 +218,14 @@ def make_domain(name: str, seed: int) -> tuple[list[dict[str, Any]], list[dict[s
 
 
 def save_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
-    """Write gzipped JSON lines, without a time stamp or name in the header: equal content gives equal bytes."""
+    """Write gzipped JSON lines; the header has no time stamp and no name, so that equal content gives equal bytes."""
     with atomic_write(path) as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as lines:
         for record in records:
             lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
 def main() -> None:
-    """Make every domain; embed the items when an encoder is named."""
+    """Write items and users of every domain and, if an encoder is named, the embeddings of the items."""
     flags = parser(__doc__)
     flags.add_argument("--output", type=Path, default=Path("data/sample"), help="folder that gets a folder per domain")
     flags.add_argument("--seed", type=seed, default=0, help="another seed makes another world")

@@ -30,7 +30,7 @@ from torch.optim import Optimizer
 
 from utils.checkpoint import load_tensors, metadata_path, save_state, save_tensors
 from utils.errors import InputError, reason, shown
-from utils.files import locked
+from utils.files import lock_folder
 from utils.training.plan import Progress
 from utils.training.settings import AUTO, LATEST
 
@@ -179,7 +179,7 @@ class Checkpoints:
         """
         self.folder, self.keep, self.accelerator, self.run_metadata = Path(folder), keep, accelerator, run_metadata
         if accelerator.is_main_process:
-            self.lock = locked(self.folder, "--ckpt_dir")
+            self.lock = lock_folder(self.folder, "--ckpt_dir")
         earlier = [start for start, _ in map(_age, self.folder.glob(f"*{ENDING}")) if start < math.inf]
         self.starts = 1 + max(earlier, default=0)  # number of this start of a run in the folder
         self.written: list[list[str]] = []  # of each save of this run, in order, the names of its checkpoints
