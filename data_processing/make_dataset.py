@@ -24,10 +24,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):  # run as a file: let the repository root be found
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository
     from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()

@@ -16,10 +16,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
 
-if __package__ in (None, ""):  # run as a file: let the repository root be found
-    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
 if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the repository
     from utils.cli import end_at_ctrl_c
 
     end_at_ctrl_c()
