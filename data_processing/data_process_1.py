@@ -36,11 +36,18 @@ from tqdm import tqdm
 
 from data_processing.parts.hub import RAW, local_file
 from data_processing.parts.missing import NOTHING, is_missing, missing_in
-from data_processing.parts.splits import Histories, Parts, add_split_flags, draw_test, save_histories
+from data_processing.parts.splits import (
+    Histories,
+    Parts,
+    add_split_flags,
+    draw_test,
+    item_texts,
+    load_rows,
+    save_histories,
+)
 from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, is_bad_file, workspace
 from data_processing.parts.times import in_another_unit, units_per_second
 from utils.cli import parser, positive_float, positive_int, run
-from utils.data import cumulate
 from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file, staged_set
@@ -76,7 +83,7 @@ TEXTS = f"""
          QUALIFY row_number() OVER (PARTITION BY id ORDER BY line DESC) = 1)
     WHERE len(list_filter(fields, lambda field: NOT regexp_full_match(field::VARCHAR, '{NOTHING}'))) > 0
 """
-ALL_ITEMS = "SELECT count(*) FROM (SELECT item FROM reviews UNION SELECT item FROM metadata)"
+ALL_ITEMS = "(SELECT item FROM reviews UNION SELECT item FROM metadata)"
 
 
 def main() -> None:
@@ -101,8 +108,8 @@ def main() -> None:
             parts = Parts(*(np.where(chosen, histories.lengths, 0) for chosen in (~in_test, in_test)))
             save_histories(staging, tables, histories, parts, args.seed, last=False)
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))
-        users, items = len(in_test), tables.value("SELECT count(*) FROM items")
-        all_users, all_items = tables.value("SELECT count(*) FROM reviewers"), tables.value(ALL_ITEMS)
+        users, items = len(in_test), tables.count("items")
+        all_users, all_items = tables.count("reviewers"), tables.count(ALL_ITEMS)
     print(
         f"{output}: {users - in_test.sum()} train users, {in_test.sum()} test users, {len(histories.items)} "
         f"interactions, {items} items, {items - made} of them without text"
@@ -137,9 +144,8 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
         raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
     tables.make("events", EVENTS)
     tables.make("items", ITEMS)
-    columns = tables.columns(HISTORY_ROWS)
-    offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
-    return Histories(columns["item"], columns["time"] / units_per_second(largest), offsets)
+    histories = load_rows(tables, HISTORY_ROWS, users)
+    return histories._replace(times=histories.times / units_per_second(largest))
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
@@ -161,7 +167,7 @@ def read_lines(tables: Tables, name: str, query: str, bad: str, path: Path, chec
         if not is_bad_file(error, path):
             raise
         name_bad_line(path, check, first_line(error))
-    if tables.value(f"SELECT count(*) FROM {name} WHERE {bad}"):
+    if tables.count(f"{name} WHERE {bad}"):
         name_bad_line(path, check)
 
 
@@ -195,18 +201,11 @@ def check_metadata(metadata: dict[str, Any], place: str) -> None:
 
 
 def texts(tables: Tables) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (item id, text fields) in ascending order."""
-    for item, fields in tables.rows("SELECT id, fields FROM texts ORDER BY id"):
-        named = zip(TEXT_FIELDS, fields, strict=True)
-        yield item, text_fields({name: json.loads(field) for name, field in named if field is not None})
-
-
-def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The text fields of an item in the release's order, with `details` as a JSON string."""
-    fields = {name: metadata[name] for name in TEXT_FIELDS if name in metadata}
-    if "details" in fields and not isinstance(fields["details"], str):
-        fields["details"] = json.dumps(fields["details"])
-    return fields
+    """Yield (item id, text fields) in ascending order; fields are in the release's order, `details` a JSON string."""
+    for item, fields in item_texts(tables, "texts", TEXT_FIELDS):
+        if not isinstance(fields.get("details", ""), str):
+            fields["details"] = json.dumps(fields["details"])
+        yield item, fields
 
 
 if __name__ == "__main__":

@@ -48,7 +48,6 @@ import argparse
 import contextlib
 import datetime
 import itertools
-import json
 import math
 import sys
 from dataclasses import replace
@@ -63,22 +62,22 @@ if __name__ == "__main__":
 
 import duckdb
 
+from data_processing.parts import encoding
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import ReadSettings, Table, clean, columns_of, find_column, find_history
-from data_processing.parts.encoding import (
-    Encoding,
-    add_encoder_flags,
-    encoded_embeddings,
-    given_embeddings,
-    load_encoder,
-    require_encoder,
-    save_metadata,
-    texts_to_encode,
-)
 from data_processing.parts.formats import FORMATS, open_table
 from data_processing.parts.interactions import REPEATS, Filters, Source, gather_histories, read_interactions, read_items
 from data_processing.parts.row_filter import parse_keep
-from data_processing.parts.splits import SPLITS, Histories, Parts, SplitSettings, add_split_flags, save_histories, split
+from data_processing.parts.splits import (
+    SPLITS,
+    Histories,
+    Parts,
+    SplitSettings,
+    add_split_flags,
+    item_texts,
+    save_histories,
+    split,
+)
 from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, workspace
 from data_processing.parts.times import units_per_second
 from decoder import check_width
@@ -102,7 +101,7 @@ def main() -> None:
     output = Path(args.output)
     device = pick_device(args)
     if args.embeddings is None:
-        require_encoder(args.encoder)
+        encoding.require_encoder(args.encoder)
     else:
         check_given(args.embeddings)
     with workspace(output, job_of(args, interactions, items), args.memory) as tables:
@@ -113,7 +112,7 @@ def main() -> None:
         histories = gather_histories(tables, interactions, items, filters)
         settings = SplitSettings(args.split, args.split_time, args.test_share, args.seed)
         parts = split(histories, settings, interactions.table.path)
-        texts = item_texts(tables, items.texts)
+        texts = dict(item_texts(tables, "items WHERE has_text", items.texts))
         if args.embeddings is not None:
             matrix = item_rows_of_given(tables, args)
         elif not texts:
@@ -122,15 +121,15 @@ def main() -> None:
                 "Name other --text_columns, or give --embeddings."
             )
         else:
-            to_encode = texts_to_encode(texts, items.table.path)
-            encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-            check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
-            count = tables.value("SELECT count(*) FROM items")
-            matrix = encoded_embeddings(output, to_encode, count, encoding, args.encoder)
+            to_encode = encoding.texts_to_encode(texts, items.table.path)
+            encoder = encoding.load_encoder(args.encoder, device)
+            check_width(encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
+            settings = encoding.Encoding(args.encoder, encoder, args.batch_size, device)
+            matrix = encoding.encoded_embeddings(output, to_encode, tables.count("items"), settings)
         with matrix as metadata, staged_set(output, DATA_SET) as staging:
             save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
             save_dict(staging / "item_text_dict.pkl", texts.items())
-            save_metadata(staging, metadata)
+            encoding.save_metadata(staging, metadata)
         print_summary(tables, histories, parts, args)
 
 
@@ -154,7 +153,7 @@ def parse() -> argparse.Namespace:
         "--split_time", type=time_or_proportion, metavar="T", help="a time, or a share of the interactions, such as 0.9"
     )
     add_split_flags(flags)
-    add_encoder_flags(flags, "rows of ITEMS")
+    encoding.add_encoder_flags(flags, "rows of ITEMS")
     flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
     add_device_flags(flags)
     args = flags.parse_args()
@@ -347,14 +346,6 @@ def job_of(args: argparse.Namespace, interactions: Source, items: Source) -> dic
     return {"files": files, "read": [interactions, items], "options": options}
 
 
-def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
-    """Item id -> text fields, in ascending order, of the items that have text."""
-    return {
-        item: {name: json.loads(field) for name, field in zip(columns, fields, strict=True) if field is not None}
-        for item, fields in tables.rows("SELECT id, fields FROM items WHERE has_text ORDER BY id")
-    }
-
-
 def check_given(path: str) -> None:
     """Raise InputError if the matrix of --embeddings is missing or damaged, or of a width that no tokenizer takes."""
     matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
@@ -364,29 +355,25 @@ def check_given(path: str) -> None:
 def item_rows_of_given(tables: Tables, args: argparse.Namespace) -> contextlib.AbstractContextManager:
     """Copy the rows of --embeddings, which has one for each row of the items file, in the order of the item ids."""
     rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
-    expected = tables.value("SELECT count(*) FROM item_rows")
+    expected = tables.count("item_rows")
     which = f"one for each row of {args.items}"
-    return given_embeddings(Path(args.output), Path(args.embeddings), rows, expected, which)
+    return encoding.given_embeddings(Path(args.output), Path(args.embeddings), rows, expected, which)
 
 
 def print_summary(tables: Tables, histories: Histories, parts: Parts, args: argparse.Namespace) -> None:
     """Print what was made, and how much was left out or lacks something."""
     train, test = ((lengths > 0).sum() for lengths in parts)
-    items = tables.value("SELECT count(*) FROM items")
+    items = tables.count("items")
     print(f"{args.output}: {train} train users, {test} test users, {len(histories.items)} interactions, {items} items")
     lacking = "last IS NULL" if args.embeddings is not None else "NOT has_text"
     print_filtered(tables, args)
-
-    def count(rows: str) -> int:
-        return tables.value(f"SELECT count(*) FROM {rows}")
-
-    unknown = count("events JOIN items USING (item_number) WHERE last IS NULL")
+    unknown = tables.count("events JOIN items USING (item_number) WHERE last IS NULL")
     remarks = {
-        "interactions left out by --repeats and the filters": count("interactions") - len(histories.items),
+        "interactions left out by --repeats and the filters": tables.count("interactions") - len(histories.items),
         "users left out for want of a history and a target": ((parts.train + parts.test) == 0).sum(),
-        "rows of items that a later row replaces": count("item_lines") - count("item_texts"),
+        "rows of items that a later row replaces": tables.count("item_lines") - tables.count("item_texts"),
         f"interactions with items that {args.items} does not have": unknown,
-        "items with a zero embedding, which are not recommended": count(f"items WHERE {lacking}"),
+        "items with a zero embedding, which are not recommended": tables.count(f"items WHERE {lacking}"),
     }
     for what, number in remarks.items():
         if number:
@@ -396,10 +383,8 @@ def print_summary(tables: Tables, histories: Histories, parts: Parts, args: argp
 def print_filtered(tables: Tables, args: argparse.Namespace) -> None:
     """Print how many users and items the filters have left out, and how many of these items nobody had."""
     dropped_unused = "all_items ANTI JOIN items USING (item_number) WHERE NOT has_interactions"
-    users, all_users, items, all_items, unused = (
-        tables.value(f"SELECT count(*) FROM {rows}")
-        for rows in ("users", "all_users", "items", "all_items", dropped_unused)
-    )
+    names = ("users", "all_users", "items", "all_items", dropped_unused)
+    users, all_users, items, all_items, unused = map(tables.count, names)
     if (users, items) != (all_users, all_items):
         print(
             f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out, "

@@ -91,6 +91,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+def identifier(name: str) -> str:
+    """The name of a column in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
 WHITE = " \t\r\n\v\f\u00a0\u2003\u3000\ufeff"  # what `clean` removes; DuckDB's trim has to be told
 CLEANED = f"trim(nfc_normalize({{0}}), {literal(WHITE)})"  # SQL of `clean`
 

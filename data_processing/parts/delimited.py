@@ -19,7 +19,7 @@ from data_processing.parts.columns import (
     literal,
     plain_name,
 )
-from data_processing.parts.text_files import REWRITES, decode_blocks, decode_start, open_bytes, split_lines
+from data_processing.parts.text_files import REWRITES, decode_blocks, open_bytes, split_lines
 from utils.errors import InputError
 
 FIELD_LIMIT = 1 << 30  # characters of a CSV field that the search for a bad line accepts
@@ -43,19 +43,14 @@ LAYOUTS = {  # of files without a line of names
 }
 
 
-def delimited_table(path: Path, settings: ReadSettings, start: bytes) -> Table:
-    """Find out how a file of delimited text is read.
-
-    Args:
-        path: the file.
-        settings: how the user wants it to be read, with format and encoding filled in.
-        start: the first bytes of the file.
+def delimited_table(path: Path, settings: ReadSettings) -> Table:
+    """Find out how a file of delimited text is read; `settings` has its format and encoding.
 
     Raises:
         InputError: no names of columns, or names that do not match them.
     """
     kind = settings.format
-    text = decode_start(path, settings.encoding, start)
+    text = next(decode_blocks(path, settings.encoding)).removeprefix("\ufeff")
     layout = LAYOUTS.get((kind, settings.role))
     rewrite = "blanks" if kind == "blanks" else None
     if layout is None:

@@ -71,6 +71,7 @@ def load_encoder(name: str, device: torch.device | str) -> Any:
 class Encoding(NamedTuple):
     """An encoder and how it is used."""
 
+    name: str  # of the encoder
     encoder: Any  # a SentenceTransformer
     batch_size: int  # texts that are encoded at once
     device: torch.device | str
@@ -144,7 +145,7 @@ def texts_digest(texts: dict[int, str]) -> str:
 
 @contextlib.contextmanager
 def encoded_embeddings(
-    directory: Path, texts: dict[int, str], count: int, encoding: Encoding, encoder: str
+    directory: Path, texts: dict[int, str], count: int, encoding: Encoding
 ) -> Iterator[dict[str, Any]]:
     """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; other items get zero rows.
 
@@ -159,7 +160,7 @@ def encoded_embeddings(
         print(f"{directory}: {longer}, and are cut")
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
-    job = {"encoder": encoder, "text_digest": texts_digest(texts), "batch_size": encoding.batch_size}
+    job = {"encoder": encoding.name, "text_digest": texts_digest(texts), "batch_size": encoding.batch_size}
     with resumable_matrix(path, shape, np.float32, job) as filling:
         with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
             for start in range(filling.done, count, CHUNK):
@@ -169,7 +170,7 @@ def encoded_embeddings(
                     filling.matrix[items] = encoding.encode([texts[item] for item in items])
                 filling.note(end)
                 progress.update(end - start)
-        yield {"encoder": encoder, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
+        yield {"encoder": encoding.name, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
 
 
 def save_metadata(staging: Path, metadata: dict[str, Any]) -> None:

@@ -16,11 +16,12 @@ from typing import Any
 
 import duckdb
 
-from data_processing.parts.columns import Column, ReadSettings, Table, clean, clean_names, literal
+from data_processing.parts.columns import Column, ReadSettings, Table, clean, clean_names, identifier, literal
 from data_processing.parts.delimited import delimited_table, first_filled_line, has_width, read_rows
 from data_processing.parts.tables import Tables, first_line, is_bad_file
 from data_processing.parts.text_files import (
     DAMAGED,
+    EXAMPLES,
     REMEDY,
     REWRITES,
     decode_blocks,
@@ -64,7 +65,7 @@ def open_table(path: Path, settings: ReadSettings) -> Table:
     if encoding is None or kind == "parquet":
         encoding = default_encoding(path, settings.role, kind)
     if kind not in READERS:
-        return delimited_table(path, replace(settings, format=kind, encoding=encoding), start)
+        return delimited_table(path, replace(settings, format=kind, encoding=encoding))
     if settings.names is not None:
         raise InputError(
             f"{settings.names_flag} is for text in columns; {path} is read as {kind} and has names. Leave it out."
@@ -126,7 +127,7 @@ def parquet_columns(path: Path) -> dict[str, Column]:
 
 def parquet_column(name: str, kind: str) -> Column:
     """SQL of a Parquet column; whole numbers that are stored as floats, because some are missing, are read as such."""
-    quoted = '"' + name.replace('"', '""') + '"'
+    quoted = identifier(name)
     if kind in ("FLOAT", "DOUBLE"):
         whole = f"WHEN {quoted} = trunc({quoted}) AND abs({quoted}) < 1e15 THEN {quoted}::BIGINT::VARCHAR"
         return Column(f"CASE {whole} WHEN isfinite({quoted}) THEN {quoted}::VARCHAR END", f"to_json({quoted})")
@@ -262,6 +263,13 @@ def name_all_lines(readable: Path, error: InputError) -> InputError:
     with open_bytes(readable) as lines:
         bad = [number for number, line in enumerate(lines, start=1) if line.strip() and not is_object(line)]
     return InputError(str(error).replace(f", line {bad[0]}:", f", {list_places(bad)}:", 1)) if bad else error
+
+
+def locate_where(tables: Tables, rows: str, condition: str, table: Table, output: Path) -> str:
+    """Where a user finds the rows that meet a condition, in the DuckDB table `rows`; empty if none does."""
+    count = tables.count(f"{rows} WHERE {condition}")
+    first = tables.rows(f"SELECT line FROM {rows} WHERE {condition} ORDER BY line LIMIT {EXAMPLES}")
+    return locate_rows(table, [line for (line,) in first], count, output) if count else ""
 
 
 def locate_rows(table: Table, rows: list[int], count: int, output: Path) -> str:

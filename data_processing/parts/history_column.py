@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from data_processing.parts.columns import Column, Table
-from data_processing.parts.formats import locate_rows
+from data_processing.parts.formats import locate_where
 from data_processing.parts.missing import missing_in
 from data_processing.parts.tables import Tables
-from data_processing.parts.text_files import EXAMPLES
 from utils.errors import InputError
 
 # A field with a list in text: ["a", "b"], ['a', 'b'], [1 2 3], a|b|c, a;b;c, a,b,c or a b c; NULL where it is no list.
@@ -83,21 +82,20 @@ def unfold_histories(tables: Tables, table: Table, column: str, item: str | None
     Raises:
         InputError: a history that does not go on from the rows before it; names the lines.
     """
-    unread = [line for (line,) in tables.rows("SELECT line FROM interactions WHERE history IS NULL ORDER BY line")]
+    unread = locate_where(tables, "interactions", "history IS NULL", table, output)
     if unread:
         raise InputError(
-            f"{locate_rows(table, unread[:EXAMPLES], len(unread), output)}: the history ({column}) is no list of "
+            f"{unread}: the history ({column}) is no list of "
             "items; expected ['a', 'b'], or items between blanks, commas, semicolons or bars."
         )
     order = "len(history) DESC" if item is None else f"{seconds}, len(history)"
     tables.make("ordered_rows", ORDERED.format(order=order))
     expected = IS_PREFIX if item is None else CONTINUES
-    broken = [line for (line,) in tables.rows(f"SELECT line FROM ordered_rows WHERE NOT ({expected}) ORDER BY line")]
+    broken = locate_where(tables, "ordered_rows", f"NOT ({expected})", table, output)
     if broken:
         raise InputError(
-            f"{locate_rows(table, broken[:EXAMPLES], len(broken), output)}: the history ({column}) does not go on from "
-            "the row before it of the same user. Give a file with one interaction a row; if this is one, name its item "
-            "with --item_column."
+            f"{broken}: the history ({column}) does not go on from the row before it of the same user. Give a file "
+            "with one interaction a row; if this is one, name its item with --item_column."
         )
     tables.make("unfolded", UNFOLDED)
     tables.connection.execute("CREATE OR REPLACE VIEW interactions AS SELECT * FROM unfolded")

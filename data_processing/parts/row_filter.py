@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from data_processing.parts.columns import Table, columns_of
+from data_processing.parts.columns import Table, columns_of, identifier
 from data_processing.parts.missing import missing_in
 from data_processing.parts.tables import Tables, first_line
 from utils.errors import InputError
@@ -86,7 +86,7 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
     except REFUSED as error:
         raise unusable(" ".join(keep), first_line(error), table) from error
     tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
-    left = tables.value(f"SELECT count(*) FROM {rows}")
+    left = tables.count(rows)
     if not left:
         raise unusable(" ".join(keep), f"none of {left_out} rows is left", table)
     print(f"{table.path}: {left_out} of {left_out + left} rows left out by --keep")
@@ -95,11 +95,6 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
 def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
     """The columns that the conditions name, sorted."""
     return sorted(set().union(*keep.values()))
-
-
-def identifier(name: str) -> str:
-    """The name of a column as SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def as_type(tables: Tables, rows: str, column: str) -> str:

@@ -5,7 +5,7 @@ import datetime
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,6 +53,19 @@ class SplitSettings:
     split_time: float | None  # Unix seconds, or a proportion of the interactions; None: DEFAULT_SPLIT_TIME
     test_share: float  # proportion of the users that go to test.pkl
     seed: int
+
+
+def load_rows(tables: Tables, query: str, users: int) -> Histories:
+    """Load the histories of `users` users from a query with user_id, item and time, sorted by user and time."""
+    columns = tables.columns(query)
+    offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
+    return Histories(columns["item"], columns["time"], offsets)
+
+
+def item_texts(tables: Tables, rows: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (item id, text fields by name) in ascending order, from rows with `id` and `fields`, a list of JSON."""
+    for item, fields in tables.rows(f"SELECT id, fields FROM {rows} ORDER BY id"):
+        yield item, {name: json.loads(field) for name, field in zip(names, fields, strict=True) if field is not None}
 
 
 def save_histories(folder: Path, tables: Tables, histories: Histories, parts: Parts, seed: int, last: bool) -> None:

@@ -37,7 +37,7 @@ def choose_text_columns(tables: Tables, table: Table, names: list[str]) -> list[
     Their values are the lists `fields` of the table `item_rows`, as JSON. Columns with short values come first, as the
     encoder cuts a long text at its end.
     """
-    step = tables.value("SELECT count(*) FROM item_rows") // SAMPLED_ROWS + 1
+    step = tables.count("item_rows") // SAMPLED_ROWS + 1
     rows = [fields for (fields,) in tables.rows("SELECT fields FROM item_rows WHERE line % ? = 0", step)]
     columns = dict(zip(names, map(column_statistics, zip(*rows, strict=True)), strict=True))
     others = {name: column for name, column in columns.items() if folded(name) not in TITLES or not column.tokens}

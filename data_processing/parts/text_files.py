@@ -51,20 +51,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def decode_start(path: Path, encoding: str, start: bytes) -> str:
-    """Decode the first bytes of a file, which may end within a character.
-
-    Raises:
-        InputError: they are no text in this encoding.
-    """
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(start)
-    except UnicodeError as error:
-        raise InputError(undecodable(path, error, encoding)) from error
-    return text.removeprefix("\ufeff")
-
-
-def undecodable(path: Path, error: UnicodeError, encoding: str, before: int = 0) -> str:
+def undecodable(path: Path, error: UnicodeError, encoding: str, before: int) -> str:
     """The message for text in another encoding; `before` is the number of lines in front of what was decoded."""
     found = str(error)
     if isinstance(error, UnicodeDecodeError):

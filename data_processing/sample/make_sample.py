@@ -233,7 +233,7 @@ def main() -> None:
     if args.encoder:
         from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
 
-        encoding = Encoding(load_encoder(args.encoder, "cpu"), DEFAULT_BATCH, "cpu")
+        encoding = Encoding(args.encoder, load_encoder(args.encoder, "cpu"), DEFAULT_BATCH, "cpu")
     for name, domain in DOMAINS.items():
         items, users = make_domain(name, args.seed)
         save_jsonl(args.output / name / "items.jsonl.gz", items)
