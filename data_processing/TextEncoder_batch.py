@@ -6,7 +6,7 @@
 Reads item_text_dict.pkl of each directory and writes beside it item_text_embeddings.npy (largest item id + 1, width)
 float32, unit rows, zero where an item has no text, and item_text_embeddings.json (encoder, rows, width). The encoder is
 any sentence-transformers model, by its name on the Hub or as a local directory; code that comes with a model is not
-run. Prints how many texts are longer than what the encoder reads. A run that was killed goes on where it stopped.
+run. Prints how many texts are longer than what the encoder reads. A run that was killed resumes where it stopped.
 """
 
 import contextlib
@@ -65,7 +65,7 @@ def main() -> None:
         def load() -> encoding.Encoding:
             encoder = encoding.load_encoder(args.encoder, device)
             pool = stack.enter_context(encoding.process_pool(encoder, args.devices))
-            return encoding.Encoding(args.encoder, encoder, args.batch_size, device, pool)
+            return encoding.Encoding(args.encoder, encoder, args.batch_size, pool)
 
         for directory in directories:
             encode_directory(directory, args.encoder, load)
@@ -78,18 +78,19 @@ def encode_directory(directory: Path, name: str, load: Callable[[], encoding.Enc
     """
     check_whole(directory / MANIFEST)
     source = directory / "item_text_dict.pkl"
-    made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
-    known, count = content(source), count_ids(directory)
-    if made.is_file() and noted.is_file():
-        load_matrix(made, "Delete it and run the same command again.")  # raises if it is not whole
-        metadata = {"texts": known, "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
-        if metadata.items() <= read_json(noted).items():
+    embeddings, json_path = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
+    texts_hash, count = content(source), count_ids(directory)
+    if embeddings.is_file() and json_path.is_file():
+        load_matrix(embeddings, "Delete it and run the same command again.")  # raises if it is not whole
+        files = {embeddings.suffix: content(embeddings)}
+        expected = {"texts": texts_hash, "encoder": name, "rows": count, "files": files}
+        if expected.items() <= read_json(json_path).items():
             print(f"{directory}: encoded already")
             return
     texts = encoding.texts_to_encode(load_item_texts(source), directory)
     matrix = encoding.encoded_embeddings(directory, texts, count, load())
     with matrix as metadata, staged_directory(directory) as staging:
-        save_json(staging / noted.name, {"texts": known, **metadata})
+        save_json(staging / json_path.name, {"texts": texts_hash, **metadata})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
 

@@ -13,7 +13,7 @@ cold_train.pkl and cold_test.pkl (dict user -> item ids in time order), test_tim
 Users keep their names; items are numbered from 0, and item_ids.jsonl has the names that they had.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
-killed goes on with the tables that were finished.
+killed resumes with the tables that were finished.
 """
 
 import glob
@@ -22,7 +22,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository
@@ -65,12 +65,13 @@ NO_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(i
 REVIEWERS = "SELECT reviewer AS name, min(line) AS first, count(*) AS reviews FROM reviews GROUP BY reviewer"
 USERS = "SELECT name, row_number() OVER (ORDER BY first) - 1 AS id FROM reviewers WHERE reviews >= ?"
 EVENTS = """
-    SELECT id AS user_id, item, time, row_number() OVER (ORDER BY id, time, line) AS place
+    SELECT id AS user_id, item, time, row_number() OVER (ORDER BY id, time, line) AS position
     FROM reviews JOIN users ON reviewer = name
 """
-ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
+ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(position)) - 1 AS id FROM events GROUP BY item"
 HISTORY_ROWS = """
-    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time FROM events JOIN items ON item = name ORDER BY place
+    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time
+    FROM events JOIN items ON item = name ORDER BY position
 """
 METADATA = f"""
     SELECT row_number() OVER () AS line, json->>'$.parent_asin' AS item,
@@ -133,10 +134,10 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
     """
     read_lines(tables, "reviews", REVIEWS, NO_REVIEW, reviews, check_review)
     largest = tables.value("SELECT max(abs(time)) FROM reviews") or 0
-    odd = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
-    if odd is not None:
+    low = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
+    if low is not None:
         raise InputError(
-            f"{reviews}: timestamp {odd:.0f} is in another unit than the largest, {largest:.0f}. Write all in one unit."
+            f"{reviews}: timestamp {low:.0f} is in another unit than the largest, {largest:.0f}. Write all in one unit."
         )
     tables.make("reviewers", REVIEWERS)
     users = tables.make("users", USERS, min_interactions)
@@ -149,11 +150,7 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
-    """Make the table `texts` with the text fields of all items, and return its length; the last line of an item counts.
-
-    Raises:
-        InputError: a line without parent_asin.
-    """
+    """Make the table `texts` of the text fields of all items, and return its length; an item's last line counts."""
     read_lines(tables, "metadata", METADATA, missing_in("item"), meta, check_metadata)
     return tables.make("texts", TEXTS)
 
@@ -163,41 +160,37 @@ def read_lines(tables: Tables, name: str, query: str, bad: str, path: Path, chec
     print(f"reading {path}")
     try:
         tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
+        reason = "a field is missing or of another type" if tables.count(f"{name} WHERE {bad}") else None
     except duckdb.Error as error:
         if not is_bad_file(error, path):
             raise
-        name_bad_line(path, check, first_line(error))
-    if tables.count(f"{name} WHERE {bad}"):
-        name_bad_line(path, check)
+        reason = first_line(error)
+    if reason:
+        for line, record in read_jsonl(path, REMEDY):  # DuckDB does not count lines reliably
+            check(record, f"{path}, line {line}")
+        raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
 
 
-def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:
-    """Raise InputError naming the first line that `check` refuses: DuckDB does not count lines reliably."""
-    for line, record in read_jsonl(path, REMEDY):
-        check(record, f"{path}, line {line}")
-    raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
-
-
-def check_review(review: dict[str, Any], place: str) -> None:
-    """Raise InputError naming the place unless a review has a user, an item and a finite time."""
+def check_review(review: dict[str, Any], where: str) -> None:
+    """Raise InputError, which begins with `where`, unless a review has a user, an item and a finite time."""
     for name in ("user_id", "parent_asin"):
         if is_missing(review.get(name)):
-            raise InputError(f"{place}: no {name}, expected user_id, parent_asin and timestamp.")
+            raise InputError(f"{where}: no {name}, expected user_id, parent_asin and timestamp.")
     time = review.get("timestamp")
     try:
-        number = math.nan if isinstance(time, bool) else float(time)
+        finite = not isinstance(time, bool) and math.isfinite(float(time))
     except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+        finite = False
+    if not finite:
         raise InputError(
-            f"{place}: timestamp {time!r} is not a number; expected seconds or milliseconds. Mend or remove the line."
+            f"{where}: timestamp {time!r} is not a number; expected seconds or milliseconds. Mend or remove the line."
         )
 
 
-def check_metadata(metadata: dict[str, Any], place: str) -> None:
-    """Raise InputError naming the place unless metadata name their item."""
+def check_metadata(metadata: dict[str, Any], where: str) -> None:
+    """Raise InputError, which begins with `where`, unless metadata name their item."""
     if is_missing(metadata.get("parent_asin")):
-        raise InputError(f"{place}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
+        raise InputError(f"{where}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
 
 
 def texts(tables: Tables) -> Iterator[tuple[int, dict[str, Any]]]:

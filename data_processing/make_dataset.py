@@ -65,9 +65,8 @@ def main() -> None:
         matrix = encoding.given_embeddings(output, Path(args.embeddings), rows, len(rows), "one per item, in id order")
     else:
         to_encode = encoding.texts_to_encode(texts, directory)
-        device = pick_device(args)
-        encoder = encoding.load_encoder(args.encoder, device)
-        settings = encoding.Encoding(args.encoder, encoder, args.batch_size, device)
+        encoder = encoding.load_encoder(args.encoder, pick_device(args))
+        settings = encoding.Encoding(args.encoder, encoder, args.batch_size)
         matrix = encoding.encoded_embeddings(output, to_encode, len(texts), settings)
 
     with matrix as metadata, staged_set(output, DATA_SET) as staging:
@@ -178,14 +177,14 @@ def read_histories(directory: Path, count: int) -> tuple[dict[Any, list[int]], d
     return items, dict(zip(items, (user_times for _, user_times in times), strict=True))
 
 
-def check_history(history: Any, count: int, place: str) -> None:
-    """Raise InputError naming the place unless `history` is a list of one or more item ids below `count`."""
+def check_history(history: Any, count: int, where: str) -> None:
+    """Raise InputError, which begins with `where`, unless `history` is a list of one or more item ids below `count`."""
     if not isinstance(history, list) or not history:
-        raise InputError(f"{place}: items is {str(history)[:60]}, expected one or more item ids. Remove the line.")
+        raise InputError(f"{where}: items is {str(history)[:60]}, expected one or more item ids. Remove the line.")
     for item in history:
         if type(item) is not int or not 0 <= item < count:
             raise InputError(
-                f"{place}: item {item!r} is not in items.jsonl, which has ids 0 to {count - 1}. "
+                f"{where}: item {item!r} is not in items.jsonl, which has ids 0 to {count - 1}. "
                 "Add the item there, or take it out here."
             )
 

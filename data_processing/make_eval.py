@@ -4,7 +4,7 @@
     python data_processing/make_eval.py --datasets data/food --users 5000 --seed 0 --output data/eval
 
 Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random; a user
-whose list in test.pkl only goes on from that in train.pkl is read once, from test.pkl) and writes to OUTPUT eval.pkl
+whose list in test.pkl continues that in train.pkl is read once, from test.pkl) and writes to OUTPUT eval.pkl
 (dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's fingerprint in
 token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings), all_item_text_embeddings_eval.npy
 (N, E) and .json, and dataset.json, which lists them with hashes.

@@ -4,7 +4,7 @@
 
 Reads item_text_embeddings.npy of each data set and OUTPUT/item_id_maps.pkl (from data_process_2.py, with the same
 --datasets); writes OUTPUT/all_item_text_embeddings.npy (N, E) and all_item_text_embeddings.json (encoder, rows, width).
-The matrix is written through a memory map: it may be larger than memory. A run that was killed goes on where it
+The matrix is written through a memory map: it may be larger than memory. A run that was killed resumes where it
 stopped.
 """
 

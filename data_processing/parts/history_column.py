@@ -22,7 +22,7 @@ SIGNS = r"""
          WHEN contains({text}, ',') THEN string_split({text}, ',')
 """
 ORDERED = """
-    SELECT *, row_number() OVER in_order AS place, min(line) OVER (PARTITION BY user_name) AS first_line,
+    SELECT *, row_number() OVER in_order AS position, min(line) OVER (PARTITION BY user_name) AS first_line,
         first(time) OVER in_order AS first_time, first(history) OVER in_order AS first_history,
         lag(list_concat(history, target)) OVER in_order AS before
     FROM interactions WINDOW in_order AS (PARTITION BY user_name ORDER BY {order}, line)
@@ -30,12 +30,12 @@ ORDERED = """
 CONTINUES = "history = first_history OR history = list_slice(before, len(before) - len(history) + 1, len(before))"
 IS_PREFIX = "history = list_slice(first_history, 1, len(history))"  # of the longest one
 UNFOLDED = """
-    SELECT row_number() OVER (ORDER BY first_line, place, item_place) AS line, user_name, item_name, time FROM (
-        SELECT first_line, place, generate_subscripts(target, 1) AS item_place, user_name, unnest(target) AS item_name,
-               time
+    SELECT row_number() OVER (ORDER BY first_line, position, item_position) AS line, user_name, item_name, time FROM (
+        SELECT first_line, position, generate_subscripts(target, 1) AS item_position, user_name,
+               unnest(target) AS item_name, time
         FROM ordered_rows UNION ALL
         SELECT first_line, 0, generate_subscripts(history, 1), user_name, unnest(history), first_time
-        FROM ordered_rows WHERE place = 1)
+        FROM ordered_rows WHERE position = 1)
 """
 
 
@@ -80,7 +80,7 @@ def unfold_histories(tables: Tables, table: Table, column: str, item: str | None
     histories, `item` what comes after them, if that is in the file, and `seconds` is the SQL of the time.
 
     Raises:
-        InputError: a history that does not go on from the rows before it; names the lines.
+        InputError: a history that does not continue the rows before it; names the lines.
     """
     unread = locate_where(tables, "interactions", "history IS NULL", table, output)
     if unread:

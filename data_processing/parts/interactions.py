@@ -21,7 +21,7 @@ from data_processing.parts.missing import NOTHING, missing_in
 from data_processing.parts.row_filter import keep_rows, kept_columns
 from data_processing.parts.splits import Histories, load_rows
 from data_processing.parts.tables import Tables
-from data_processing.parts.text_columns import choose_text_columns, print_words_for_nothing
+from data_processing.parts.text_columns import choose_text_columns, print_missing_texts
 from data_processing.parts.times import check_times, seconds
 from utils.errors import InputError
 
@@ -38,8 +38,8 @@ ITEM_TEXTS = """
     FROM (SELECT item_name, min(line) AS first, max(line) AS last FROM item_lines GROUP BY item_name)
     JOIN (
         SELECT line AS last, list_transform(
-            {places}::INTEGER[],
-            lambda place: CASE WHEN NOT regexp_full_match(fields[place], '{nothing}') THEN fields[place] END
+            {numbers}::INTEGER[],
+            lambda number: CASE WHEN NOT regexp_full_match(fields[number], '{nothing}') THEN fields[number] END
         ) AS fields FROM item_lines
     ) USING (last)
 """
@@ -98,7 +98,7 @@ class Filters:
 
     repeats: str  # one of REPEATS
     min_user_interactions: int
-    min_item_interactions: int  # 0 also keeps items that nobody had
+    min_item_interactions: int  # 0 also keeps items without any
     keep_textless: bool  # whether, of these, items without text are kept: their embeddings are given
 
 
@@ -112,7 +112,7 @@ def read_interactions(tables: Tables, source: Source, output: Path) -> None:
     table, rows = source.table, "interaction_rows"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     columns = {"user_name": source.user, "item_name": source.item, "time": source.time}
-    columns |= {f"kept_{place}": name for place, name in enumerate(kept_columns(source.keep or {}))}
+    columns |= {f"kept_{number}": name for number, name in enumerate(kept_columns(source.keep or {}))}
     selected = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
     if source.history is not None:
         selected |= history_columns(table, source.history, source.item)
@@ -154,12 +154,12 @@ def read_items(tables: Tables, source: Source, output: Path) -> Source:
     drop_incomplete(tables, "item_rows", "item_lines", {"item_name": source.item}, table, output)
     refuse_header(tables, source, "--item_names")
     chosen = source.texts or choose_text_columns(tables, table, names)
-    places = [names.index(name) + 1 for name in chosen]
-    tables.make("item_texts", ITEM_TEXTS.format(places=places, nothing=NOTHING))
-    print_words_for_nothing(tables, table, places)
-    if table.rows_name_fields:  # no header has told whether these columns exist
-        for place, name in enumerate(source.texts or (), start=1):
-            if not tables.value(f"SELECT count(fields[{place}]) FROM item_texts"):
+    numbers = [names.index(name) + 1 for name in chosen]
+    tables.make("item_texts", ITEM_TEXTS.format(numbers=numbers, nothing=NOTHING))
+    print_missing_texts(tables, table, numbers)
+    if table.rows_name_fields:  # no header has shown whether these columns exist
+        for number, name in enumerate(source.texts or (), start=1):
+            if not tables.value(f"SELECT count(fields[{number}]) FROM item_texts"):
                 raise InputError(f"{table.path}: no line has text in {name!r} (--text_columns). {columns_of(table)}")
     return source._replace(texts=chosen)
 

@@ -73,11 +73,7 @@ def load_item_texts(path: Path) -> dict[int, dict]:
 
 
 def count_items(directory: Path) -> int:
-    """Number of items of a data set: the rows of its embeddings or, before these are made, the largest item id + 1.
-
-    Raises:
-        InputError: a damaged file, or embeddings of other texts than the data set's.
-    """
+    """Number of items of a data set: the rows of its embeddings or, before these are made, the largest item id + 1."""
     if (directory / "item_text_embeddings.npy").is_file():
         check_encoded(directory / "item_text_embeddings.npy")
         return len(load_matrix(directory / "item_text_embeddings.npy", REMEDY))
@@ -171,7 +167,7 @@ def merged_embeddings(
 ) -> Iterator[str]:
     """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E), and yield its fingerprint.
 
-    The file gets its name when the block ends without an error; a killed run goes on where it stopped.
+    The file gets its name when the block ends without an error; a killed run resumes where it stopped.
 
     Raises:
         InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.

@@ -78,7 +78,7 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
         InputError: a condition that cannot be evaluated on the values, or that no row meets.
     """
     columns = enumerate(kept_columns(keep))
-    typed = [f"{as_type(tables, rows, f'kept_{place}')} AS {identifier(name)}" for place, name in columns]
+    typed = [f"{as_type(tables, rows, f'kept_{number}')} AS {identifier(name)}" for number, name in columns]
     query = f"SELECT {', '.join(['line AS line_of_row', *typed])} FROM {rows}"
     condition = " AND ".join(f"({duckdb.SQLExpression(text)})::BOOLEAN" for text in keep)
     try:
@@ -100,7 +100,7 @@ def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
 def as_type(tables: Tables, rows: str, column: str) -> str:
     """SQL of a column of text as numbers or truth values, if all values that are not missing can be read as such.
 
-    Whole numbers become BIGINT, as a DOUBLE does not tell long ids apart; if they are too long for it, they stay text.
+    Whole numbers become BIGINT, as a DOUBLE cannot distinguish long ids; if they are too long for it, they stay text.
     """
     value = f"CASE WHEN NOT {missing_in(column)} THEN trim({column}) END"
     kinds = (("BIGINT", r"-?\d{1,18}"), ("VARCHAR", r"-?\d+"), ("DOUBLE", ".*"), ("BOOLEAN", ".*"))

@@ -114,7 +114,7 @@ def original_names(tables: Tables, name: str) -> Iterator[int | str]:
 def cold_pieces(
     histories: Iterable[tuple[Any, list[int]]], random: np.random.Generator, last: bool = False
 ) -> Iterator[tuple[Any, list[int]]]:
-    """Yield a contiguous piece of 2 to 4 items of each user's history; length and place are drawn as in the release.
+    """Yield a contiguous piece of 2 to 4 items of each user's history; length and start are drawn as in the release.
 
     With `last` the piece is the end of the history. Users with fewer than two items are left out.
     """
@@ -128,8 +128,7 @@ def cold_pieces(
 
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
     """Add --test_share and --seed."""
-    help_text = "share of the users that go to test.pkl, 0 to 1"
-    flags.add_argument("--test_share", type=proportion, default=0.1, help=help_text)
+    flags.add_argument("--test_share", type=proportion, default=0.1, help="share of the users in test.pkl, 0 to 1")
     flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
 
@@ -178,8 +177,8 @@ def split_at_time(histories: Histories, settings: SplitSettings) -> Parts:
     """train.pkl has what was before a time; test.pkl has that and one more item, of users with items on both sides."""
     cut = DEFAULT_SPLIT_TIME if settings.split_time is None else settings.split_time
     if 0 < cut < 1:
-        place = int(cut * len(histories.times))
-        cut = float(np.partition(histories.times, place)[place])
+        position = int(cut * len(histories.times))
+        cut = float(np.partition(histories.times, position)[position])
     users = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
     before = np.bincount(users[histories.times < cut], minlength=len(histories.lengths))
     both = (before > 0) & (before < histories.lengths)

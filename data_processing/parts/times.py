@@ -83,7 +83,7 @@ def check_times(tables: Tables, table: Table, column: str, formats: list[str] | 
     The form is that of `formats`, of strptime, or is recognised and printed.
 
     Raises:
-        InputError: times in another form, or in another unit, than most; names the lines. Dates of which nothing tells
+        InputError: times in another form, or in another unit, than most; names the lines. Dates of which nothing shows
             which number is the day and which the month.
     """
     form = find_format(tables, formats)
@@ -127,11 +127,7 @@ def first_time(tables: Tables, condition: str = "true") -> str | None:
 
 
 def print_format(tables: Tables, form: TimeFormat, table: Table, column: str) -> None:
-    """Print the form of dates that was recognised and, where day and month might be exchanged, the time that decides.
-
-    Raises:
-        InputError: no time decides it.
-    """
+    """Print the form of dates and, where day and month might be exchanged, the time that decides; one must do so."""
     if form.name not in ORDERS:
         print(f"{table.path}: times ({column}) are read as {form.name}")
         return
@@ -153,7 +149,7 @@ def print_format(tables: Tables, form: TimeFormat, table: Table, column: str) ->
 
 
 def seconds(tables: Tables, formats: list[str] | None) -> str:
-    """SQL of the time in seconds; the largest number tells the unit of all."""
+    """SQL of the time in seconds; the largest number decides the unit of all."""
     form = find_format(tables, formats)
     if form.name != "a number":
         return form.seconds
