@@ -6,7 +6,7 @@
 Reads item_text_dict.pkl of each directory and writes beside it item_text_embeddings.npy (largest item id + 1, width)
 float32, unit rows, zero where an item has no text, and item_text_embeddings.json (encoder, rows, width). The encoder is
 any sentence-transformers model, by its name on the Hub or as a local directory; code that comes with a model is not
-run. Prints how many texts are longer than what the encoder reads. A run that was killed goes on where it stopped.
+run. Prints how many texts are longer than what the encoder reads. A run that was killed resumes where it stopped.
 """
 
 import contextlib
@@ -23,16 +23,7 @@ if __name__ == "__main__":
 
 import torch
 
-from data_processing.parts.encoding import (
-    DEFAULT_BATCH,
-    DEFAULT_ENCODER,
-    Encoding,
-    encoded_embeddings,
-    load_encoder,
-    process_pool,
-    require_encoder,
-    texts_to_encode,
-)
+from data_processing.parts import encoding
 from data_processing.parts.merging import REMEDY, count_ids, load_item_texts
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
@@ -53,8 +44,10 @@ def main() -> None:
     """Encode the texts of each data set; the encoder is loaded once, and only if a data set needs it."""
     flags = parser(__doc__)
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
-    flags.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument(
+        "--encoder", default=encoding.DEFAULT_ENCODER, help="sentence-transformers model or local directory"
+    )
+    flags.add_argument("--batch_size", type=positive_int, default=encoding.DEFAULT_BATCH, help="texts encoded at once")
     flags.add_argument("--devices", nargs="+", help="one process each, such as cuda:0 cuda:1, or cpu cpu")
     add_device_flags(flags)
     args = flags.parse_args()
@@ -65,38 +58,39 @@ def main() -> None:
     for directory in directories:
         require_file(directory / "item_text_dict.pkl", REMEDY)
     device = torch.device("cpu") if args.devices else pick_device(args)
-    require_encoder(args.encoder)
+    encoding.require_encoder(args.encoder)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
-        def encoding() -> Encoding:
-            encoder = load_encoder(args.encoder, device)
-            pool = stack.enter_context(process_pool(encoder, args.devices))
-            return Encoding(encoder, args.batch_size, device, pool)
+        def load() -> encoding.Encoding:
+            encoder = encoding.load_encoder(args.encoder, device)
+            pool = stack.enter_context(encoding.process_pool(encoder, args.devices))
+            return encoding.Encoding(args.encoder, encoder, args.batch_size, pool)
 
         for directory in directories:
-            encode_directory(directory, args.encoder, encoding)
+            encode_directory(directory, args.encoder, load)
 
 
-def encode_directory(directory: Path, name: str, encoding: Callable[[], "Encoding"]) -> None:
+def encode_directory(directory: Path, name: str, load: Callable[[], encoding.Encoding]) -> None:
     """Encode the texts of one data set, unless that was done with the same texts and the encoder of that name.
 
-    `encoding` loads the encoder; it is called after the texts are read.
+    `load` loads the encoder; it is called after the texts are read.
     """
     check_whole(directory / MANIFEST)
     source = directory / "item_text_dict.pkl"
-    made, noted = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
-    known, count = content(source), count_ids(directory)
-    if made.is_file() and noted.is_file():
-        load_matrix(made, "Delete it and run the same command again.")  # raises if it is not whole
-        metadata = {"texts": known, "encoder": name, "rows": count, "files": {made.suffix: content(made)}}
-        if metadata.items() <= read_json(noted).items():
+    embeddings, json_path = directory / "item_text_embeddings.npy", directory / "item_text_embeddings.json"
+    texts_hash, count = content(source), count_ids(directory)
+    if embeddings.is_file() and json_path.is_file():
+        load_matrix(embeddings, "Delete it and run the same command again.")  # raises if it is not whole
+        files = {embeddings.suffix: content(embeddings)}
+        expected = {"texts": texts_hash, "encoder": name, "rows": count, "files": files}
+        if expected.items() <= read_json(json_path).items():
             print(f"{directory}: encoded already")
             return
-    texts = texts_to_encode(load_item_texts(source), directory)
-    matrix = encoded_embeddings(directory, texts, count, encoding(), name)
+    texts = encoding.texts_to_encode(load_item_texts(source), directory)
+    matrix = encoding.encoded_embeddings(directory, texts, count, load())
     with matrix as metadata, staged_directory(directory) as staging:
-        save_json(staging / noted.name, {"texts": known, **metadata})
+        save_json(staging / json_path.name, {"texts": texts_hash, **metadata})
     print(f"{directory}: {count} items, {count - len(texts)} of them without text")
 
 

@@ -8,9 +8,9 @@ Weights come from the Hub model hkuds/RecGPT_model into ./ckpt, data from the Hu
 ./data; reviews and metadata of Amazon Reviews 2023 (Hub dataset McAuley-Lab/Amazon-Reviews-2023) into OUTPUT, where
 data_process_1.py reads them. A mirror may be named in HF_ENDPOINT.
 
-Run the same command again after any interruption: a transfer goes on where it stopped, and a file that is there in the
+Run the same command again after any interruption: a transfer resumes where it stopped, and a file that is there in the
 size that the Hub lists is not fetched again. One of another size is replaced, once the new one is whole. What arrives
-is held against the Hub's size and checksum before it gets its name.
+is compared with the Hub's size and checksum before it gets its name.
 
 The embeddings of pre_train come as 51.5 GB of rar parts, which are unpacked with unrar or bsdtar; that takes another
 147 GB while it runs, and leaves 95 GB. Afterwards the parts may be deleted, and are not fetched again.
@@ -64,24 +64,20 @@ def main() -> None:
     parts = {"weights", *DATA_FOLDERS} if "all" in args.release else set(args.release)
     folders = [folder for folder in DATA_FOLDERS if folder in parts]
     # Everything is looked up before the first byte is fetched: a mistyped category shows at once, not after hours.
-    work = [(list_weights(), args.ckpt_dir)] if "weights" in parts else []
-    work += [(list_folder(DATA, "dataset", folder), args.data_dir) for folder in folders]
-    work += [
+    wanted = [(list_weights(), args.ckpt_dir)] if "weights" in parts else []
+    wanted += [(list_folder(DATA, "dataset", folder), args.data_dir) for folder in folders]
+    wanted += [
         ([find_file(AMAZON, pattern.format(category)) for pattern in AMAZON_FILES], args.output)
         for category in args.amazon
     ]
-    for files, directory in work:
+    for files, directory in wanted:
         fetch(files, directory)
     for folder in folders:
         unpack_parts(Path(args.data_dir) / folder)
 
 
 def list_weights() -> list[HubFile]:
-    """Look up the release's weights: the whole file if there is one, otherwise its zip parts.
-
-    Raises:
-        InputError: neither exists, or the Hub is out of reach.
-    """
+    """Look up the release's weights: the whole file, or its zip parts; raise InputError if there is neither."""
     files = list_folder(MODEL, "model", "")
     whole = [file for file in files if file.path == WEIGHTS]
     weights = whole or [file for file in files if file.path.startswith(f"{WEIGHTS}.")]
@@ -145,10 +141,10 @@ def unpack_rar(parts: list[Path], scratch: Path) -> None:
                 with part.open("rb") as file:
                     shutil.copyfileobj(file, process.stdin, BLOCK)
         except BrokenPipeError:
-            pass  # the program gave up; its exit code and complaint are read below
-        _, complaint = process.communicate()
+            pass  # the program gave up; its exit code and message are read below
+        _, message = process.communicate()
     if process.returncode:
-        reason = (complaint.decode(errors="replace").strip().splitlines() or ["no reason given"])[0]
+        reason = (message.decode(errors="replace").strip().splitlines() or ["no reason given"])[0]
         raise InputError(
             f"{parts[0]}: unpacking failed ({reason}). Delete the part that is damaged and run the same command again."
         )

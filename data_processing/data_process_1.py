@@ -13,7 +13,7 @@ cold_train.pkl and cold_test.pkl (dict user -> item ids in time order), test_tim
 Users keep their names; items are numbered from 0, and item_ids.jsonl has the names that they had.
 
 Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden file beside OUTPUT. A run that was
-killed goes on with the tables that were finished.
+killed resumes with the tables that were finished.
 """
 
 import glob
@@ -22,7 +22,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository
@@ -36,11 +36,18 @@ from tqdm import tqdm
 
 from data_processing.parts.hub import RAW, local_file
 from data_processing.parts.missing import NOTHING, is_missing, missing_in
-from data_processing.parts.splits import Histories, Parts, add_split_flags, draw_test, save_histories
+from data_processing.parts.splits import (
+    Histories,
+    Parts,
+    add_split_flags,
+    draw_test,
+    item_texts,
+    load_rows,
+    save_histories,
+)
 from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, is_bad_file, workspace
 from data_processing.parts.times import in_another_unit, units_per_second
 from utils.cli import parser, positive_float, positive_int, run
-from utils.data import cumulate
 from utils.datasets import DATA_SET
 from utils.errors import InputError
 from utils.files import read_jsonl, require_file, staged_set
@@ -58,12 +65,13 @@ NO_REVIEW = f"{missing_in('reviewer')} OR {missing_in('item')} OR NOT coalesce(i
 REVIEWERS = "SELECT reviewer AS name, min(line) AS first, count(*) AS reviews FROM reviews GROUP BY reviewer"
 USERS = "SELECT name, row_number() OVER (ORDER BY first) - 1 AS id FROM reviewers WHERE reviews >= ?"
 EVENTS = """
-    SELECT id AS user_id, item, time, row_number() OVER (ORDER BY id, time, line) AS place
+    SELECT id AS user_id, item, time, row_number() OVER (ORDER BY id, time, line) AS position
     FROM reviews JOIN users ON reviewer = name
 """
-ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(place)) - 1 AS id FROM events GROUP BY item"
+ITEMS = "SELECT item AS name, row_number() OVER (ORDER BY min(position)) - 1 AS id FROM events GROUP BY item"
 HISTORY_ROWS = """
-    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time FROM events JOIN items ON item = name ORDER BY place
+    SELECT user_id::INTEGER AS user_id, id::INTEGER AS item, time
+    FROM events JOIN items ON item = name ORDER BY position
 """
 METADATA = f"""
     SELECT row_number() OVER () AS line, json->>'$.parent_asin' AS item,
@@ -76,7 +84,7 @@ TEXTS = f"""
          QUALIFY row_number() OVER (PARTITION BY id ORDER BY line DESC) = 1)
     WHERE len(list_filter(fields, lambda field: NOT regexp_full_match(field::VARCHAR, '{NOTHING}'))) > 0
 """
-ALL_ITEMS = "SELECT count(*) FROM (SELECT item FROM reviews UNION SELECT item FROM metadata)"
+ALL_ITEMS = "(SELECT item FROM reviews UNION SELECT item FROM metadata)"
 
 
 def main() -> None:
@@ -101,8 +109,8 @@ def main() -> None:
             parts = Parts(*(np.where(chosen, histories.lengths, 0) for chosen in (~in_test, in_test)))
             save_histories(staging, tables, histories, parts, args.seed, last=False)
             save_dict(staging / "item_text_dict.pkl", tqdm(texts(tables), desc="texts", unit=" items", total=made))
-        users, items = len(in_test), tables.value("SELECT count(*) FROM items")
-        all_users, all_items = tables.value("SELECT count(*) FROM reviewers"), tables.value(ALL_ITEMS)
+        users, items = len(in_test), tables.count("items")
+        all_users, all_items = tables.count("reviewers"), tables.count(ALL_ITEMS)
     print(
         f"{output}: {users - in_test.sum()} train users, {in_test.sum()} test users, {len(histories.items)} "
         f"interactions, {items} items, {items - made} of them without text"
@@ -126,10 +134,10 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
     """
     read_lines(tables, "reviews", REVIEWS, NO_REVIEW, reviews, check_review)
     largest = tables.value("SELECT max(abs(time)) FROM reviews") or 0
-    odd = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
-    if odd is not None:
+    low = tables.value(f"SELECT min(time) FROM reviews WHERE {in_another_unit('time', largest)}")
+    if low is not None:
         raise InputError(
-            f"{reviews}: timestamp {odd:.0f} is in another unit than the largest, {largest:.0f}. Write all in one unit."
+            f"{reviews}: timestamp {low:.0f} is in another unit than the largest, {largest:.0f}. Write all in one unit."
         )
     tables.make("reviewers", REVIEWERS)
     users = tables.make("users", USERS, min_interactions)
@@ -137,17 +145,12 @@ def number_histories(tables: Tables, reviews: Path, min_interactions: int) -> Hi
         raise InputError(f"{reviews}: no user has {min_interactions} or more reviews. Lower --min_interactions.")
     tables.make("events", EVENTS)
     tables.make("items", ITEMS)
-    columns = tables.columns(HISTORY_ROWS)
-    offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
-    return Histories(columns["item"], columns["time"] / units_per_second(largest), offsets)
+    histories = load_rows(tables, HISTORY_ROWS, users)
+    return histories._replace(times=histories.times / units_per_second(largest))
 
 
 def gather_texts(tables: Tables, meta: Path) -> int:
-    """Make the table `texts` with the text fields of all items, and return its length; the last line of an item counts.
-
-    Raises:
-        InputError: a line without parent_asin.
-    """
+    """Make the table `texts` of the text fields of all items, and return its length; an item's last line counts."""
     read_lines(tables, "metadata", METADATA, missing_in("item"), meta, check_metadata)
     return tables.make("texts", TEXTS)
 
@@ -157,56 +160,45 @@ def read_lines(tables: Tables, name: str, query: str, bad: str, path: Path, chec
     print(f"reading {path}")
     try:
         tables.make(name, query, glob.escape(str(path)))  # DuckDB takes [, * and ? for a pattern
+        reason = "a field is missing or of another type" if tables.count(f"{name} WHERE {bad}") else None
     except duckdb.Error as error:
         if not is_bad_file(error, path):
             raise
-        name_bad_line(path, check, first_line(error))
-    if tables.value(f"SELECT count(*) FROM {name} WHERE {bad}"):
-        name_bad_line(path, check)
+        reason = first_line(error)
+    if reason:
+        for line, record in read_jsonl(path, REMEDY):  # DuckDB does not count lines reliably
+            check(record, f"{path}, line {line}")
+        raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
 
 
-def name_bad_line(path: Path, check: Callable, reason: str = "a field is missing or of another type") -> NoReturn:
-    """Raise InputError naming the first line that `check` refuses: DuckDB does not count lines reliably."""
-    for line, record in read_jsonl(path, REMEDY):
-        check(record, f"{path}, line {line}")
-    raise InputError(f"{path}: {reason}. Mend it, or fetch it again (data_download.py --amazon CATEGORY).")
-
-
-def check_review(review: dict[str, Any], place: str) -> None:
-    """Raise InputError naming the place unless a review has a user, an item and a finite time."""
+def check_review(review: dict[str, Any], where: str) -> None:
+    """Raise InputError, which begins with `where`, unless a review has a user, an item and a finite time."""
     for name in ("user_id", "parent_asin"):
         if is_missing(review.get(name)):
-            raise InputError(f"{place}: no {name}, expected user_id, parent_asin and timestamp.")
+            raise InputError(f"{where}: no {name}, expected user_id, parent_asin and timestamp.")
     time = review.get("timestamp")
     try:
-        number = math.nan if isinstance(time, bool) else float(time)
+        finite = not isinstance(time, bool) and math.isfinite(float(time))
     except (TypeError, ValueError):
-        number = math.nan
-    if not math.isfinite(number):
+        finite = False
+    if not finite:
         raise InputError(
-            f"{place}: timestamp {time!r} is not a number; expected seconds or milliseconds. Mend or remove the line."
+            f"{where}: timestamp {time!r} is not a number; expected seconds or milliseconds. Mend or remove the line."
         )
 
 
-def check_metadata(metadata: dict[str, Any], place: str) -> None:
-    """Raise InputError naming the place unless metadata name their item."""
+def check_metadata(metadata: dict[str, Any], where: str) -> None:
+    """Raise InputError, which begins with `where`, unless metadata name their item."""
     if is_missing(metadata.get("parent_asin")):
-        raise InputError(f"{place}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
+        raise InputError(f"{where}: no parent_asin, expected it and text fields ({', '.join(TEXT_FIELDS)}).")
 
 
 def texts(tables: Tables) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield (item id, text fields) in ascending order."""
-    for item, fields in tables.rows("SELECT id, fields FROM texts ORDER BY id"):
-        named = zip(TEXT_FIELDS, fields, strict=True)
-        yield item, text_fields({name: json.loads(field) for name, field in named if field is not None})
-
-
-def text_fields(metadata: dict[str, Any]) -> dict[str, Any]:
-    """The text fields of an item in the release's order, with `details` as a JSON string."""
-    fields = {name: metadata[name] for name in TEXT_FIELDS if name in metadata}
-    if "details" in fields and not isinstance(fields["details"], str):
-        fields["details"] = json.dumps(fields["details"])
-    return fields
+    """Yield (item id, text fields) in ascending order; fields are in the release's order, `details` a JSON string."""
+    for item, fields in item_texts(tables, "texts", TEXT_FIELDS):
+        if not isinstance(fields.get("details", ""), str):
+            fields["details"] = json.dumps(fields["details"])
+        yield item, fields
 
 
 if __name__ == "__main__":

@@ -21,14 +21,7 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from data_processing.parts.merging import (
-    REMEDY,
-    count_items,
-    id_maps,
-    load_histories,
-    merge_histories,
-    named_directories,
-)
+from data_processing.parts import merging
 from utils.cli import parser, run
 from utils.datasets import HISTORIES, MAPS, catalogs
 from utils.errors import InputError
@@ -44,18 +37,18 @@ def main() -> None:
     args = flags.parse_args()
 
     output = Path(args.output)
-    directories = named_directories(args.datasets)
+    directories = merging.named_directories(args.datasets)
     for directory in directories.values():
         if output.is_dir() and directory.samefile(output):
             raise InputError(f"--output {output} is one of --datasets, whose train.pkl it would replace. Name another.")
-        require_file(directory / "train.pkl", REMEDY)
-    maps = id_maps({name: count_items(directory) for name, directory in directories.items()})
-    data_sets = (load_histories(directories[name] / "train.pkl", len(id_map)) for name, id_map in maps.items())
+        require_file(directory / "train.pkl", merging.REMEDY)
+    maps = merging.id_maps({name: merging.count_items(directory) for name, directory in directories.items()})
+    data_sets = (merging.load_histories(directories[name] / "train.pkl", len(id_map)) for name, id_map in maps.items())
     counts = Counter()
     with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories)) as staging:
-        save_dict(staging / HISTORIES, enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
+        save_dict(staging / HISTORIES, enumerate(counted(merging.merge_histories(data_sets, maps.values()), counts)))
         if not counts["users"]:
-            raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl has a user. {REMEDY}")
+            raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl has a user. {merging.REMEDY}")
         save_dict(staging / MAPS, ((name, id_map.tolist()) for name, id_map in maps.items()))
     items = sum(map(len, maps.values()))
     print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")

@@ -19,19 +19,19 @@ The text of an item consists of the columns that describe it, those with short v
 texts. Columns in which nearly all values are addresses, images, ids of items, numbers, dates or flags are left out, and
 named; a column called title or name is always taken. --text_columns chooses others, in the order given.
 
-Times are numbers (seconds, or fractions of them, as their size tells) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
+Times are numbers (seconds, or fractions of them, which their size decides) or dates: 2023-01-31, 2023-01-31T12:30:00Z,
 31.1.2023 12:30, 1/31/2023 12:30:00 PM, Fri Aug 25 13:55:02 -0700 2017, 20230131; for others give --time_format. If no
-date tells which number is the day and which the month, it is required. Equal times keep the file's order.
+date shows which number is the day and which the month, it is required. Equal times keep the file's order.
 
 A row may have a history: a column called history or item_id_list, or --history_column, has the items between blanks,
 commas, semicolons or bars, or as a list, and the column of the item has what came after it (in MIND, what was clicked).
-If the histories of a user go on from each other, as in RecBole's benchmark files, each interaction is read once, in
+If each history of a user continues the one before, as in RecBole's benchmark files, each interaction is read once, in
 order; at equal times, or without times, the shorter history comes first. The items of a first history get its time.
 
 The filters come after --repeats, and are repeated until nothing changes: with the defaults the 5-core is left. The
-catalog then consists of the items with interactions; --min_item_interactions 0 also keeps items with text that nobody
-had. Items without text have a zero embedding. Files may be larger than memory: DuckDB sorts them, within --memory, in a
-hidden file beside OUTPUT. A run that was killed goes on where it stopped.
+catalog then consists of the items with interactions; --min_item_interactions 0 also keeps other items with text. Items
+without text have a zero embedding. Files may be larger than memory: DuckDB sorts them, within --memory, in a hidden
+file beside OUTPUT. A run that was killed resumes where it stopped.
 
 The splits leave out lists with one item:
     leave_last_out   everyone is a test user, the last item is the target; train.pkl has the lists without it
@@ -48,7 +48,6 @@ import argparse
 import contextlib
 import datetime
 import itertools
-import json
 import math
 import sys
 from dataclasses import replace
@@ -62,23 +61,24 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import duckdb
+import torch
 
+from data_processing.parts import encoding
 from data_processing.parts.check import check_directory
 from data_processing.parts.columns import ReadSettings, Table, clean, columns_of, find_column, find_history
-from data_processing.parts.encoding import (
-    Encoding,
-    add_encoder_flags,
-    encoded_embeddings,
-    given_embeddings,
-    load_encoder,
-    require_encoder,
-    save_metadata,
-    texts_to_encode,
-)
 from data_processing.parts.formats import FORMATS, open_table
 from data_processing.parts.interactions import REPEATS, Filters, Source, gather_histories, read_interactions, read_items
 from data_processing.parts.row_filter import parse_keep
-from data_processing.parts.splits import SPLITS, Histories, Parts, SplitSettings, add_split_flags, save_histories, split
+from data_processing.parts.splits import (
+    SPLITS,
+    Histories,
+    Parts,
+    SplitSettings,
+    add_split_flags,
+    item_texts,
+    save_histories,
+    split,
+)
 from data_processing.parts.tables import MEMORY, Tables, file_key, first_line, workspace
 from data_processing.parts.times import units_per_second
 from decoder import check_width
@@ -102,35 +102,25 @@ def main() -> None:
     output = Path(args.output)
     device = pick_device(args)
     if args.embeddings is None:
-        require_encoder(args.encoder)
+        encoding.require_encoder(args.encoder)
     else:
         check_given(args.embeddings)
-    with workspace(output, job_of(args, interactions, items), args.memory) as tables:
+    keep_textless = args.embeddings is not None
+    filters = Filters(args.repeats, args.min_user_interactions, args.min_item_interactions, keep_textless)
+    files = [file_key(source.table.path) for source in (interactions, items)]
+    job = {"files": files, "read": [interactions, items], "options": [filters, args.embeddings]}
+    with workspace(output, job, args.memory) as tables:
         read_interactions(tables, interactions, output)
         items = read_items(tables, items, output)
-        keep_textless = args.embeddings is not None
-        filters = Filters(args.repeats, args.min_user_interactions, args.min_item_interactions, keep_textless)
         histories = gather_histories(tables, interactions, items, filters)
         settings = SplitSettings(args.split, args.split_time, args.test_share, args.seed)
         parts = split(histories, settings, interactions.table.path)
-        texts = item_texts(tables, items.texts)
-        if args.embeddings is not None:
-            matrix = item_rows_of_given(tables, args)
-        elif not texts:
-            raise InputError(
-                f"{items.table.path}: no item has any text in {', '.join(items.texts) or 'the columns that are left'}. "
-                "Name other --text_columns, or give --embeddings."
-            )
-        else:
-            to_encode = texts_to_encode(texts, items.table.path)
-            encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-            check_width(encoding.encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
-            count = tables.value("SELECT count(*) FROM items")
-            matrix = encoded_embeddings(output, to_encode, count, encoding, args.encoder)
+        texts = dict(item_texts(tables, "items WHERE has_text", items.texts))
+        matrix = item_embeddings(tables, items, texts, args, device)
         with matrix as metadata, staged_set(output, DATA_SET) as staging:
             save_histories(staging, tables, histories, parts, args.seed, last=args.split != "users")
             save_dict(staging / "item_text_dict.pkl", texts.items())
-            save_metadata(staging, metadata)
+            encoding.save_metadata(staging, metadata)
         print_summary(tables, histories, parts, args)
 
 
@@ -140,21 +130,21 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--interactions", metavar="FILE", help="who had which item, and when")
     flags.add_argument("--items", metavar="FILE", help="the items and their texts")
     flags.add_argument("--output", metavar="DIR", help="data set directory to write to")
-    flags.add_argument("--check", metavar="DIR", help="tell all that is wrong with a data set directory; nothing else")
+    flags.add_argument("--check", metavar="DIR", help="list all that is wrong with a data set directory; nothing else")
     add_reading_flags(flags)
     flags.add_argument(
         "--text_columns", nargs="+", type=clean, metavar="NAME", help="describe an item, in this order; see above"
     )
     count = {"type": non_negative_int, "default": 5, "metavar": "N"}
     flags.add_argument("--min_user_interactions", **count, help="leave out users with fewer; 0 keeps everyone")
-    flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 keeps also what nobody had")
+    flags.add_argument("--min_item_interactions", **count, help="the same of items; 0 also keeps items without any")
     flags.add_argument("--repeats", choices=REPEATS, default="keep", help="of items that a user has several times")
     flags.add_argument("--split", choices=SPLITS, default="leave_last_out", help="see above")
     flags.add_argument(
         "--split_time", type=time_or_proportion, metavar="T", help="a time, or a share of the interactions, such as 0.9"
     )
     add_split_flags(flags)
-    add_encoder_flags(flags, "rows of ITEMS")
+    encoding.add_encoder_flags(flags, "rows of ITEMS")
     flags.add_argument("--memory", type=positive_float, default=MEMORY, help="GiB for DuckDB, before it uses the disk")
     add_device_flags(flags)
     args = flags.parse_args()
@@ -238,11 +228,7 @@ def find_problems(args: argparse.Namespace) -> list[str]:
 
 
 def check(directory: Path) -> None:
-    """Print everything that is wrong with a data set directory.
-
-    Raises:
-        InputError: something is wrong.
-    """
+    """Print everything that is wrong with a data set directory; raise InputError if anything is."""
     report = check_directory(directory)
     for fault in report.faults:
         print(f"wrong: {fault}")
@@ -254,11 +240,7 @@ def check(directory: Path) -> None:
 
 
 def open_sources(args: argparse.Namespace) -> tuple[Source, Source]:
-    """Find format and columns of both files, and print them.
-
-    Raises:
-        InputError: see `open_table` and `find_column`; no text column, unless embeddings are given.
-    """
+    """Find format and columns of both files, and print them."""
     formats, item_columns = args.format or [None], args.item_column or [None]
     settings = ReadSettings("interactions", formats[0], args.encoding, not args.no_quotes, args.names)
     table = open_table(Path(args.interactions), settings)
@@ -340,53 +322,46 @@ def named_text_columns(table: Table, item: str, args: argparse.Namespace) -> lis
     return args.text_columns
 
 
-def job_of(args: argparse.Namespace, interactions: Source, items: Source) -> dict[str, Any]:
-    """Everything that decides the contents of the tables; see `workspace`."""
-    options = [args.min_user_interactions, args.min_item_interactions, args.repeats, args.embeddings]
-    files = [file_key(source.table.path) for source in (interactions, items)]
-    return {"files": files, "read": [interactions, items], "options": options}
-
-
-def item_texts(tables: Tables, columns: list[str]) -> dict[int, dict[str, Any]]:
-    """Item id -> text fields, in ascending order, of the items that have text."""
-    return {
-        item: {name: json.loads(field) for name, field in zip(columns, fields, strict=True) if field is not None}
-        for item, fields in tables.rows("SELECT id, fields FROM items WHERE has_text ORDER BY id")
-    }
-
-
 def check_given(path: str) -> None:
     """Raise InputError if the matrix of --embeddings is missing or damaged, or of a width that no tokenizer takes."""
     matrix = load_matrix(path, "Leave out --embeddings to encode the texts.")
     check_width(matrix.shape[1], f"--embeddings {path}")
 
 
-def item_rows_of_given(tables: Tables, args: argparse.Namespace) -> contextlib.AbstractContextManager:
-    """Copy the rows of --embeddings, which has one for each row of the items file, in the order of the item ids."""
-    rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
-    expected = tables.value("SELECT count(*) FROM item_rows")
-    which = f"one for each row of {args.items}"
-    return given_embeddings(Path(args.output), Path(args.embeddings), rows, expected, which)
+def item_embeddings(
+    tables: Tables, items: Source, texts: dict[int, dict[str, Any]], args: argparse.Namespace, device: torch.device
+) -> contextlib.AbstractContextManager[dict[str, Any]]:
+    """Encode the texts or, with --embeddings, copy its rows, one for each row of the items file, in id order."""
+    if args.embeddings is not None:
+        rows = tables.columns("SELECT coalesce(last, 0) - 1 AS source_row FROM items ORDER BY id")["source_row"]
+        expected, which = tables.count("item_rows"), f"one for each row of {args.items}"
+        return encoding.given_embeddings(Path(args.output), Path(args.embeddings), rows, expected, which)
+    if not texts:
+        raise InputError(
+            f"{items.table.path}: no item has any text in {', '.join(items.texts) or 'the columns that are left'}. "
+            "Name other --text_columns, or give --embeddings."
+        )
+    to_encode = encoding.texts_to_encode(texts, items.table.path)
+    encoder = encoding.load_encoder(args.encoder, device)
+    check_width(encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
+    settings = encoding.Encoding(args.encoder, encoder, args.batch_size)
+    return encoding.encoded_embeddings(Path(args.output), to_encode, tables.count("items"), settings)
 
 
 def print_summary(tables: Tables, histories: Histories, parts: Parts, args: argparse.Namespace) -> None:
     """Print what was made, and how much was left out or lacks something."""
     train, test = ((lengths > 0).sum() for lengths in parts)
-    items = tables.value("SELECT count(*) FROM items")
+    items = tables.count("items")
     print(f"{args.output}: {train} train users, {test} test users, {len(histories.items)} interactions, {items} items")
     lacking = "last IS NULL" if args.embeddings is not None else "NOT has_text"
     print_filtered(tables, args)
-
-    def count(rows: str) -> int:
-        return tables.value(f"SELECT count(*) FROM {rows}")
-
-    unknown = count("events JOIN items USING (item_number) WHERE last IS NULL")
+    unknown = tables.count("events JOIN items USING (item_number) WHERE last IS NULL")
     remarks = {
-        "interactions left out by --repeats and the filters": count("interactions") - len(histories.items),
+        "interactions left out by --repeats and the filters": tables.count("interactions") - len(histories.items),
         "users left out for want of a history and a target": ((parts.train + parts.test) == 0).sum(),
-        "rows of items that a later row replaces": count("item_lines") - count("item_texts"),
+        "rows of items that a later row replaces": tables.count("item_lines") - tables.count("item_texts"),
         f"interactions with items that {args.items} does not have": unknown,
-        "items with a zero embedding, which are not recommended": count(f"items WHERE {lacking}"),
+        "items with a zero embedding, which are not recommended": tables.count(f"items WHERE {lacking}"),
     }
     for what, number in remarks.items():
         if number:
@@ -396,10 +371,8 @@ def print_summary(tables: Tables, histories: Histories, parts: Parts, args: argp
 def print_filtered(tables: Tables, args: argparse.Namespace) -> None:
     """Print how many users and items the filters have left out, and how many of these items nobody had."""
     dropped_unused = "all_items ANTI JOIN items USING (item_number) WHERE NOT has_interactions"
-    users, all_users, items, all_items, unused = (
-        tables.value(f"SELECT count(*) FROM {rows}")
-        for rows in ("users", "all_users", "items", "all_items", dropped_unused)
-    )
+    names = ("users", "all_users", "items", "all_items", dropped_unused)
+    users, all_users, items, all_items, unused = map(tables.count, names)
     if (users, items) != (all_users, all_items):
         print(
             f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out, "

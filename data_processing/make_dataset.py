@@ -18,9 +18,9 @@ data set. --test_share 1 makes everyone a test user: a zero-shot test.
 """
 
 import argparse
+import itertools
 import sys
 from collections.abc import Iterator
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from data_processing.parts.encoding import (
-    Encoding,
-    add_encoder_flags,
-    encoded_embeddings,
-    given_embeddings,
-    load_encoder,
-    require_encoder,
-    save_metadata,
-    texts_to_encode,
-)
+from data_processing.parts import encoding
 from data_processing.parts.missing import has_text, is_missing
 from data_processing.parts.splits import add_split_flags, cold_pieces, draw_test
 from utils.cli import parser, positive_int, run
@@ -59,7 +50,7 @@ def main() -> None:
     args = parse()
     directory, output = Path(args.input), Path(args.output)
     if args.embeddings is None:
-        require_encoder(args.encoder)
+        encoding.require_encoder(args.encoder)
     texts = read_items(find(directory, "items.jsonl"))
     histories, times = read_histories(directory, len(texts))
     kept = {user: items for user, items in histories.items() if len(items) >= args.min_interactions}
@@ -71,12 +62,12 @@ def main() -> None:
     train, test = split_users(kept, args.test_share, args.seed)
     if args.embeddings is not None:
         rows = np.arange(len(texts))
-        matrix = given_embeddings(output, Path(args.embeddings), rows, len(rows), "one per item, in id order")
+        matrix = encoding.given_embeddings(output, Path(args.embeddings), rows, len(rows), "one per item, in id order")
     else:
-        to_encode = texts_to_encode(texts, directory)
-        device = pick_device(args)
-        encoding = Encoding(load_encoder(args.encoder, device), args.batch_size, device)
-        matrix = encoded_embeddings(output, to_encode, len(texts), encoding, args.encoder)
+        to_encode = encoding.texts_to_encode(texts, directory)
+        encoder = encoding.load_encoder(args.encoder, pick_device(args))
+        settings = encoding.Encoding(args.encoder, encoder, args.batch_size)
+        matrix = encoding.encoded_embeddings(output, to_encode, len(texts), settings)
 
     with matrix as metadata, staged_set(output, DATA_SET) as staging:
         save_pickle(staging / "train.pkl", train)
@@ -86,7 +77,7 @@ def main() -> None:
         save_pickle(staging / "item_text_dict.pkl", texts)
         if times is not None:
             save_pickle(staging / "test_times.pkl", {user: times[user] for user in test})
-        save_metadata(staging, metadata)
+        encoding.save_metadata(staging, metadata)
     print(
         f"{output}: {len(train)} train users, {len(test)} test users, {sum(map(len, kept.values()))} interactions, "
         f"{len(texts)} items, {sum(not fields for fields in texts.values())} of them without text"
@@ -101,7 +92,7 @@ def parse() -> argparse.Namespace:
     flags = parser(__doc__)
     flags.add_argument("--input", required=True, metavar="DIR", help="directory with items.jsonl and sequences.jsonl")
     flags.add_argument("--output", required=True, metavar="DIR", help="data set directory to write to")
-    add_encoder_flags(flags, "items")
+    encoding.add_encoder_flags(flags, "items")
     flags.add_argument("--min_interactions", type=positive_int, default=2, help="leave out users with fewer items")
     add_split_flags(flags)
     add_device_flags(flags)
@@ -110,11 +101,8 @@ def parse() -> argparse.Namespace:
 
 def split_users(histories: dict[Any, list[int]], test_share: float, seed: int) -> tuple[dict, dict]:
     """Split the users at random into train and test; both keep the order of `histories`."""
-    in_test = draw_test(len(histories), test_share, seed).tolist()
-    train: dict[Any, list[int]] = {}
-    test: dict[Any, list[int]] = {}
-    for (user, items), is_test in zip(histories.items(), in_test, strict=True):
-        (test if is_test else train)[user] = items
+    in_test = draw_test(len(histories), test_share, seed)
+    train, test = (dict(itertools.compress(histories.items(), chosen)) for chosen in (~in_test, in_test))
     return train, test
 
 
@@ -189,14 +177,14 @@ def read_histories(directory: Path, count: int) -> tuple[dict[Any, list[int]], d
     return items, dict(zip(items, (user_times for _, user_times in times), strict=True))
 
 
-def check_history(history: Any, count: int, place: str) -> None:
-    """Raise InputError naming the place unless `history` is a list of one or more item ids below `count`."""
+def check_history(history: Any, count: int, where: str) -> None:
+    """Raise InputError, which begins with `where`, unless `history` is a list of one or more item ids below `count`."""
     if not isinstance(history, list) or not history:
-        raise InputError(f"{place}: items is {str(history)[:60]}, expected one or more item ids. Remove the line.")
+        raise InputError(f"{where}: items is {str(history)[:60]}, expected one or more item ids. Remove the line.")
     for item in history:
         if type(item) is not int or not 0 <= item < count:
             raise InputError(
-                f"{place}: item {item!r} is not in items.jsonl, which has ids 0 to {count - 1}. "
+                f"{where}: item {item!r} is not in items.jsonl, which has ids 0 to {count - 1}. "
                 "Add the item there, or take it out here."
             )
 
@@ -210,7 +198,7 @@ def read_times(path: Path) -> Iterator[tuple[int, list[float]]]:
     for line, times in read_jsonl(path, REMEDY, object):
         if not isinstance(times, list) or not all(map(is_time, times)):
             raise InputError(f"{path}, line {line}: found {str(times)[:60]}, expected a list of finite numbers.")
-        for early, late in pairwise(times):
+        for early, late in itertools.pairwise(times):
             if late < early:
                 raise InputError(
                     f"{path}, line {line}: {late} comes after {early}, expected times in order. Sort them, and the "

@@ -4,7 +4,7 @@
     python data_processing/make_eval.py --datasets data/food --users 5000 --seed 0 --output data/eval
 
 Reads train.pkl, test.pkl and item_text_embeddings.npy of each data set (all users, or --users of each at random; a user
-whose list in test.pkl only goes on from that in train.pkl is read once, from test.pkl) and writes to OUTPUT eval.pkl
+whose list in test.pkl continues that in train.pkl is read once, from test.pkl) and writes to OUTPUT eval.pkl
 (dict user -> item ids), token_id_list_eval.pkl (codes by item id, with the tokenizer's fingerprint in
 token_id_list_eval.json), eval_id_map.pkl (dict item id -> row of the embeddings), all_item_text_embeddings_eval.npy
 (N, E) and .json, and dataset.json, which lists them with hashes.
@@ -22,17 +22,8 @@ if __name__ == "__main__":
 import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
+from data_processing.parts import merging
 from data_processing.parts.codes import save_token_list
-from data_processing.parts.merging import (
-    REMEDY,
-    common_encoder,
-    id_maps,
-    load_embeddings,
-    load_histories,
-    merge_histories,
-    merged_embeddings,
-    named_directories,
-)
 from utils.cli import parser, positive_int, run, seed
 from utils.data import Sequences, cumulate
 from utils.datasets import HELD_OUT
@@ -53,24 +44,23 @@ def main() -> None:
     add_device_flags(flags)
     args = flags.parse_args()
 
-    directories = named_directories(args.datasets)
-    matrices = load_embeddings(list(directories.values()))
-    encoder = common_encoder(list(directories.values()))
-    maps = list(id_maps(dict(zip(directories, map(len, matrices.values()), strict=True))).values())
+    directories = merging.named_directories(args.datasets).values()
+    matrices, encoder = merging.load_embeddings(directories)
+    maps = list(merging.id_maps({path: len(matrix) for path, matrix in matrices.items()}).values())
     histories = [
-        draw_users(all_histories(directory, len(matrix)), args.users, args.seed)
-        for directory, matrix in zip(directories.values(), matrices.values(), strict=True)
+        draw_users(all_histories(directory, len(id_map)), args.users, args.seed)
+        for directory, id_map in zip(directories, maps, strict=True)
     ]
     if not any(map(len, histories)):
-        raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl or test.pkl has a user. {REMEDY}")
+        raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl or test.pkl has a user. {merging.REMEDY}")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
     codes = np.concatenate([tokenizer.tokenize(matrix, str(path)) for path, matrix in matrices.items()])
 
     output = Path(args.output)
-    merged = dict(enumerate(merge_histories(histories, maps)))
+    merged = dict(enumerate(merging.merge_histories(histories, maps)))
     *listed, matrix_name = HELD_OUT
     with (
-        merged_embeddings(output / matrix_name, matrices, maps, "float32") as made,
+        merging.merged_embeddings(output / matrix_name, matrices, maps, "float32") as made,
         staged_set(output, listed) as staging,
     ):
         save_pickle(staging / "eval.pkl", merged)
@@ -95,8 +85,8 @@ def all_histories(directory: Path, count: int) -> Sequences:
     """
     paths = [path for path in (directory / "train.pkl", directory / "test.pkl") if path.is_file()]
     if not paths:
-        raise InputError(f"{directory} has neither train.pkl nor test.pkl. {REMEDY}")
-    parts = [load_histories(path, count) for path in paths]
+        raise InputError(f"{directory} has neither train.pkl nor test.pkl. {merging.REMEDY}")
+    parts = [merging.load_histories(path, count) for path in paths]
     if len(parts) == 2:
         parts[0] = unlike_test(directory, *parts)
     lengths = np.concatenate([part.lengths for part in parts])

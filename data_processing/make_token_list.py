@@ -6,8 +6,8 @@
 
 Writes OUTPUT, a list of N lists of four codes in row order; beside it, with .npy in place of .pkl, the same codes as an
 array (N, 4) int16, and with .json the fingerprints of tokenizer and embeddings, the number of items and the embedding
-width. Prints how well the codes tell items apart. Only a chunk of the embeddings is in memory; a run that was killed
-goes on where it stopped.
+width. Prints how well the codes distinguish items. Only a chunk of the embeddings is in memory; a run that was killed
+resumes where it stopped.
 """
 
 import sys
@@ -34,7 +34,7 @@ REMEDY = "Make it with data_processing/pre_train_data_process.py, TextEncoder_ba
 
 
 def main() -> None:
-    """Tokenize the embeddings, write the codes, and print how well they tell items apart."""
+    """Tokenize the embeddings, write the codes, and print how well they distinguish items."""
     flags = parser(__doc__)
     flags.add_argument("--embeddings", required=True, metavar="FILE", help=".npy matrix (items, width)")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")

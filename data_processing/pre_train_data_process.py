@@ -4,7 +4,7 @@
 
 Reads item_text_embeddings.npy of each data set and OUTPUT/item_id_maps.pkl (from data_process_2.py, with the same
 --datasets); writes OUTPUT/all_item_text_embeddings.npy (N, E) and all_item_text_embeddings.json (encoder, rows, width).
-The matrix is written through a memory map: it may be larger than memory. A run that was killed goes on where it
+The matrix is written through a memory map: it may be larger than memory. A run that was killed resumes where it
 stopped.
 """
 
@@ -19,7 +19,7 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from data_processing.parts.merging import common_encoder, load_embeddings, merged_embeddings, named_directories
+from data_processing.parts.merging import load_embeddings, merged_embeddings, named_directories
 from utils.cli import parser, run
 from utils.datasets import EMBEDDINGS, MAPS, catalogs, whole_numbers
 from utils.errors import InputError
@@ -41,8 +41,7 @@ def main() -> None:
     check_whole(output / MANIFEST)
     directories = named_directories(args.datasets)
     maps = load_id_maps(output / MAPS, list(directories))
-    matrices = load_embeddings(list(directories.values()))
-    encoder = common_encoder(list(directories.values()))
+    matrices, encoder = load_embeddings(directories.values())
     known = catalogs(directories)
     if (output / MANIFEST).is_file() and read_json(output / MANIFEST).get("catalogs", known) != known:
         raise InputError(f"{output / MAPS} is of other items than {' '.join(args.datasets)} have now. {MAPS_REMEDY}")

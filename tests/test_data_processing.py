@@ -84,8 +84,7 @@ class HashEncoder:
 
 @pytest.fixture
 def encoder(monkeypatch):
-    for module in (TextEncoder_batch, make_dataset):
-        monkeypatch.setattr(module, "load_encoder", lambda name, device: HashEncoder())
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: HashEncoder())
 
 
 @pytest.fixture(scope="module")
@@ -303,7 +302,7 @@ def test_texts_that_changed_since_a_run_was_killed_are_encoded_again(call, tmp_p
             return super().encode(texts, **how)
 
     encoder = Breaking()
-    monkeypatch.setattr(make_dataset, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: encoder)
     monkeypatch.setattr(encoding, "CHUNK", 4)
     monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     write_own_data(tmp_path / "in")
@@ -420,7 +419,7 @@ def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
             return super().encode(texts, **how)
 
     encoder = Breaking()
-    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: encoder)
     monkeypatch.setattr(encoding, "CHUNK", 4)
     monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
     call("TextEncoder_batch", "--input", tmp_path / "a")

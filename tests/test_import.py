@@ -31,8 +31,7 @@ GENRE_FLAGS = "|".join("01" + "0" * 17)
 
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch):
-    for module in (import_dataset, make_dataset):
-        monkeypatch.setattr(module, "load_encoder", lambda name, device: HashEncoder())
+    monkeypatch.setattr("data_processing.parts.encoding.load_encoder", lambda name, device: HashEncoder())
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import duckdb
 import pytest
 
 from data_processing import TextEncoder_batch, import_dataset
+from data_processing.parts import encoding
 from data_processing.parts.columns import Column, Table
 from data_processing.parts.row_filter import parse_keep
 from tests import test_import
@@ -444,7 +445,7 @@ def test_what_needs_no_encoder_is_checked_first(refuse, call, monkeypatch, tmp_p
     def not_yet(*_):
         raise InputError("the encoder was loaded")
 
-    monkeypatch.setattr(import_dataset, "load_encoder", not_yet)
+    monkeypatch.setattr(encoding, "load_encoder", not_yet)
     write_small("x:a:1 x:b:May")
     refuse(SMALL, "line 3: the time (time) is 'May'")
     write_small("x:a:1 y:b:2")
@@ -456,7 +457,6 @@ def test_what_needs_no_encoder_is_checked_first(refuse, call, monkeypatch, tmp_p
     refuse(SMALL + "--embeddings none.npy", "none.npy does not exist")
     assert not Path(".out.duckdb").exists()
 
-    monkeypatch.setattr(TextEncoder_batch, "load_encoder", not_yet)
     dump(Path("texts/item_text_dict.pkl"), {0: {"title": "A"}, -1: {}})
     with pytest.raises(InputError, match="item -1"):
         call("--input texts", TextEncoder_batch)

@@ -40,8 +40,7 @@ class ShortEncoder(HashEncoder):
 @pytest.fixture
 def encoder(monkeypatch):
     encoder = ShortEncoder()
-    for module in (import_dataset, make_dataset, TextEncoder_batch):
-        monkeypatch.setattr(module, "load_encoder", lambda name, device: encoder)
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: encoder)
     return encoder
 
 

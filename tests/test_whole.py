@@ -129,7 +129,7 @@ def call(monkeypatch):
 def world(tmp_path, monkeypatch):
     """Input for every script."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(TextEncoder_batch, "load_encoder", lambda name, device: HashEncoder())
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: HashEncoder())
     monkeypatch.setattr(encoding, "item_text", lambda fields: str(fields))
     random = np.random.default_rng(0)
     write_own_data(Path("own"))

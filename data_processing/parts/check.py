@@ -17,7 +17,7 @@ from utils.pickles import load_pickle
 
 REMEDY = "Make it again (import_dataset.py or make_dataset.py), or fetch it again."
 SHORTEST = {"train": 1, "test": 2, "cold_train": 2, "cold_test": 2}  # items of a list
-EXAMPLES = 3  # places that are named of each kind of fault
+EXAMPLES = 3  # users, items or rows that are named of each kind of fault
 CHUNK = 1 << 14  # rows of embeddings that are in memory at once
 
 Lists = dict[Any, list[int]]
@@ -31,17 +31,17 @@ class Report:
         self.remarks: list[str] = []
         self.summary = ""
 
-    def fault(self, path: Path, what: str, places: Iterable[Any], lines: list[str] | None = None) -> None:
-        """Add a fault with the first places where it is found, if there are any."""
-        places = list(places)
-        if places:
-            more = f" and {len(places) - EXAMPLES} more" if len(places) > EXAMPLES else ""
-            line = f"{path}: {what}: {', '.join(map(str, places[:EXAMPLES]))}{more}"
+    def fault(self, path: Path, what: str, found: Iterable[Any], lines: list[str] | None = None) -> None:
+        """Add a fault with the first users, items or rows that have it, if there are any."""
+        found = list(found)
+        if found:
+            more = f" and {len(found) - EXAMPLES} more" if len(found) > EXAMPLES else ""
+            line = f"{path}: {what}: {', '.join(map(str, found[:EXAMPLES]))}{more}"
             (self.faults if lines is None else lines).append(line)
 
-    def remark(self, path: Path, what: str, places: Iterable[Any]) -> None:
-        """Add a remark with the first places where it applies, if there are any."""
-        self.fault(path, what, places, self.remarks)
+    def remark(self, path: Path, what: str, found: Iterable[Any]) -> None:
+        """Add a remark with the first users, items or rows that it is about, if there are any."""
+        self.fault(path, what, found, self.remarks)
 
     def attempt(self, load: Callable, *arguments: Any) -> Any:
         """Call `load` and return its result; where it raises InputError, add a fault and return None."""
@@ -53,11 +53,7 @@ class Report:
 
 
 def check_directory(folder: Path) -> Report:
-    """Check every file of a data set directory: those of the release layout, and those that the data scripts add.
-
-    Raises:
-        InputError: it is no directory; whatever is wrong inside is in the report.
-    """
+    """Check all files of a data set directory, the release's and the data scripts' own; it must be a directory."""
     if not folder.is_dir():
         raise InputError(f"--check {folder} is not a directory. Name one with test.pkl and item_text_embeddings.npy.")
     report = Report()
@@ -87,14 +83,14 @@ def check_embeddings(report: Report, path: Path) -> int | None:
     if matrix is None:
         return None
     report.attempt(check_width, matrix.shape[1], path)
-    odd, zero = [], 0
+    invalid, zero = [], 0
     for start in range(0, len(matrix), CHUNK):
         with np.errstate(over="ignore"):
             rows = matrix[start : start + CHUNK].astype(np.float32)  # as all programs here read them
-        odd += (start + np.flatnonzero(~np.isfinite(rows).all(axis=1))).tolist()
+        invalid += (start + np.flatnonzero(~np.isfinite(rows).all(axis=1))).tolist()
         zero += int((~rows.any(axis=1)).sum())
         forget_pages(matrix)
-    report.fault(path, f"{len(odd)} embeddings with NaN or infinity", [f"row {row}" for row in odd])
+    report.fault(path, f"{len(invalid)} embeddings with NaN or infinity", [f"row {row}" for row in invalid])
     if zero == len(matrix):
         report.fault(path, "all embeddings are zero: no item can be recommended. Encode the texts", ["every row"])
     elif zero:
@@ -127,9 +123,9 @@ def check_lists(report: Report, path: Path, shortest: int, count: int | None) ->
     report.fault(path, "expected a list of item ids, found another type", other)
     lists = {user: list(items) for user, items in users.items() if is_list(items)}
     if whole_numbers(list(chain.from_iterable(lists.values()))) is None:
-        odd = {user: items for user, items in lists.items() if not all(map(is_id, items))}
-        report.fault(path, "item ids that are no whole numbers", map(_of, odd))
-        lists = {user: items for user, items in lists.items() if user not in odd}
+        invalid = {user: items for user, items in lists.items() if not all(map(is_id, items))}
+        report.fault(path, "item ids that are no whole numbers", map(_of, invalid))
+        lists = {user: items for user, items in lists.items() if user not in invalid}
     report.fault(
         path,
         f"lists of fewer than {shortest} item(s){' (a history and a target)' if shortest == 2 else ''}",
@@ -150,14 +146,14 @@ def check_range(report: Report, path: Path, lists: Lists, count: int | None) -> 
     offsets = cumulate(np.fromiter(map(len, lists.values()), np.int64, len(lists)))
     keys = list(lists)
 
-    def places(wrong: np.ndarray) -> Iterator[str]:
-        for place in np.flatnonzero(wrong):
-            yield f"{_of(keys[np.searchsorted(offsets, place, side='right') - 1])} has {items[place]}"
+    def owners(wrong: np.ndarray) -> Iterator[str]:
+        for position in np.flatnonzero(wrong):
+            yield f"{_of(keys[np.searchsorted(offsets, position, side='right') - 1])} has {items[position]}"
 
-    report.fault(path, "negative item ids", places(items < 0))
+    report.fault(path, "negative item ids", owners(items < 0))
     if count is not None:
         what = f"item ids without a row in item_text_embeddings.npy, which has rows 0 to {count - 1}"
-        report.fault(path, what, places(items >= count))
+        report.fault(path, what, owners(items >= count))
 
 
 def check_pieces(report: Report, path: Path, pieces: Lists | None, whole: Lists | None) -> None:
@@ -200,9 +196,9 @@ def check_test_times(report: Report, path: Path, lists: Lists | None) -> None:
     report.fault(path, "test users without times", (_of(user) for user in lists if user not in times))
     report.fault(path, "users that are not in test.pkl", (_of(user) for user in times if user not in lists))
     shared = {user: times[user] for user in lists if user in times}
-    odd = {user for user, listed in shared.items() if not is_list(listed) or not all(map(is_time, listed))}
-    report.fault(path, "times that are no finite numbers", map(_of, odd))
-    shared = {user: listed for user, listed in shared.items() if user not in odd}
+    invalid = {user for user, listed in shared.items() if not is_list(listed) or not all(map(is_time, listed))}
+    report.fault(path, "times that are no finite numbers", map(_of, invalid))
+    shared = {user: listed for user, listed in shared.items() if user not in invalid}
     unequal = (
         f"{_of(user)} has {len(listed)} times and {len(lists[user])} items"
         for user, listed in shared.items()
@@ -221,12 +217,12 @@ def check_texts(report: Report, folder: Path, count: int | None) -> None:
         return
     unknown = (shown(item) for item in texts if not is_id(item) or item < 0 or (count is not None and item >= count))
     report.fault(path, "texts of items that are not among the rows of item_text_embeddings.npy", unknown)
-    odd = (
+    invalid = (
         f"item {shown(item)} ({type(fields).__name__})"
         for item, fields in texts.items()
         if not isinstance(fields, dict)
     )
-    report.fault(path, "texts that are no dicts of fields", odd)
+    report.fault(path, "texts that are no dicts of fields", invalid)
 
 
 def check_names(report: Report, path: Path, count: int | None) -> None:
@@ -234,7 +230,7 @@ def check_names(report: Report, path: Path, count: int | None) -> None:
     lines = report.attempt(lambda: list(read_jsonl(path, REMEDY)))
     if lines is None:
         return
-    wrong = (f"line {line}" for place, (line, record) in enumerate(lines) if record.get("id") != place)
+    wrong = (f"line {line}" for item, (line, record) in enumerate(lines) if record.get("id") != item)
     report.fault(path, "lines that are not in the order of the ids", wrong)
     if count not in (None, len(lines)):
         report.fault(path, f"{len(lines)} items, item_text_embeddings.npy has", [count])

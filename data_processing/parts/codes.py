@@ -19,11 +19,8 @@ def tokenize_rows(tokenizer: AutoEncoder, embeddings: np.ndarray, source: str | 
     Raises:
         InputError: another width than the tokenizer's, or an embedding that is not finite; names the row of `source`.
     """
-
-    def convert(rows: np.ndarray) -> np.ndarray:
-        return tokenizer.tokenize(rows, str(source))
-
-    copy_rows(filling, [RowCopy(str(source), embeddings)], CHUNK, convert, f"codes of {source}")
+    copies = [RowCopy(str(source), embeddings)]
+    copy_rows(filling, copies, CHUNK, lambda rows: tokenizer.tokenize(rows, str(source)), f"codes of {source}")
 
 
 def save_token_list(

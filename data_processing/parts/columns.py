@@ -91,7 +91,12 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-WHITE = " \t\r\n\v\f\u00a0\u2003\u3000\ufeff"  # what `clean` removes; DuckDB's trim has to be told
+def identifier(name: str) -> str:
+    """The name of a column in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+WHITE = " \t\r\n\v\f\u00a0\u2003\u3000\ufeff"  # what `clean` removes; DuckDB's trim needs the list
 CLEANED = f"trim(nfc_normalize({{0}}), {literal(WHITE)})"  # SQL of `clean`
 
 
@@ -111,18 +116,14 @@ def folded(name: str) -> str:
 
 
 def clean_names(path: Path, names: list[str]) -> list[str]:
-    """Apply `clean` to names of columns, and print how many names that changed.
-
-    Raises:
-        InputError: two columns have one name.
-    """
+    """Apply `clean` to names of columns, and print how many that changed; raise InputError if two become equal."""
     cleaned = [clean(name) for name in names]
     changed = sum(old != new for old, new in zip(names, cleaned, strict=True))
     if changed:
         print(f"{path}: {changed} names of columns were read without outer blanks, and with accents in one form")
-    twice = next((name for name in cleaned if cleaned.count(name) > 1), None)
-    if twice is not None:
-        raise InputError(f"{path}: two columns are called {twice!r}. Rename one of them.")
+    for name in cleaned:
+        if cleaned.count(name) > 1:
+            raise InputError(f"{path}: two columns are called {name!r}. Rename one of them.")
     return cleaned
 
 

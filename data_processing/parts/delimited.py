@@ -19,7 +19,7 @@ from data_processing.parts.columns import (
     literal,
     plain_name,
 )
-from data_processing.parts.text_files import REWRITES, decode_blocks, decode_start, open_bytes, split_lines
+from data_processing.parts.text_files import REWRITES, decode_blocks, open_bytes, split_lines
 from utils.errors import InputError
 
 FIELD_LIMIT = 1 << 30  # characters of a CSV field that the search for a bad line accepts
@@ -43,19 +43,14 @@ LAYOUTS = {  # of files without a line of names
 }
 
 
-def delimited_table(path: Path, settings: ReadSettings, start: bytes) -> Table:
-    """Find out how a file of delimited text is read.
-
-    Args:
-        path: the file.
-        settings: how the user wants it to be read, with format and encoding filled in.
-        start: the first bytes of the file.
+def delimited_table(path: Path, settings: ReadSettings) -> Table:
+    """Find out how a file of delimited text is read; `settings` has its format and encoding.
 
     Raises:
         InputError: no names of columns, or names that do not match them.
     """
     kind = settings.format
-    text = decode_start(path, settings.encoding, start)
+    text = next(decode_blocks(path, settings.encoding)).removeprefix("\ufeff")
     layout = LAYOUTS.get((kind, settings.role))
     rewrite = "blanks" if kind == "blanks" else None
     if layout is None:
@@ -75,7 +70,7 @@ def layout_columns(path: Path, kind: str, layout: Layout) -> tuple[dict[str, Col
     """The columns of a layout by name, and the names of those that may describe an item."""
     names = [plain_name(name) for name in layout.names] if kind == "recbole" else list(layout.names)
     columns = {
-        name: Column(f"c{place}", f"to_json(c{place})") for place, name in enumerate(clean_names(path, names)) if name
+        name: Column(f"c{index}", f"to_json(c{index})") for index, name in enumerate(clean_names(path, names)) if name
     }  # a nameless column numbers the rows
     texts = tuple(columns)
     if kind == "recbole":
@@ -131,12 +126,8 @@ def looks_like_data(first: list[str], rows: Iterator[tuple[int, list[str]]]) -> 
 
 def has_backslashes(path: Path, encoding: str, layout: Layout) -> bool:
     """Whether quotation marks in fields are written \\": such are there, and the file cannot be read otherwise."""
-    last = ""
-    for text in decode_blocks(path, encoding):
-        if '\\"' in last + text:
-            break
-        last = text[-1:]
-    else:
+    blocks = itertools.chain([""], decode_blocks(path, encoding))
+    if not any('\\"' in before[-1:] + text for before, text in itertools.pairwise(blocks)):
         return False
     try:
         lines = (line + "\n" for line in split_lines(path, decode_blocks(path, encoding)))
@@ -159,7 +150,7 @@ def first_filled_line(text: str) -> str:
 
 def genres_column() -> Column:
     """The 19 flags of ml-100k in the form of later MovieLens files: Adventure|Animation."""
-    flags = ", ".join(f"CASE WHEN c{place} = '1' THEN {literal(name)} END" for place, name in enumerate(GENRES, 5))
+    flags = ", ".join(f"CASE WHEN c{index} = '1' THEN {literal(name)} END" for index, name in enumerate(GENRES, 5))
     joined = f"array_to_string(list_filter([{flags}], lambda name: name IS NOT NULL), '|')"
     return Column(joined, f"to_json({joined})")
 

@@ -46,11 +46,7 @@ def require_encoder(name: str) -> None:
 
 
 def load_encoder(name: str, device: torch.device | str) -> Any:
-    """Load the SentenceTransformer of that name or directory.
-
-    Raises:
-        InputError: it cannot be fetched or loaded.
-    """
+    """Load the SentenceTransformer of that name or directory; raise InputError if it cannot be fetched or loaded."""
     require_encoder(name)
     try:
         from sentence_transformers import SentenceTransformer  # heavy, and only needed here
@@ -71,21 +67,20 @@ def load_encoder(name: str, device: torch.device | str) -> Any:
 class Encoding(NamedTuple):
     """An encoder and how it is used."""
 
+    name: str  # of the encoder
     encoder: Any  # a SentenceTransformer
     batch_size: int  # texts that are encoded at once
-    device: torch.device | str
     pool: dict[str, Any] | None = None  # processes that share the work, from `process_pool`
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Encode n texts as (n, E) float32 sentence embeddings of unit length."""
-        where = {"device": str(self.device)} if self.pool is None else {"pool": self.pool}
         embeddings = self.encoder.encode(
             texts,
             batch_size=self.batch_size,
             normalize_embeddings=True,
             convert_to_numpy=True,
             show_progress_bar=False,
-            **where,
+            pool=self.pool,
         )
         return np.asarray(embeddings, dtype=np.float32)
 
@@ -111,11 +106,7 @@ def process_pool(encoder: Any, devices: list[str] | None) -> Iterator[dict[str, 
 
 
 def texts_to_encode(item_texts: dict[int, dict[str, Any]], source: str | Path) -> dict[int, str]:
-    """Item id -> text, for the items that have any.
-
-    Raises:
-        InputError: no item has any text.
-    """
+    """Item id -> text, for the items that have any; raise InputError if none has."""
     texts = {item: item_text(fields) for item, fields in item_texts.items() if has_text(list(fields.values()))}
     if not texts:
         raise InputError(f"{source}: no item has any text; expected fields such as title. {REMEDY}")
@@ -127,11 +118,9 @@ def count_truncated(encoder: Any, texts: list[str]) -> int:
     limit = getattr(encoder, "max_seq_length", None) or math.inf
     # A token has one byte or more, and two tokens mark beginning and end: short texts need not be tokenized.
     long = [text for text in texts if len(text.encode(errors="surrogatepass")) + 2 > limit]
-    longer = 0
-    for start in range(0, len(long), CHUNK):
-        tokens = encoder.tokenizer(long[start : start + CHUNK], truncation=False, verbose=False)["input_ids"]
-        longer += sum(len(ids) > limit for ids in tokens)
-    return longer
+    batches = (long[start : start + CHUNK] for start in range(0, len(long), CHUNK))
+    tokens = (encoder.tokenizer(batch, truncation=False, verbose=False)["input_ids"] for batch in batches)
+    return sum(len(ids) > limit for batch in tokens for ids in batch)
 
 
 def texts_digest(texts: dict[int, str]) -> str:
@@ -144,12 +133,12 @@ def texts_digest(texts: dict[int, str]) -> str:
 
 @contextlib.contextmanager
 def encoded_embeddings(
-    directory: Path, texts: dict[int, str], count: int, encoding: Encoding, encoder: str
+    directory: Path, texts: dict[int, str], count: int, encoding: Encoding
 ) -> Iterator[dict[str, Any]]:
     """Encode item id -> text into DIRECTORY/item_text_embeddings.npy (count, E) float32; other items get zero rows.
 
     Yields what belongs into item_text_embeddings.json, which is to be written in the block: the matrix gets its name
-    when the block ends without an error. A killed run goes on where it stopped; which texts are encoded together does
+    when the block ends without an error. A killed run resumes where it stopped; which texts are encoded together does
     not depend on that. Prints how many texts are longer than what the encoder reads.
     """
     truncated = count_truncated(encoding.encoder, list(texts.values()))
@@ -159,7 +148,7 @@ def encoded_embeddings(
         print(f"{directory}: {longer}, and are cut")
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
-    job = {"encoder": encoder, "text_digest": texts_digest(texts), "batch_size": encoding.batch_size}
+    job = {"encoder": encoding.name, "text_digest": texts_digest(texts), "batch_size": encoding.batch_size}
     with resumable_matrix(path, shape, np.float32, job) as filling:
         with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
             for start in range(filling.done, count, CHUNK):
@@ -169,7 +158,7 @@ def encoded_embeddings(
                     filling.matrix[items] = encoding.encode([texts[item] for item in items])
                 filling.note(end)
                 progress.update(end - start)
-        yield {"encoder": encoder, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
+        yield {"encoder": encoding.name, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}
 
 
 def save_metadata(staging: Path, metadata: dict[str, Any]) -> None:

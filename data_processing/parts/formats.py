@@ -16,15 +16,16 @@ from typing import Any
 
 import duckdb
 
-from data_processing.parts.columns import Column, ReadSettings, Table, clean, clean_names, literal
+from data_processing.parts.columns import Column, ReadSettings, Table, clean, clean_names, identifier, literal
 from data_processing.parts.delimited import delimited_table, first_filled_line, has_width, read_rows
 from data_processing.parts.tables import Tables, first_line, is_bad_file
 from data_processing.parts.text_files import (
     DAMAGED,
+    EXAMPLES,
     REMEDY,
     REWRITES,
     decode_blocks,
-    list_places,
+    list_numbers,
     open_bytes,
     original_path_in_errors,
     peek,
@@ -64,7 +65,7 @@ def open_table(path: Path, settings: ReadSettings) -> Table:
     if encoding is None or kind == "parquet":
         encoding = default_encoding(path, settings.role, kind)
     if kind not in READERS:
-        return delimited_table(path, replace(settings, format=kind, encoding=encoding), start)
+        return delimited_table(path, replace(settings, format=kind, encoding=encoding))
     if settings.names is not None:
         raise InputError(
             f"{settings.names_flag} is for text in columns; {path} is read as {kind} and has names. Leave it out."
@@ -103,7 +104,7 @@ def default_encoding(path: Path, role: str, kind: str) -> str:
     """UTF-8; for the titles of MovieLens Latin-1, unless they are UTF-8, as in the later releases."""
     if kind in ("ml-100k", "ml-1m") and role == "items":
         try:
-            with open_bytes(path) as file, contextlib.suppress(*DAMAGED):  # reading the table will name the place
+            with open_bytes(path) as file, contextlib.suppress(*DAMAGED):  # reading the table will name the line
                 file.read().decode()
         except UnicodeDecodeError:
             return "latin-1"
@@ -111,11 +112,7 @@ def default_encoding(path: Path, role: str, kind: str) -> str:
 
 
 def parquet_columns(path: Path) -> dict[str, Column]:
-    """The columns of a Parquet file.
-
-    Raises:
-        InputError: a damaged file.
-    """
+    """Read the columns of a Parquet file; raise InputError if it is damaged."""
     try:
         with readable_path(path, "utf-8", None) as readable, duckdb.connect() as connection:
             found = connection.execute("DESCRIBE SELECT * FROM read_parquet(?)", [str(readable)]).fetchall()
@@ -126,7 +123,7 @@ def parquet_columns(path: Path) -> dict[str, Column]:
 
 def parquet_column(name: str, kind: str) -> Column:
     """SQL of a Parquet column; whole numbers that are stored as floats, because some are missing, are read as such."""
-    quoted = '"' + name.replace('"', '""') + '"'
+    quoted = identifier(name)
     if kind in ("FLOAT", "DOUBLE"):
         whole = f"WHEN {quoted} = trunc({quoted}) AND abs({quoted}) < 1e15 THEN {quoted}::BIGINT::VARCHAR"
         return Column(f"CASE {whole} WHEN isfinite({quoted}) THEN {quoted}::VARCHAR END", f"to_json({quoted})")
@@ -216,7 +213,7 @@ def table_function(table: Table, parallel: bool = True) -> str:
     """SQL of the table function that reads a file, with ? for its path; `parallel` is for delimited text."""
     if table.format in READERS:
         return READERS[table.format]
-    columns = ", ".join(f"c{place}: 'VARCHAR'" for place in range(len(table.layout.names)))
+    columns = ", ".join(f"c{index}: 'VARCHAR'" for index in range(len(table.layout.names)))
     quote = literal('"' if table.layout.quotes else "")
     return (
         f"read_csv(?, auto_detect = false, strict_mode = true, columns = {{{columns}}}, "
@@ -244,7 +241,7 @@ def refuse_bad_lines(table: Table, readable: Path) -> None:
         bad = [(line, len(fields)) for line, fields in read_rows(table, readable) if not has_width(fields, width)]
         if bad:
             raise InputError(
-                f"{readable}, {list_places([line for line, _ in bad])}: {bad[0][1]} columns, expected {width} "
+                f"{readable}, {list_numbers([line for line, _ in bad])}: {bad[0][1]} columns, expected {width} "
                 f"({', '.join(table.layout.names)}). Put fields that hold the separator in quotation marks, or say "
                 "what the file is by --format."
             )
@@ -261,16 +258,23 @@ def name_all_lines(readable: Path, error: InputError) -> InputError:
 
     with open_bytes(readable) as lines:
         bad = [number for number, line in enumerate(lines, start=1) if line.strip() and not is_object(line)]
-    return InputError(str(error).replace(f", line {bad[0]}:", f", {list_places(bad)}:", 1)) if bad else error
+    return InputError(str(error).replace(f", line {bad[0]}:", f", {list_numbers(bad)}:", 1)) if bad else error
+
+
+def locate_where(tables: Tables, rows: str, condition: str, table: Table, output: Path) -> str:
+    """Where a user finds the rows that meet a condition, in the DuckDB table `rows`; empty if none does."""
+    count = tables.count(f"{rows} WHERE {condition}")
+    first = tables.rows(f"SELECT line FROM {rows} WHERE {condition} ORDER BY line LIMIT {EXAMPLES}")
+    return locate_rows(table, [line for (line,) in first], count, output) if count else ""
 
 
 def locate_rows(table: Table, rows: list[int], count: int, output: Path) -> str:
     """Where a user finds `count` rows, of which `rows` are the first ones, numbered from 1: the file and the lines."""
     what = {"parquet": "row", "json": "element"}.get(table.format, "line")
     if what != "line":
-        return f"{table.path}, {list_places(rows, count, what)}"
+        return f"{table.path}, {list_numbers(rows, count, what)}"
     with readable_path(table.path, table.encoding, output, table.rewrite) as readable:
         lines: Iterator[tuple[int, Any]] = read_rows(table, readable) if table.layout else read_jsonl(readable, REMEDY)
         wanted = set(rows)
         found = (line for row, (line, _) in enumerate(lines, start=1) if row in wanted)
-        return f"{table.path}, {list_places(list(itertools.islice(found, len(wanted))), count)}"
+        return f"{table.path}, {list_numbers(list(itertools.islice(found, len(wanted))), count)}"

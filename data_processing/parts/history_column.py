@@ -3,10 +3,9 @@
 from pathlib import Path
 
 from data_processing.parts.columns import Column, Table
-from data_processing.parts.formats import locate_rows
+from data_processing.parts.formats import locate_where
 from data_processing.parts.missing import missing_in
 from data_processing.parts.tables import Tables
-from data_processing.parts.text_files import EXAMPLES
 from utils.errors import InputError
 
 # A field with a list in text: ["a", "b"], ['a', 'b'], [1 2 3], a|b|c, a;b;c, a,b,c or a b c; NULL where it is no list.
@@ -23,7 +22,7 @@ SIGNS = r"""
          WHEN contains({text}, ',') THEN string_split({text}, ',')
 """
 ORDERED = """
-    SELECT *, row_number() OVER in_order AS place, min(line) OVER (PARTITION BY user_name) AS first_line,
+    SELECT *, row_number() OVER in_order AS position, min(line) OVER (PARTITION BY user_name) AS first_line,
         first(time) OVER in_order AS first_time, first(history) OVER in_order AS first_history,
         lag(list_concat(history, target)) OVER in_order AS before
     FROM interactions WINDOW in_order AS (PARTITION BY user_name ORDER BY {order}, line)
@@ -31,12 +30,12 @@ ORDERED = """
 CONTINUES = "history = first_history OR history = list_slice(before, len(before) - len(history) + 1, len(before))"
 IS_PREFIX = "history = list_slice(first_history, 1, len(history))"  # of the longest one
 UNFOLDED = """
-    SELECT row_number() OVER (ORDER BY first_line, place, item_place) AS line, user_name, item_name, time FROM (
-        SELECT first_line, place, generate_subscripts(target, 1) AS item_place, user_name, unnest(target) AS item_name,
-               time
+    SELECT row_number() OVER (ORDER BY first_line, position, item_position) AS line, user_name, item_name, time FROM (
+        SELECT first_line, position, generate_subscripts(target, 1) AS item_position, user_name,
+               unnest(target) AS item_name, time
         FROM ordered_rows UNION ALL
         SELECT first_line, 0, generate_subscripts(history, 1), user_name, unnest(history), first_time
-        FROM ordered_rows WHERE place = 1)
+        FROM ordered_rows WHERE position = 1)
 """
 
 
@@ -81,23 +80,22 @@ def unfold_histories(tables: Tables, table: Table, column: str, item: str | None
     histories, `item` what comes after them, if that is in the file, and `seconds` is the SQL of the time.
 
     Raises:
-        InputError: a history that does not go on from the rows before it; names the lines.
+        InputError: a history that does not continue the rows before it; names the lines.
     """
-    unread = [line for (line,) in tables.rows("SELECT line FROM interactions WHERE history IS NULL ORDER BY line")]
+    unread = locate_where(tables, "interactions", "history IS NULL", table, output)
     if unread:
         raise InputError(
-            f"{locate_rows(table, unread[:EXAMPLES], len(unread), output)}: the history ({column}) is no list of "
+            f"{unread}: the history ({column}) is no list of "
             "items; expected ['a', 'b'], or items between blanks, commas, semicolons or bars."
         )
     order = "len(history) DESC" if item is None else f"{seconds}, len(history)"
     tables.make("ordered_rows", ORDERED.format(order=order))
     expected = IS_PREFIX if item is None else CONTINUES
-    broken = [line for (line,) in tables.rows(f"SELECT line FROM ordered_rows WHERE NOT ({expected}) ORDER BY line")]
+    broken = locate_where(tables, "ordered_rows", f"NOT ({expected})", table, output)
     if broken:
         raise InputError(
-            f"{locate_rows(table, broken[:EXAMPLES], len(broken), output)}: the history ({column}) does not go on from "
-            "the row before it of the same user. Give a file with one interaction a row; if this is one, name its item "
-            "with --item_column."
+            f"{broken}: the history ({column}) does not go on from the row before it of the same user. Give a file "
+            "with one interaction a row; if this is one, name its item with --item_column."
         )
     tables.make("unfolded", UNFOLDED)
     tables.connection.execute("CREATE OR REPLACE VIEW interactions AS SELECT * FROM unfolded")

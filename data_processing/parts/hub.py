@@ -1,5 +1,6 @@
-"""Downloads from the Hugging Face Hub: they go on where a transfer broke off, and are checked by size and checksum."""
+"""Downloads from the Hugging Face Hub: they resume where a transfer broke off, and are checked by size and checksum."""
 
+import functools
 import hashlib
 import os
 import re
@@ -62,31 +63,21 @@ def local_file(name: str, directory: str | Path) -> Path:
 
 
 def find_file(repository: str, path: str, revision: str | None = None) -> HubFile:
-    """Look up one file of a Hub dataset.
-
-    Raises:
-        InputError: it does not exist, or the Hub is out of reach.
-    """
+    """Look up one file of a Hub dataset; raise InputError if it does not exist, or the Hub is out of reach."""
     from huggingface_hub import HfApi
 
-    entries = _ask_hub(
-        f"{repository}/{path}", HfApi().get_paths_info, repository, path, repo_type="dataset", revision=revision
-    )
+    find = functools.partial(HfApi().get_paths_info, repository, path, repo_type="dataset", revision=revision)
+    entries = _ask_hub(f"{repository}/{path}", find)
     return _listed(entries, repository, "dataset", path, revision)[0]
 
 
 def list_folder(repository: str, kind: str, folder: str) -> list[HubFile]:
-    """Look up all files of a folder of a Hub repository, and of the folders in it.
-
-    Raises:
-        InputError: it does not exist, is empty, or the Hub is out of reach.
-    """
+    """Look up all files under a folder of a Hub repository; raise InputError if none is found."""
     from huggingface_hub import HfApi
 
-    def entries() -> list[Any]:
-        return list(HfApi().list_repo_tree(repository, folder, recursive=True, repo_type=kind))
-
-    return _listed(_ask_hub(f"{repository}/{folder}", entries), repository, kind, folder)
+    walk = functools.partial(HfApi().list_repo_tree, repository, folder, recursive=True, repo_type=kind)
+    entries = _ask_hub(f"{repository}/{folder}", lambda: list(walk()))
+    return _listed(entries, repository, kind, folder)
 
 
 def _listed(
@@ -147,9 +138,9 @@ def _size(path: Path) -> int:
 
 
 def _fetch_file(file: HubFile, directory: Path) -> None:
-    """Fetch one file, going on where an earlier transfer broke off, and give it its name when it is whole.
+    """Fetch one file, resuming where an earlier transfer broke off, and give it its name when it is whole.
 
-    hf_hub_download throws away what a broken transfer has left (huggingface_hub 2.4.0); http_get can go on.
+    hf_hub_download throws away what a broken transfer has left (huggingface_hub 2.4.0); http_get can resume.
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
@@ -162,10 +153,8 @@ def _fetch_file(file: HubFile, directory: Path) -> None:
     url = hf_hub_url(file.repository, file.path, repo_type=file.kind, revision=file.revision)
     with partial.open("ab") as stream:
         if stream.tell() < file.size:
-            _ask_hub(
-                f"{file.repository}/{file.path}", http_get, url, stream,
-                resume_size=stream.tell(), headers=build_hf_headers(), displayed_filename=file.path,
-            )  # fmt: skip
+            options = {"resume_size": stream.tell(), "headers": build_hf_headers(), "displayed_filename": file.path}
+            _ask_hub(f"{file.repository}/{file.path}", functools.partial(http_get, url, stream, **options))
         stream.flush()
         os.fsync(stream.fileno())
     problem = _difference(file, partial)
@@ -190,10 +179,10 @@ def _difference(file: HubFile, arrived: Path) -> str | None:
     return None
 
 
-def _ask_hub(what: str, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _ask_hub(what: str, call: Callable[[], Any]) -> Any:
     """Call a function of huggingface_hub; where it fails, raise InputError that names `what` was to be fetched."""
     try:
-        return call(*arguments, **options)
+        return call()
     except Exception as error:  # of huggingface_hub, of the network library of its version, or of the disk
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(

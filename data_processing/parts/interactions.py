@@ -14,18 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from data_processing.parts.columns import CLEANED, Table, columns_of
 from data_processing.parts.formats import field_names, json_column, locate_rows, read_table
 from data_processing.parts.history_column import drop_missing_items, history_columns, unfold_histories
 from data_processing.parts.missing import NOTHING, missing_in
 from data_processing.parts.row_filter import keep_rows, kept_columns
-from data_processing.parts.splits import Histories
+from data_processing.parts.splits import Histories, load_rows
 from data_processing.parts.tables import Tables
-from data_processing.parts.text_columns import choose_text_columns, print_words_for_nothing
+from data_processing.parts.text_columns import choose_text_columns, print_missing_texts
 from data_processing.parts.times import check_times, seconds
-from utils.data import cumulate
 from utils.errors import InputError
 
 IN_ORDER = "OVER (PARTITION BY user_number, item_number ORDER BY time {0}, line {0})"
@@ -41,8 +38,8 @@ ITEM_TEXTS = """
     FROM (SELECT item_name, min(line) AS first, max(line) AS last FROM item_lines GROUP BY item_name)
     JOIN (
         SELECT line AS last, list_transform(
-            {places}::INTEGER[],
-            lambda place: CASE WHEN NOT regexp_full_match(fields[place], '{nothing}') THEN fields[place] END
+            {numbers}::INTEGER[],
+            lambda number: CASE WHEN NOT regexp_full_match(fields[number], '{nothing}') THEN fields[number] END
         ) AS fields FROM item_lines
     ) USING (last)
 """
@@ -101,7 +98,7 @@ class Filters:
 
     repeats: str  # one of REPEATS
     min_user_interactions: int
-    min_item_interactions: int  # 0 also keeps items that nobody had
+    min_item_interactions: int  # 0 also keeps items without any
     keep_textless: bool  # whether, of these, items without text are kept: their embeddings are given
 
 
@@ -115,7 +112,7 @@ def read_interactions(tables: Tables, source: Source, output: Path) -> None:
     table, rows = source.table, "interaction_rows"
     print(f"reading {table.path} ({table.format}, {table.encoding})")
     columns = {"user_name": source.user, "item_name": source.item, "time": source.time}
-    columns |= {f"kept_{place}": name for place, name in enumerate(kept_columns(source.keep or {}))}
+    columns |= {f"kept_{number}": name for number, name in enumerate(kept_columns(source.keep or {}))}
     selected = {name: table.columns[column].text if column else "NULL::VARCHAR" for name, column in columns.items()}
     if source.history is not None:
         selected |= history_columns(table, source.history, source.item)
@@ -157,12 +154,12 @@ def read_items(tables: Tables, source: Source, output: Path) -> Source:
     drop_incomplete(tables, "item_rows", "item_lines", {"item_name": source.item}, table, output)
     refuse_header(tables, source, "--item_names")
     chosen = source.texts or choose_text_columns(tables, table, names)
-    places = [names.index(name) + 1 for name in chosen]
-    tables.make("item_texts", ITEM_TEXTS.format(places=places, nothing=NOTHING))
-    print_words_for_nothing(tables, table, places)
-    if table.rows_name_fields:  # no header has told whether these columns exist
-        for place, name in enumerate(source.texts or (), start=1):
-            if not tables.value(f"SELECT count(fields[{place}]) FROM item_texts"):
+    numbers = [names.index(name) + 1 for name in chosen]
+    tables.make("item_texts", ITEM_TEXTS.format(numbers=numbers, nothing=NOTHING))
+    print_missing_texts(tables, table, numbers)
+    if table.rows_name_fields:  # no header has shown whether these columns exist
+        for number, name in enumerate(source.texts or (), start=1):
+            if not tables.value(f"SELECT count(fields[{number}]) FROM item_texts"):
                 raise InputError(f"{table.path}: no line has text in {name!r} (--text_columns). {columns_of(table)}")
     return source._replace(texts=chosen)
 
@@ -204,7 +201,7 @@ def drop_incomplete(tables: Tables, rows: str, name: str, needed: dict[str, str]
     Raises:
         InputError: the file has no row, or none that is complete.
     """
-    count = tables.value(f"SELECT count(*) FROM {rows}")
+    count = tables.count(rows)
     if not count:
         raise InputError(f"{table.path} has no row, only the names of columns.")
     lacks = {column: missing_in(column) for column in needed}
@@ -219,7 +216,7 @@ def drop_incomplete(tables: Tables, rows: str, name: str, needed: dict[str, str]
                 f"{locate_rows(table, [first], 1, output)}: no {column.split('_')[0]} ({needed[column]}: "
                 f"{str(found)[1:-1]}); {lacking} of {count} rows like this are left out"
             )
-    if not tables.value(f"SELECT count(*) FROM {name}"):
+    if not tables.count(name):
         raise InputError(
             f"{table.path}: no row has a value in {' and '.join(needed.values())}. Name other columns with "
             f"{', '.join('--' + column.split('_')[0] + '_column' for column in needed)}."
@@ -235,7 +232,7 @@ def gather_histories(tables: Tables, interactions: Source, items: Source, filter
     path, least = interactions.table.path, (filters.min_user_interactions, filters.min_item_interactions)
     tables.make("all_users", ALL_USERS)
     tables.make("all_items", ALL_ITEMS)
-    if not tables.value("SELECT count(*) FROM all_items WHERE has_interactions AND last IS NOT NULL"):
+    if not tables.count("all_items WHERE has_interactions AND last IS NOT NULL"):
         here, there = (
             tables.value(f"SELECT arg_min(item_name, line) FROM {name}") for name in ("interactions", "item_lines")
         )
@@ -247,16 +244,12 @@ def gather_histories(tables: Tables, interactions: Source, items: Source, filter
     tables.make("events", EVENTS.format(time=time, repeats=REPEATS[filters.repeats]))
     while tables.value(DELETE_RARE, *least):
         pass
-    if not tables.value("SELECT count(*) FROM events"):
+    if not tables.count("events"):
         raise InputError(
             f"{path}: no interaction is left after --min_user_interactions {least[0]} and "
             f"--min_item_interactions {least[1]}. Lower them, or give more data."
         )
     users = tables.make("users", USERS)
     tables.make("items", ITEMS.format(unused=least[1] == 0, textless=filters.keep_textless))
-    columns = tables.columns(HISTORY_ROWS)
-    return Histories(
-        columns["item"],
-        None if interactions.time is None else columns["time"],
-        cumulate(np.bincount(columns["user_id"], minlength=users)),
-    )
+    histories = load_rows(tables, HISTORY_ROWS, users)
+    return histories if interactions.time else histories._replace(times=None)

@@ -73,11 +73,7 @@ def load_item_texts(path: Path) -> dict[int, dict]:
 
 
 def count_items(directory: Path) -> int:
-    """Number of items of a data set: the rows of its embeddings or, before these are made, the largest item id + 1.
-
-    Raises:
-        InputError: a damaged file, or embeddings of other texts than the data set's.
-    """
+    """Number of items of a data set: the rows of its embeddings or, before these are made, the largest item id + 1."""
     if (directory / "item_text_embeddings.npy").is_file():
         check_encoded(directory / "item_text_embeddings.npy")
         return len(load_matrix(directory / "item_text_embeddings.npy", REMEDY))
@@ -121,11 +117,12 @@ def merge_histories(data_sets: Iterable[Sequences], maps: Iterable[np.ndarray]) 
             yield from replace(part, items=id_map[part.items]).lists()
 
 
-def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
-    """Memory-map the embeddings (n, E) of each data set; returns file -> matrix.
+def load_embeddings(directories: Iterable[Path]) -> tuple[dict[Path, np.ndarray], str | None]:
+    """Memory-map the embeddings (n, E) of each data set; returns file -> matrix, and the name of their encoder.
 
     Raises:
-        InputError: missing or damaged file, embeddings of other texts than the data set's, or of different widths.
+        InputError: missing or damaged file, embeddings of other texts than the data set's, of different widths, or of
+            different encoders.
     """
     paths = [directory / "item_text_embeddings.npy" for directory in directories]
     matrices = {path: load_matrix(path, ENCODE) for path in paths}
@@ -138,10 +135,10 @@ def load_embeddings(directories: list[Path]) -> dict[Path, np.ndarray]:
                 f"{path}: embeddings are {matrix.shape[1]} wide, {first} has {matrices[first].shape[1]}. "
                 "Encode all data sets with one encoder (data_processing/TextEncoder_batch.py)."
             )
-    return matrices
+    return matrices, common_encoder(paths)
 
 
-def common_encoder(directories: list[Path]) -> str | None:
+def common_encoder(paths: list[Path]) -> str | None:
     """Name of the encoder that made all embeddings, or None where no data set names one.
 
     The embeddings of two encoders cannot be compared, even if they have the same width. Encoders are the same if the
@@ -151,10 +148,10 @@ def common_encoder(directories: list[Path]) -> str | None:
         InputError: the data sets name different encoders.
     """
     known: dict[str, Path] = {}
-    for directory in directories:
-        encoder = noted_encoder(directory / "item_text_embeddings.npy")
+    for path in paths:
+        encoder = noted_encoder(path)
         if encoder and isinstance(encoder, str):
-            known.setdefault(Path(encoder).name, directory / "item_text_embeddings.json")
+            known.setdefault(Path(encoder).name, path.with_suffix(".json"))
     if len(known) > 1:
         (one, one_path), (other, other_path) = list(known.items())[:2]
         raise InputError(
@@ -170,7 +167,7 @@ def merged_embeddings(
 ) -> Iterator[str]:
     """Write row `id` of each matrix (n, E) to row `map[id]` of a new `.npy` (N, E), and yield its fingerprint.
 
-    The file gets its name when the block ends without an error; a killed run goes on where it stopped.
+    The file gets its name when the block ends without an error; a killed run resumes where it stopped.
 
     Raises:
         InputError: a matrix with more or fewer rows than its map, an embedding that is not finite, or a full disk.

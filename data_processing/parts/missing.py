@@ -1,6 +1,6 @@
 """What counts as a missing value and what as text: one rule for all scripts, in Python and in DuckDB's SQL.
 
-A value is missing if it is empty, blank, or a word that programs write for nothing, such as NaN or NULL. A text field
+A value is missing if it is empty, blank, or a word that programs write in its place, such as NaN. A text field
 is empty if its lists and objects hold nothing else; an item whose fields are all empty has no text.
 """
 
@@ -8,7 +8,7 @@ import json
 import re
 from typing import Any
 
-WORDS = ("nan", "NaN", "NULL", "null", "None", "NA", "N/A", "n/a", "<NA>", "\\N")  # that programs write for nothing
+WORDS = ("nan", "NaN", "NULL", "null", "None", "NA", "N/A", "n/a", "<NA>", "\\N")  # written for missing values
 
 # Regular expressions on the JSON of a field. Python's re and DuckDB both read them; they may not contain a '.
 _WORD = "(?:" + "|".join(re.escape(json.dumps(word)[1:-1]) for word in WORDS) + ")"

@@ -6,7 +6,7 @@ from typing import Any
 
 import duckdb
 
-from data_processing.parts.columns import Table, columns_of
+from data_processing.parts.columns import Table, columns_of, identifier
 from data_processing.parts.missing import missing_in
 from data_processing.parts.tables import Tables, first_line
 from utils.errors import InputError
@@ -78,7 +78,7 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
         InputError: a condition that cannot be evaluated on the values, or that no row meets.
     """
     columns = enumerate(kept_columns(keep))
-    typed = [f"{as_type(tables, rows, f'kept_{place}')} AS {identifier(name)}" for place, name in columns]
+    typed = [f"{as_type(tables, rows, f'kept_{number}')} AS {identifier(name)}" for number, name in columns]
     query = f"SELECT {', '.join(['line AS line_of_row', *typed])} FROM {rows}"
     condition = " AND ".join(f"({duckdb.SQLExpression(text)})::BOOLEAN" for text in keep)
     try:
@@ -86,7 +86,7 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
     except REFUSED as error:
         raise unusable(" ".join(keep), first_line(error), table) from error
     tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
-    left = tables.value(f"SELECT count(*) FROM {rows}")
+    left = tables.count(rows)
     if not left:
         raise unusable(" ".join(keep), f"none of {left_out} rows is left", table)
     print(f"{table.path}: {left_out} of {left_out + left} rows left out by --keep")
@@ -97,15 +97,10 @@ def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
     return sorted(set().union(*keep.values()))
 
 
-def identifier(name: str) -> str:
-    """The name of a column as SQL."""
-    return '"' + name.replace('"', '""') + '"'
-
-
 def as_type(tables: Tables, rows: str, column: str) -> str:
     """SQL of a column of text as numbers or truth values, if all values that are not missing can be read as such.
 
-    Whole numbers become BIGINT, as a DOUBLE does not tell long ids apart; if they are too long for it, they stay text.
+    Whole numbers become BIGINT, as a DOUBLE cannot distinguish long ids; if they are too long for it, they stay text.
     """
     value = f"CASE WHEN NOT {missing_in(column)} THEN trim({column}) END"
     kinds = (("BIGINT", r"-?\d{1,18}"), ("VARCHAR", r"-?\d+"), ("DOUBLE", ".*"), ("BOOLEAN", ".*"))

@@ -5,7 +5,7 @@ import datetime
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +55,19 @@ class SplitSettings:
     seed: int
 
 
+def load_rows(tables: Tables, query: str, users: int) -> Histories:
+    """Load the histories of `users` users from a query with user_id, item and time, sorted by user and time."""
+    columns = tables.columns(query)
+    offsets = cumulate(np.bincount(columns["user_id"], minlength=users))
+    return Histories(columns["item"], columns["time"], offsets)
+
+
+def item_texts(tables: Tables, rows: str, names: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (item id, text fields by name) in ascending order, from rows with `id` and `fields`, a list of JSON."""
+    for item, fields in tables.rows(f"SELECT id, fields FROM {rows} ORDER BY id"):
+        yield item, {name: json.loads(field) for name, field in zip(names, fields, strict=True) if field is not None}
+
+
 def save_histories(folder: Path, tables: Tables, histories: Histories, parts: Parts, seed: int, last: bool) -> None:
     """Write train.pkl, test.pkl, their cold-start pieces, item_ids.jsonl and, where times are known, test_times.pkl.
 
@@ -101,7 +114,7 @@ def original_names(tables: Tables, name: str) -> Iterator[int | str]:
 def cold_pieces(
     histories: Iterable[tuple[Any, list[int]]], random: np.random.Generator, last: bool = False
 ) -> Iterator[tuple[Any, list[int]]]:
-    """Yield a contiguous piece of 2 to 4 items of each user's history; length and place are drawn as in the release.
+    """Yield a contiguous piece of 2 to 4 items of each user's history; length and start are drawn as in the release.
 
     With `last` the piece is the end of the history. Users with fewer than two items are left out.
     """
@@ -115,8 +128,7 @@ def cold_pieces(
 
 def add_split_flags(flags: argparse.ArgumentParser) -> None:
     """Add --test_share and --seed."""
-    help_text = "share of the users that go to test.pkl, 0 to 1"
-    flags.add_argument("--test_share", type=proportion, default=0.1, help=help_text)
+    flags.add_argument("--test_share", type=proportion, default=0.1, help="share of the users in test.pkl, 0 to 1")
     flags.add_argument("--seed", type=seed, default=0, help="of every random choice")
 
 
@@ -165,8 +177,8 @@ def split_at_time(histories: Histories, settings: SplitSettings) -> Parts:
     """train.pkl has what was before a time; test.pkl has that and one more item, of users with items on both sides."""
     cut = DEFAULT_SPLIT_TIME if settings.split_time is None else settings.split_time
     if 0 < cut < 1:
-        place = int(cut * len(histories.times))
-        cut = float(np.partition(histories.times, place)[place])
+        position = int(cut * len(histories.times))
+        cut = float(np.partition(histories.times, position)[position])
     users = np.repeat(np.arange(len(histories.lengths)), histories.lengths)
     before = np.bincount(users[histories.times < cut], minlength=len(histories.lengths))
     both = (before > 0) & (before < histories.lengths)

@@ -29,7 +29,11 @@ class Tables:
     def make(self, name: str, query: str, *parameters: Any) -> int:
         """Create the table `name` from a query, unless an earlier run has; returns its number of rows."""
         self.connection.execute(f"CREATE TABLE IF NOT EXISTS {name} AS {query}", parameters)
-        return self.value(f"SELECT count(*) FROM {name}")
+        return self.count(name)
+
+    def count(self, rows: str) -> int:
+        """The number of rows of a table, or of what else may follow FROM in SQL."""
+        return self.value(f"SELECT count(*) FROM {rows}")
 
     def value(self, query: str, *parameters: Any) -> Any:
         """The first value of a query's first row; None where there is no row."""
@@ -99,8 +103,7 @@ def _connect(path: Path, job: str) -> duckdb.DuckDBPyConnection:
     if found:
         connection.close()
         remove_database(path)
-        connection = duckdb.connect(str(path))
-        connection.execute("CREATE TABLE job (text VARCHAR)")
+        return _connect(path, job)
     connection.execute("INSERT INTO job VALUES (?)", [job])
     return connection
 

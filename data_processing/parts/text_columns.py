@@ -11,9 +11,8 @@ from data_processing.parts.columns import Table, folded
 from data_processing.parts.missing import MARKED, NOTHING, has_text
 from data_processing.parts.tables import Tables
 
-TITLES = (  # columns of these names always describe an item
-    *("title", "name", "itemname", "itemtitle", "productname", "producttitle", "movietitle", "booktitle"),
-)
+# Columns of these names always describe an item.
+TITLES = ("title", "name", "itemname", "itemtitle", "productname", "producttitle", "movietitle", "booktitle")
 SAMPLED_ROWS, SAMPLED_TOKENS = 2000, 10_000  # of a column, by which it is judged
 NEARLY_ALL = 0.9  # of the values of a column must be uninformative for the column to be
 
@@ -37,7 +36,7 @@ def choose_text_columns(tables: Tables, table: Table, names: list[str]) -> list[
     Their values are the lists `fields` of the table `item_rows`, as JSON. Columns with short values come first, as the
     encoder cuts a long text at its end.
     """
-    step = tables.value("SELECT count(*) FROM item_rows") // SAMPLED_ROWS + 1
+    step = tables.count("item_rows") // SAMPLED_ROWS + 1
     rows = [fields for (fields,) in tables.rows("SELECT fields FROM item_rows WHERE line % ? = 0", step)]
     columns = dict(zip(names, map(column_statistics, zip(*rows, strict=True)), strict=True))
     others = {name: column for name, column in columns.items() if folded(name) not in TITLES or not column.tokens}
@@ -85,12 +84,12 @@ def names_items(tables: Tables, tokens: list[str]) -> bool:
     return bool(words) and 2 * tables.value(known, words) > len(tokens)
 
 
-def print_words_for_nothing(tables: Tables, table: Table, places: list[int]) -> None:
-    """Print how many fields, of those with the numbers `places`, are a word for nothing such as None.
+def print_missing_texts(tables: Tables, table: Table, numbers: list[int]) -> None:
+    """Print how many fields, of those with these numbers from 1, are a word such as None, which counts as missing.
 
     Somebody may have meant the word as a text.
     """
-    fields = f"SELECT unnest(list_select(fields, {places}::INTEGER[])) AS field FROM item_lines"
+    fields = f"SELECT unnest(list_select(fields, {numbers}::INTEGER[])) AS field FROM item_lines"
     marked = f"regexp_matches(field, '{MARKED}') AND regexp_full_match(field, '{NOTHING}')"
     what = "count(*), list_sort(list(DISTINCT field))[:3]"
     count, found = next(tables.rows(f"SELECT {what} FROM ({fields}) WHERE {marked}"))

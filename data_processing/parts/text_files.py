@@ -23,7 +23,7 @@ PEEKED = 1 << 16  # bytes that are read at once, and by which a format is recogn
 DAMAGED = (OSError, EOFError, zlib.error)  # what reading a compressed file that is not whole raises
 LONGEST_LINE = 1 << 24  # characters of a line that is rewritten
 LONGEST_LITERAL = 1 << 20  # characters of a Python literal, which takes 500 times as much memory to be parsed
-EXAMPLES = 3  # places in a file that a message names
+EXAMPLES = 3  # lines of a file that a message names
 
 
 def peek(path: Path) -> bytes:
@@ -51,20 +51,7 @@ def open_bytes(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
 
 
-def decode_start(path: Path, encoding: str, start: bytes) -> str:
-    """Decode the first bytes of a file, which may end within a character.
-
-    Raises:
-        InputError: they are no text in this encoding.
-    """
-    try:
-        text = codecs.getincrementaldecoder(encoding)().decode(start)
-    except UnicodeError as error:
-        raise InputError(undecodable(path, error, encoding)) from error
-    return text.removeprefix("\ufeff")
-
-
-def undecodable(path: Path, error: UnicodeError, encoding: str, before: int = 0) -> str:
+def undecodable(path: Path, error: UnicodeError, encoding: str, before: int) -> str:
     """The message for text in another encoding; `before` is the number of lines in front of what was decoded."""
     found = str(error)
     if isinstance(error, UnicodeDecodeError):
@@ -106,11 +93,7 @@ def readable_path(path: Path, encoding: str, output: Path | None, rewrite: str |
 
 
 def decode_blocks(path: Path, encoding: str) -> Iterator[str]:
-    """Yield the text of a file block by block.
-
-    Raises:
-        InputError: the file is damaged, or is not in that encoding.
-    """
+    """Yield the text of a file block by block; raise InputError if it is damaged, or not in that encoding."""
     decoder = codecs.getincrementaldecoder(encoding)()
     lines = 0
     with open_bytes(path) as file:
@@ -144,16 +127,12 @@ def rewrite_lines(path: Path, blocks: Iterable[str], rewrite: Callable[[str], st
             bad.append(number)
     if bad:
         raise InputError(
-            f"{path}, {list_places(bad)}: no Python literal of a dict of texts, numbers and lists ({reason}). Mend it."
+            f"{path}, {list_numbers(bad)}: no Python literal of a dict of texts, numbers and lists ({reason}). Mend it."
         )
 
 
 def split_lines(path: Path, blocks: Iterable[str]) -> Iterator[str]:
-    """Yield the lines of a text that comes in blocks, without the line breaks.
-
-    Raises:
-        InputError: a line that is longer than LONGEST_LINE.
-    """
+    """Yield the lines of a text that comes in blocks, without line breaks; none may be longer than LONGEST_LINE."""
     rest, number = "", 0
     for block in blocks:
         *lines, rest = (rest + block).split("\n")
@@ -190,8 +169,8 @@ REWRITES: dict[str, Callable[[str], str]] = {
 }
 
 
-def list_places(numbers: list[int], count: int | None = None, what: str = "line") -> str:
-    """The first of `count` places in words: line 3, line 8, line 9 and 41 more."""
+def list_numbers(numbers: list[int], count: int | None = None, what: str = "line") -> str:
+    """The first of `count` lines, or of what else has numbers: line 3, line 8, line 9 and 41 more."""
     more = (count or len(numbers)) - EXAMPLES
     return ", ".join(f"{what} {number}" for number in numbers[:EXAMPLES]) + (f" and {more} more" if more > 0 else "")
 

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data_processing.parts.columns import Table, literal
-from data_processing.parts.formats import locate_rows
+from data_processing.parts.formats import locate_where
 from data_processing.parts.tables import Tables
-from data_processing.parts.text_files import EXAMPLES
 from utils.errors import InputError
 
 NUMBER = "CASE WHEN isfinite(TRY_CAST(time AS DOUBLE)) THEN TRY_CAST(time AS DOUBLE) END"
@@ -21,7 +20,6 @@ WORDS = (
     *(date + clock for date in ("%b %d, %Y", "%B %d, %Y", "%d %b %Y", "%d %B %Y", "%m %d, %Y") for clock in CLOCKS),
 )
 NEARLY_ALL = 0.9
-TIME_AT = "SELECT time FROM interactions WHERE line = ?"
 ORDERS = {"day/month/year": "dm", "month/day/year": "md"}
 
 UNITS = {1e11: 1, 1e14: 1e3, 1e17: 1e6, math.inf: 1e9}  # numbers below 1e11 are seconds: up to the year 5138
@@ -67,7 +65,7 @@ def find_format(tables: Tables, formats: list[str] | None) -> TimeFormat:
     """Find the form of the times in `interactions`: the formats given, or the one of COMMON that reads most of them."""
     if formats is not None:
         return TimeFormat(f"a time by --time_format {' '.join(formats)}", strptime(tuple(formats)), tuple(formats))
-    total = tables.value("SELECT count(*) FROM interactions")
+    total = tables.count("interactions")
     best, most = COMMON[1], 0
     for form in COMMON:
         count = tables.value(f"SELECT count({form.seconds}) FROM interactions")
@@ -85,15 +83,16 @@ def check_times(tables: Tables, table: Table, column: str, formats: list[str] | 
     The form is that of `formats`, of strptime, or is recognised and printed.
 
     Raises:
-        InputError: times in another form, or in another unit, than most; names the lines. Dates of which nothing tells
+        InputError: times in another form, or in another unit, than most; names the lines. Dates of which nothing shows
             which number is the day and which the month.
     """
     form = find_format(tables, formats)
     time = f"the time ({column}) is"
-    rows, count = first_rows(tables, f"({form.seconds}) IS NULL")
-    if count:
-        value = tables.value(TIME_AT, rows[0])
-        found = f"{locate_rows(table, rows, count, output)}: {time} {value!r}"
+    unread = f"({form.seconds}) IS NULL"
+    where = locate_where(tables, "interactions", unread, table, output)
+    if where:
+        value = first_time(tables, unread)
+        found = f"{where}: {time} {value!r}"
         if formats is not None:
             raise InputError(f"{found}, expected {form.name}. Mend or remove the line, or give a further format.")
         others = [other.name for other in COMMON if reads(tables, other.seconds, value)]
@@ -105,11 +104,12 @@ def check_times(tables: Tables, table: Table, column: str, formats: list[str] | 
         )
     if form.name == "a number":
         largest = tables.value(f"SELECT max(abs({NUMBER})) FROM interactions") or 0
-        rows, count = first_rows(tables, in_another_unit(NUMBER, largest))
-        if count:
+        differs = in_another_unit(NUMBER, largest)
+        where = locate_where(tables, "interactions", differs, table, output)
+        if where:
             raise InputError(
-                f"{locate_rows(table, rows, count, output)}: {time} {tables.value(TIME_AT, rows[0])}, in another unit "
-                f"than the largest, {largest:.0f}. Write all in one unit, such as seconds."
+                f"{where}: {time} {first_time(tables, differs)}, in another unit than the largest, {largest:.0f}. "
+                "Write all in one unit, such as seconds."
             )
     elif formats is None and form.name != "a date":
         print_format(tables, form, table, column)
@@ -121,29 +121,23 @@ def reads(tables: Tables, seconds: str, value: str | None) -> bool:
     return tables.value(f"SELECT {seconds} FROM (SELECT ?::VARCHAR AS time)", value) is not None
 
 
-def first_rows(tables: Tables, condition: str) -> tuple[list[int], int]:
-    """The first lines of `interactions` that meet a condition, and the number of all that do."""
-    count = tables.value(f"SELECT count(*) FROM interactions WHERE {condition}")
-    query = f"SELECT line FROM interactions WHERE {condition} ORDER BY line LIMIT {EXAMPLES}"
-    return [line for (line,) in tables.rows(query)] if count else [], count
+def first_time(tables: Tables, condition: str = "true") -> str | None:
+    """The time of the first line of `interactions` that meets a condition."""
+    return tables.value(f"SELECT time FROM interactions WHERE {condition} ORDER BY line LIMIT 1")
 
 
 def print_format(tables: Tables, form: TimeFormat, table: Table, column: str) -> None:
-    """Print the form of dates that was recognised and, where day and month might be exchanged, the time that decides.
-
-    Raises:
-        InputError: no time decides it.
-    """
+    """Print the form of dates and, where day and month might be exchanged, the time that decides; one must do so."""
     if form.name not in ORDERS:
         print(f"{table.path}: times ({column}) are read as {form.name}")
         return
     first, second = (form for form in COMMON if form.name in ORDERS)
     other = second if form is first else first
-    decisive = tables.value(f"SELECT time FROM interactions WHERE {other.seconds} IS NULL ORDER BY line LIMIT 1")
+    decisive = first_time(tables, f"{other.seconds} IS NULL")
     if decisive is not None:
         print(f"{table.path}: times ({column}) are read as {form.name}, as {decisive} tells")
         return
-    value = tables.value("SELECT time FROM interactions ORDER BY line LIMIT 1")
+    value = first_time(tables)
     flags = " or ".join(
         next(f"--time_format '{text}'" for text in way.formats if reads(tables, strptime((text,)), value))
         for way in (first, second)
@@ -155,7 +149,7 @@ def print_format(tables: Tables, form: TimeFormat, table: Table, column: str) ->
 
 
 def seconds(tables: Tables, formats: list[str] | None) -> str:
-    """SQL of the time in seconds; the largest number tells the unit of all."""
+    """SQL of the time in seconds; the largest number decides the unit of all."""
     form = find_format(tables, formats)
     if form.name != "a number":
         return form.seconds

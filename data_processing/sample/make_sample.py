@@ -49,7 +49,7 @@ SHELF_PULL, FAR_PULL = {0: 0.5, 1: 0.4}, 0.02  # the same shelf, the next one; a
 
 
 class Shelf(NamedTuple):
-    """A category with its place in its domain."""
+    """A category with its number in its domain."""
 
     number: int
     section: str
@@ -173,11 +173,6 @@ class World:
             weights.append(weight * 3.0 if item.brand in brands else weight)
         return weights
 
-    def draw(self, weights: Iterable[float]) -> int:
-        """Draw an item by weight."""
-        cumulative = list(accumulate(weights))
-        return self.rng.choices(range(len(self.items)), cum_weights=cumulative)[0]
-
     def next_item(self, history: list[int], taste: list[float]) -> int:
         """Draw what is bought after `history`: a refill again, or something new that goes with the last items."""
         rng, recent = self.rng, history[-2:]
@@ -188,7 +183,8 @@ class World:
         if history and rng.random() >= EXPLORE:
             back = pick(rng, history[-3:-1], 1) if rng.random() < LOOK_BACK else []
             weights = [a * b for a, b in zip(self.pulls[(back or history)[-1]], taste, strict=True)]
-        return self.draw(0.0 if item in history else weight for item, weight in enumerate(weights))
+        cumulative = accumulate(0.0 if item in history else weight for item, weight in enumerate(weights))
+        return rng.choices(range(len(self.items)), cum_weights=list(cumulative))[0]
 
     def user(self) -> list[int]:
         """Draw the purchases of one user, in order."""
@@ -218,8 +214,7 @@ def make_domain(name: str, seed: int) -> tuple[list[dict[str, Any]], list[dict[s
 def save_jsonl(path: Path, records: list[dict[str, Any]]) -> None:
     """Write gzipped JSON lines; the header has no time stamp and no name, so that equal content gives equal bytes."""
     with atomic_write(path) as file, gzip.GzipFile(filename="", fileobj=file, mode="wb", mtime=0) as lines:
-        for record in records:
-            lines.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
+        lines.writelines((json.dumps(record, ensure_ascii=False) + "\n").encode() for record in records)
 
 
 def main() -> None:
@@ -233,7 +228,7 @@ def main() -> None:
     if args.encoder:
         from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
 
-        encoding = Encoding(load_encoder(args.encoder, "cpu"), DEFAULT_BATCH, "cpu")
+        encoding = Encoding(args.encoder, load_encoder(args.encoder, "cpu"), DEFAULT_BATCH)
     for name, domain in DOMAINS.items():
         items, users = make_domain(name, args.seed)
         save_jsonl(args.output / name / "items.jsonl.gz", items)
