@@ -222,7 +222,7 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
 
 
 def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
-    """Attention heads of a checkpoint, which the shapes of its weights do not tell.
+    """Attention heads of a checkpoint, which the shapes of its weights do not show.
 
     They are `noted` in the weights or in the JSON beside them. Where they are not, as in the release, they are one per
     64 of width; for any other width than the release's this guess is printed.

@@ -88,7 +88,7 @@ def main() -> None:
 def report(
     settings: Settings, accelerator: Accelerator, progress: Progress, steps: int, loss: float | None, interrupted: bool
 ) -> None:
-    """Print how a run has ended: nothing to do, told to stop, or finished."""
+    """Print how a run has ended: nothing to do, stopped by a signal, or finished."""
     if loss is None:
         accelerator.print(f"nothing to do: {progress.step} steps were taken")
     elif progress.step < steps:
@@ -246,11 +246,7 @@ def parse() -> Settings:
 
 
 def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
-    """Find the training state to resume from, if any; its settings stand in for those that were not typed.
-
-    Raises:
-        InputError: see `find_state` and `parse_resumed`.
-    """
+    """Find the training state to resume from, if any; its settings stand in for those that were not typed."""
     if settings.resume == "":
         raise InputError("--resume was given an empty name. Name a checkpoint, or leave the name out for the last one.")
     saved = find_state(settings.ckpt_dir, settings.resume) if settings.resume else None
@@ -271,7 +267,7 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
 
 
 def check_settings(settings: Settings) -> None:
-    """Check that sizes fit each other, and that there is a place to write to, before the work starts.
+    """Check that sizes fit each other, and that the files can be written, before anything else is done.
 
     Raises:
         InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history, or

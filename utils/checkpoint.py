@@ -140,15 +140,12 @@ def _joined(parts: list[Path]) -> IO[bytes]:
                 shutil.copyfileobj(file, archive)
         size = archive.tell()
         with zipfile.ZipFile(archive) as unzipped:
-            weights = [
-                entry
-                for entry in unzipped.infolist()
-                if entry.filename.endswith(".pt") and "__MACOSX" not in entry.filename
-            ]
+            weights = [name for name in unzipped.namelist() if name.endswith(".pt") and "__MACOSX" not in name]
             if len(weights) != 1:
                 raise ValueError(f"the archive holds {len(weights)} .pt files, expected one")
-            if weights[0].file_size > MOST_UNPACKED * size:
-                raise ValueError(f"its {size} bytes unpack to {weights[0].file_size}")
+            unpacked = unzipped.getinfo(weights[0]).file_size
+            if unpacked > MOST_UNPACKED * size:
+                raise ValueError(f"its {size} bytes unpack to {unpacked}")
             with limited_memory(MOST_UNPACKED * size):
                 return io.BytesIO(unzipped.read(weights[0]))
 
@@ -200,8 +197,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
 
-    The JSON gets the fingerprint of the weights. The number of attention heads, which no shape tells, is written with
-    the weights, too, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
+    The JSON gets the fingerprint of the weights. The number of attention heads, which shapes do not show, is also
+    written with the weights, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
     weights._metadata = {"": {"heads": metadata.get("config", {}).get("heads")}}
@@ -238,7 +235,7 @@ def find_checkpoints(patterns: list[str]) -> list[Path]:
     Raises:
         InputError: something typed matches nothing.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -249,8 +246,8 @@ def find_checkpoints(patterns: list[str]) -> list[Path]:
             matches = [path.with_name(path.name.split(PART)[0])]
         if not matches:
             raise InputError(f"--ckpt_path {pattern} matches no checkpoint (*.pt). Pre-train first, or name another.")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        found += matches
+    return list(dict.fromkeys(found))
 
 
 def _checkpoints_in(folder: Path, pattern: str) -> list[Path]:

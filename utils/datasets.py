@@ -130,9 +130,7 @@ def codes_array(listed: list[Any], path: Path) -> np.ndarray:
         InputError: a row that is not four whole numbers in [0, 15360).
     """
     plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {CODES_PER_ITEM}
-    flat = (
-        whole_numbers(list(chain.from_iterable(listed))) if plain else None
-    )  # checked without a loop: there may be millions of rows
+    flat = whole_numbers(list(chain.from_iterable(listed))) if plain else None  # no loop over millions of rows
     if flat is None:
         row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
         if row is not None or not len(listed):
@@ -274,15 +272,14 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
     remedy = "Make the matrix again (pre_train_data_process.py), and then the codes."
     check_made_from(matrix_path, folder / MAPS, "maps", remedy)
     check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
-    return Interactions(
-        sequences, Catalog(codes, embeddings, source=str(matrix_path)), *made_by(codes_path, matrix_path)
-    )
+    catalog = Catalog(codes, embeddings, source=str(matrix_path))
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path))
 
 
 def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     """Load data/eval, where items have codes by id (list or dict) and embedding rows by eval_id_map.pkl.
 
-    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their places in it.
+    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their numbers in it.
 
     Raises:
         InputError: a bad file, or an item id without codes or without a row.
@@ -296,7 +293,7 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     id_map = load_pickle(map_path, dict, MAKE_EVAL)
     embeddings = load_matrix(matrix_path, MAKE_EVAL)
 
-    ids, places = np.unique(sequences.items, return_inverse=True)
+    ids, items = np.unique(sequences.items, return_inverse=True)
     known = by_id if isinstance(by_id, dict) else range(len(by_id))
     for item in ids.tolist():
         if item not in known:
@@ -309,10 +306,9 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
             )
     codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
-    sequences = Sequences(sequences.users, places, sequences.offsets)
-    return Interactions(
-        sequences, Catalog(codes, embeddings, rows, str(matrix_path)), *made_by(codes_path, matrix_path)
-    )
+    catalog = Catalog(codes, embeddings, rows, str(matrix_path))
+    sequences = Sequences(sequences.users, items, sequences.offsets)
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path))
 
 
 def dataset_folder(name: str) -> Path:

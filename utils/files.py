@@ -307,7 +307,7 @@ def content(path: str | Path) -> str:
 
 
 def identity(path: str | Path) -> list[Any]:
-    """Size, time (ns), inode and `fingerprint` of a file, which tell whether it is still the same on this machine.
+    """Size, time (ns), inode and `fingerprint` of a file, which show whether it is still the same on this machine.
 
     A copy has another identity, and so has a file in which only a byte was changed.
     """

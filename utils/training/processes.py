@@ -112,7 +112,7 @@ class StopSignal:
     """Record SIGTERM, which a cluster sends when time is up, and Ctrl-C, so that training stops after its step.
 
     Ctrl-C pressed again ends the process at once if it comes a second or more after the first: sooner it may be the
-    same one, which torchrun passes on to processes that the terminal has told already.
+    same one, which torchrun passes on to processes that have got it from the terminal.
     """
 
     def __init__(self):

@@ -195,7 +195,7 @@ class Checkpoints:
         return Progress()
 
     def resume(self, saved: SavedState, model: nn.Module, optimizer: Optimizer) -> Progress:
-        """Go on from a training state: load it, and take over its checkpoints where they are in the same folder.
+        """Resume from a training state: load it, and take over its checkpoints where they are in the same folder.
 
         Raises:
             InputError: it was trained on other data or with other sizes.
