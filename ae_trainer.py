@@ -149,10 +149,9 @@ class AutoEncoder(nn.Module):
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
-    """Load the tokenizer of a checkpoint, in evaluation mode; the release's unused encoder weights are dropped.
+    """Load the tokenizer of a checkpoint, in evaluation mode; InputError for a damaged file, or one without tokenizer.
 
-    Raises:
-        InputError: missing or damaged file, or not a tokenizer.
+    The release's unused encoder weights are dropped.
     """
     state = {name: value for name, value in load_state(path).items() if not name.startswith("encoder.")}
     if "quantizer.project_in.weight" not in state or state["quantizer.project_in.weight"].ndim != 2:
@@ -334,11 +333,7 @@ def save_training(path: Path, model: AutoEncoder, optimizer: Optimizer, metadata
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Read the state that `save_training` wrote.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
+    """Read the state that `save_training` wrote; InputError if there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
             saved = load_tensors(file)

@@ -108,11 +108,7 @@ def main() -> None:
 
 
 def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """Ids (M,) int64, ascending, of the items of codes (N, K) whose embedding (N, E) is not zero.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Ids (M,) int64, ascending, of the items whose embedding (N, E) is not zero; InputError if there is none."""
     candidates = np.flatnonzero(np.any(embeddings, axis=1))
     if len(candidates) < len(codes):
         print(f"{len(codes) - len(candidates)} of {len(codes)} items have no text (zero embedding): not recommended")

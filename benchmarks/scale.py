@@ -96,11 +96,7 @@ def measure_step(name: str, folder: Path, args: argparse.Namespace) -> dict[str,
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a command; returns its seconds, and its peaks of resident and of private memory in GiB.
-
-    Raises:
-        InputError: the command failed.
-    """
+    """Run a command; returns seconds, and peaks of resident and of private memory in GiB; InputError if it failed."""
     peaks = {"VmHWM": 0, "RssAnon": 0}
     with tempfile.TemporaryFile("w+") as printed:
         started = time.perf_counter()
@@ -221,9 +217,7 @@ def make_parts(folder: Path, scale: float, parts: int = 4) -> None:
     users, total, items = (scaled(count, scale) // parts for count in (USERS, INTERACTIONS, ITEMS))
     for part in range(parts):
         directory = folder / "parts" / f"part{part}"
-        made_once(
-            directory / "train.pkl", lambda path, part=part: save_dict(path, histories(users, total, items, part))
-        )
+        made_once(directory / "train.pkl", lambda path: save_dict(path, histories(users, total, items, part)))  # noqa: B023
         made_once(directory / "item_text_embeddings.npy", lambda path: make_holes(path, items, "<f4"))
 
 

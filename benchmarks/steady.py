@@ -59,11 +59,7 @@ def main() -> None:
 
 
 def quarter(records: list[dict], samples: list[tuple], number: int) -> dict[str, float]:
-    """Summarise the log and the samples of memory of one quarter of the steps, counted from 0.
-
-    Raises:
-        InputError: nothing was logged or sampled in it.
-    """
+    """Summarise the log and the samples of memory of one quarter of the steps, from 0 on; InputError without any."""
     ends = [records[-1]["step"] * part / QUARTERS for part in (number, number + 1)]
     since, until = (next(record["time"] for record in records if record["step"] >= end) for end in ends)
     mine = [record for record in records if ends[0] < record["step"] <= ends[1]]

@@ -96,11 +96,7 @@ class Trie:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Trie":
-        """Open a saved index. Its arrays are mapped from the files: no copy, and processes share the pages.
-
-        Raises:
-            InputError: the folder does not hold a whole index of this format.
-        """
+        """Open a saved index, mapped from its files without a copy; InputError unless all are there and whole."""
         path = Path(folder) / "trie.json"
         while True:
             header = read_json(require_file(path, REMEDY))
@@ -159,10 +155,7 @@ class Trie:
     def find(self, prefixes: Tensor | np.ndarray) -> Tensor:
         """Nodes of the prefixes (..., d), 0 <= d <= K, -1 where no item has the prefix: (...) int64.
 
-        One binary search per code, over all prefixes at once.
-
-        Raises:
-            ValueError: more than K codes, or other than whole numbers.
+        One binary search per code, over all prefixes at once. ValueError unless codes are whole numbers, at most K.
         """
         prefixes = self._codes(prefixes)
         if prefixes.shape[-1] > CODES_PER_ITEM:
@@ -205,8 +198,7 @@ class Trie:
     def next_codes(self, prefix: Tensor) -> Tensor:
         """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix.
 
-        Raises:
-            ValueError: K codes or more, or several prefixes.
+        ValueError for K codes or more, or several prefixes.
         """
         prefix = self._codes(prefix)
         if prefix.ndim != 1:

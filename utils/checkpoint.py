@@ -180,11 +180,10 @@ def metadata_path(path: str | Path) -> Path:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Read the JSON beside a checkpoint; empty where there is none, as beside the release.
 
-    Raises:
-        InputError: it was written with other weights: a run was killed between the two.
+    InputError if it was written with other weights: a run was killed between the two.
     """
     path, beside = Path(path), metadata_path(path)
-    metadata = read_json(beside) if beside.is_file() else {}
+    metadata = read_json(beside, missing_ok=True)
     weights = metadata.get("weights")  # older ones have none
     if weights is not None and PART not in path.name and path.is_file() and weights != fingerprint(path):
         raise InputError(
@@ -230,10 +229,9 @@ def _write_tensors(file: IO[bytes], value: dict[str, Any]) -> None:
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:
-    """Find the checkpoints that typed files, folders and patterns name, in natural order; zip parts count once.
+    """Find the checkpoints that files, folders and patterns name, in natural order; zip parts count once.
 
-    Raises:
-        InputError: something typed matches nothing.
+    InputError if something typed matches nothing.
     """
     found: list[Path] = []
     for pattern in patterns:

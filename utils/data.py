@@ -114,9 +114,7 @@ class Catalog:
         codes = self.codes[items]
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
             raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) whole numbers, found {codes.shape} {codes.dtype}")
-        if codes.size and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
-            raise ValueError(f"codes must lie in [0, {CODEBOOK_SIZE}), found {codes.min()} to {codes.max()}")
-        return torch.from_numpy(codes.astype(np.int64))
+        return torch.from_numpy(numbers_below(codes.ravel(), CODEBOOK_SIZE, "codes").reshape(codes.shape))
 
 
 def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
@@ -232,7 +230,7 @@ def check_histories(sequences: Sequences, catalog: Catalog) -> None:
         if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
             found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise ValueError(f"{name} must be a one-dimensional array of whole numbers, found {found}")
-    if len(sequences) > 0:
+    if len(sequences):
         numbers_below(sequences.offsets[[0, -1]], len(sequences.items) + 1, "offsets")
     lengths = sequences.lengths
     if not len(lengths) or lengths.min() < 1:
@@ -252,8 +250,7 @@ def token_positions(items: Tensor) -> Tensor:
 def group_by_length(lengths: np.ndarray) -> Groups:
     """Group histories of lengths (B,), longest first: one joins the group before it unless it is much shorter.
 
-    Raises:
-        ValueError: no lengths, a length below 1, or another order, in which items would be lost.
+    ValueError for no lengths, one below 1, or another order, in which items would be lost.
     """
     if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
         raise ValueError(f"lengths must be (B,) whole numbers, found {lengths.shape} {lengths.dtype}")

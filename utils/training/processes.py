@@ -25,7 +25,7 @@ PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may dif
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
-    """Make the accelerator of this process; where it trains on the CPU, it says so.
+    """Make the accelerator of this process; print a line where it trains on the CPU.
 
     Raises:
         InputError: the launcher started another number of processes than accelerate found, or a tracker is missing.
