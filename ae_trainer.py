@@ -141,7 +141,7 @@ class AutoEncoder(nn.Module):
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
 
     def fingerprint(self) -> str:
-        """Hash of `project_in`, sixteen hexadecimal digits, by which codes of different tokenizers are told apart."""
+        """Hash of `project_in`, sixteen hexadecimal digits: codes of different tokenizers have different ones."""
         digest = hashlib.sha256()
         for parameter in self.quantizer.project_in.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
@@ -149,10 +149,9 @@ class AutoEncoder(nn.Module):
 
 
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
-    """Load the tokenizer of a checkpoint, in evaluation mode; the release's unused encoder weights are dropped.
+    """Load the tokenizer of a checkpoint, in evaluation mode; InputError for a damaged file, or one without tokenizer.
 
-    Raises:
-        InputError: missing or damaged file, or not a tokenizer.
+    The release's unused encoder weights are dropped.
     """
     state = {name: value for name, value in load_state(path).items() if not name.startswith("encoder.")}
     if "quantizer.project_in.weight" not in state or state["quantizer.project_in.weight"].ndim != 2:
@@ -200,14 +199,6 @@ def describe(report: dict[str, Any]) -> str:
     return (line + (distinct if "distinct_share" in report else "")).format(**report)
 
 
-def to_float32(matrix: np.ndarray, source: str) -> np.ndarray:
-    """Copy (N, E) float into memory as float32; raise InputError for values that are not finite there."""
-    with np.errstate(over="ignore"):
-        rows = np.array(matrix, dtype=np.float32)
-    check_finite(rows, 0, source)
-    return rows
-
-
 def load_training_rows(paths: list[str]) -> np.ndarray:
     """Read the rows of some embedding files that are not all zero, i.e. of items with text: (n, E) float32.
 
@@ -223,7 +214,11 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
             raise InputError(
                 f"{path} is {matrix.shape[1]} wide, {paths[0]} is {matrices[0].shape[1]}: one encoder for all, please."
             )
-    rows = np.concatenate([to_float32(matrix, path) for path, matrix in zip(paths, matrices, strict=True)])
+    with np.errstate(over="ignore"):  # which the check finds
+        copies = [np.array(matrix, dtype=np.float32) for matrix in matrices]
+    for path, copied in zip(paths, copies, strict=True):
+        check_finite(copied, 0, path)
+    rows = np.concatenate(copies)
     rows = rows[rows.any(axis=1)]
     if len(rows) < 2:
         raise InputError(f"{', '.join(paths)}: {len(rows)} rows with text, expected at least two. {REMEDY}")
@@ -338,11 +333,7 @@ def save_training(path: Path, model: AutoEncoder, optimizer: Optimizer, metadata
 
 
 def read_training(path: Path) -> dict[str, Any]:
-    """Read the state that `save_training` wrote.
-
-    Raises:
-        InputError: there is none, or it is damaged.
-    """
+    """Read the state that `save_training` wrote; InputError if there is none, or it is damaged."""
     try:
         with path.open("rb") as file:
             saved = load_tensors(file)
@@ -380,11 +371,7 @@ def flags() -> argparse.ArgumentParser:
 
 
 def find_resumed(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any] | None]:
-    """Read the state to resume from with --resume; its settings stand in for those that were not typed.
-
-    Raises:
-        InputError: see `read_training` and `parse_resumed`.
-    """
+    """Read the state to resume from with --resume; its settings stand in for those that were not typed."""
     path = Path(args.output) / STATE
     check_writable(path)
     if not args.resume:

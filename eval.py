@@ -79,7 +79,7 @@ def main() -> None:
     append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
     print(f"\n{len(data.sequences)} histories of {args.data_path}; loss in nats, best first")
     shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path]] for path in ranked}
-    rows = ([str(place), *shown[path], str(path)] for place, path in enumerate(ranked, start=1))
+    rows = ([str(number), *shown[path], str(path)] for number, path in enumerate(ranked, start=1))
     print_table(["rank", "loss", "mean of batch means (published)", "checkpoint"], rows)
     if not math.isfinite(getattr(losses[ranked[0]], by)):
         raise InputError("no checkpoint has a finite loss: training has diverged. Lower its --lr and train again.")
@@ -122,10 +122,8 @@ def evaluate(
         # A process that has no batch left in the last round runs along: the weights may be spread over all processes.
         output = model((batch if len(rows) else batch.without_targets()).to(device))
         if len(rows):
-            total += output.total.item()
-            targets += output.targets.item()
-            means += output.mean.item()
-            batches += 1
+            total, targets = total + output.total.item(), targets + output.targets.item()
+            means, batches = means + output.mean.item(), batches + 1
     total, targets, means, batches = sum_over_processes(total, targets, means, batches)
     return EvalLoss(total / targets, means / batches)
 

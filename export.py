@@ -23,7 +23,7 @@ from utils.cli import parser, run
 from utils.files import check_writable
 
 RELEASE_ROWS = 50_257  # rows of the token embedding: GPT-2's own vocabulary
-RELEASE_HEADS = 12  # attention heads, which no shape tells
+RELEASE_HEADS = 12  # attention heads, which shapes do not show
 EMBEDDING = "gpt2model.wte.weight"
 
 

@@ -186,9 +186,7 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
 
 
 def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | Path) -> RecGPTConfig:
-    """Read every size from the weights of a checkpoint, and cut their token embedding to the V rows that are used.
-
-    The release's token embedding has 50,257 rows, of which the first V are used.
+    """Read every size from the weights of a checkpoint, and cut the release's token embedding to the V rows in use.
 
     Raises:
         InputError: the weights are not those of a RecGPT model.
@@ -222,7 +220,7 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
 
 
 def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
-    """Attention heads of a checkpoint, which the shapes of its weights do not tell.
+    """Attention heads of a checkpoint, which the shapes of its weights do not show.
 
     They are `noted` in the weights or in the JSON beside them. Where they are not, as in the release, they are one per
     64 of width; for any other width than the release's this guess is printed.

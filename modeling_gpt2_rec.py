@@ -77,13 +77,13 @@ def item_block_attention(
         return attend(query, key, value, attention_mask, dropout, scaling).transpose(1, 2), None
     if key.shape[2] != query.shape[2]:
         raise ValueError("a cache that already holds keys needs rows and a mask in place of groups")
-    per_item = query.shape[2] // len(groups.places)
+    per_item = query.shape[2] // len(groups.unpadded)
     outputs = []
     for q, k, v in split_groups((query, key, value), groups, per_item):
         mask = history_mask(item_block_mask, q.shape[2], per_item, q.device)
         out = attend(q, k, v, mask, dropout, scaling)  # (histories, heads, tokens, D / heads)
         outputs.append(out.transpose(1, 2).unflatten(1, (-1, per_item)).flatten(0, 1))  # (slots, K, heads, D / heads)
-    return torch.cat(outputs)[groups.places].flatten(0, 1)[None], None  # (P, K, …) -> (S, K, …) -> (1, T, …)
+    return torch.cat(outputs)[groups.unpadded].flatten(0, 1)[None], None  # (P, K, …) -> (S, K, …) -> (1, T, …)
 
 
 def split_groups(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> Iterator[tuple[Tensor, ...]]:
@@ -145,7 +145,7 @@ def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -
     Its input `hidden` is (1, T, D), `last` (B,) int64 are the item slots; returns (B, K, D) in their order. Keys and
     values are needed of every token, queries and all that follows only of the last items.
     """
-    attention, per_item = block.attn, hidden.shape[1] // len(groups.places)
+    attention, per_item = block.attn, hidden.shape[1] // len(groups.unpadded)
     slots = last.sort().values  # (B,) in the order of the groups
     tokens = block.ln_1(hidden[0])  # (T, D)
     weight, bias = attention.c_attn.weight, attention.c_attn.bias  # (D, 3D) and (3D,): queries, keys, values

@@ -88,7 +88,7 @@ def main() -> None:
 def report(
     settings: Settings, accelerator: Accelerator, progress: Progress, steps: int, loss: float | None, interrupted: bool
 ) -> None:
-    """Print how a run has ended: nothing to do, told to stop, or finished."""
+    """Print how a run has ended: nothing to do, stopped by a signal, or finished."""
     if loss is None:
         accelerator.print(f"nothing to do: {progress.step} steps were taken")
     elif progress.step < steps:
@@ -187,11 +187,7 @@ def train_step(
 
 
 def read_losses(unread: list[tuple[Step, Tensor]]) -> list[float]:
-    """Read the losses of some steps from the device, in nats.
-
-    Raises:
-        InputError: one is not finite; names the step and its histories.
-    """
+    """Read the losses of steps from the device, in nats; InputError naming the first step whose loss is not finite."""
     losses = torch.stack([loss for _, loss in unread]).tolist()
     for (step, _), loss in zip(unread, losses, strict=True):
         if not math.isfinite(loss):
@@ -209,8 +205,7 @@ def keep_best(
 ) -> None:
     """Log the loss on the held-out histories; save the weights as layer_3_best.pt if it is the lowest so far.
 
-    Raises:
-        InputError: the loss is not finite.
+    InputError if it is not finite.
     """
     if not math.isfinite(loss):
         raise InputError(
@@ -246,11 +241,7 @@ def parse() -> Settings:
 
 
 def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
-    """Find the training state to resume from, if any; its settings stand in for those that were not typed.
-
-    Raises:
-        InputError: see `find_state` and `parse_resumed`.
-    """
+    """Find the training state to resume from, if any; its settings stand in for those that were not typed."""
     if settings.resume == "":
         raise InputError("--resume was given an empty name. Name a checkpoint, or leave the name out for the last one.")
     saved = find_state(settings.ckpt_dir, settings.resume) if settings.resume else None
@@ -271,7 +262,7 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
 
 
 def check_settings(settings: Settings) -> None:
-    """Check that sizes fit each other, and that there is a place to write to, before the work starts.
+    """Check that sizes fit each other, and that the files can be written, before anything else is done.
 
     Raises:
         InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history, or
@@ -302,11 +293,7 @@ def open_data(settings: Settings, accelerator: Accelerator) -> tuple[Interaction
 
 
 def build(settings: Settings, data: Interactions) -> tuple[RecGPT, Optimizer]:
-    """Make a model with weights drawn by --seed, and its optimizer.
-
-    Raises:
-        InputError: an embedding width that is not four slices, or a model that memory cannot hold.
-    """
+    """Make a model with weights drawn by --seed, and its optimizer; InputError for sizes that no model can have."""
     width = data.catalog.embeddings.shape[1]
     check_width(width, data.catalog.source)
     set_seed(settings.seed)
@@ -331,8 +318,7 @@ def compile_blocks(model: RecGPT) -> None:
 def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Interactions | None:
     """Load the histories of --eval_path, cut to the window; None without --eval_every.
 
-    Raises:
-        InputError: see `load_eval`; or another encoder or tokenizer than that of the training data.
+    InputError if their codes or embeddings were not made as those of the training data.
     """
     if not settings.eval_every:
         return None

@@ -29,7 +29,7 @@ from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.cli import SWITCH, parser, positive_int, run
-from utils.data import Catalog, Sequences, make_batch
+from utils.data import Catalog, Sequences, cumulate, make_batch
 from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable, nan_to_none
@@ -84,7 +84,7 @@ def main() -> None:
     length = min(max(args.topk), len(codes))  # of the lists: no search finds more
     trie = Trie(codes[candidates], candidates).to(device)
     if not protocol.ids_decide:
-        tell_ties(trie)
+        print_ties(trie)
     histories, targets = test.sequences.split_targets()
     read = histories.last(model.config.window - 1)
     find = make_search(args.search, trie, length, codes, targets, protocol.ids_decide)
@@ -108,11 +108,7 @@ def main() -> None:
 
 
 def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
-    """Ids (M,) int64, ascending, of the items of codes (N, K) whose embedding (N, E) is not zero.
-
-    Raises:
-        InputError: there is none.
-    """
+    """Ids (M,) int64, ascending, of the items whose embedding (N, E) is not zero; InputError if there is none."""
     candidates = np.flatnonzero(np.any(embeddings, axis=1))
     if len(candidates) < len(codes):
         print(f"{len(codes) - len(candidates)} of {len(codes)} items have no text (zero embedding): not recommended")
@@ -133,11 +129,10 @@ def batches_of_equal_work(lengths: np.ndarray, users: int) -> Iterator[np.ndarra
     A batch has as many items as `users` histories of mean length: at least one history, at most `8 * users`.
     """
     order = np.argsort(-lengths, kind="stable")
-    ends = np.cumsum(lengths[order])
+    items = cumulate(lengths[order])  # before each history
     start = 0
     while start < len(order):
-        done = ends[start - 1] if start else 0
-        end = int(np.searchsorted(ends, done + users * lengths.mean(), side="right"))
+        end = int(np.searchsorted(items, items[start] + users * lengths.mean(), side="right")) - 1
         end = min(max(end, start + 1), start + 8 * users)
         yield order[start:end]
         start = end
@@ -164,7 +159,7 @@ PROTOCOLS = {
 }
 
 
-def tell_ties(trie: Trie) -> None:
+def print_ties(trie: Trie) -> None:
     """Print how many candidates share all four codes with another, and so have the same score for everyone."""
     sizes = trie.starts[CODES_PER_ITEM].diff()
     sharing = int(sizes[sizes > 1].sum())
@@ -229,8 +224,8 @@ def recommend(
             found.append([column.cpu() for column in find(logits, rows)])
             order.append(rows)
             progress.update(len(rows))
-    place = torch.from_numpy(np.argsort(np.concatenate(order)))
-    return Found(*(torch.cat(column)[place] for column in zip(*found, strict=True)))
+    order = torch.from_numpy(np.argsort(np.concatenate(order)))
+    return Found(*(torch.cat(column)[order] for column in zip(*found, strict=True)))
 
 
 def baseline_ranks(
@@ -240,28 +235,22 @@ def baseline_ranks(
 
     Where `ids_decide` among equal scores, they are ranks in lists of k items, as in the published evaluation.
     """
-    wanted, last_items = torch.from_numpy(targets), histories.items[histories.offsets[1:] - 1]
-
-    def listed(items: np.ndarray) -> Ranks:
-        return list_ranks(torch.tensor(items), wanted)
-
-    ranks = {"repeat recent": listed(repeat_recent(histories, k))}
-    if test.popularity is not None:
-        ranks["popularity (train.pkl)"] = (
-            listed(most_popular(test.popularity, len(histories), k))
-            if ids_decide
-            else popularity_ranks(test.popularity, targets)
-        )
-    ranks["nearest text"] = (
-        listed(nearest_text(last_items, test.embeddings, candidates, k))
-        if ids_decide
-        else nearest_text_ranks(last_items, targets, test.embeddings, candidates)
-    )
+    last_items = histories.items[histories.offsets[1:] - 1]
+    lists = {"repeat recent": repeat_recent(histories, k)}
+    if ids_decide:
+        if test.popularity is not None:
+            lists["popularity (train.pkl)"] = most_popular(test.popularity, len(histories), k)
+        lists["nearest text"] = nearest_text(last_items, test.embeddings, candidates, k)
+    ranks = {name: list_ranks(torch.tensor(items), torch.from_numpy(targets)) for name, items in lists.items()}
+    if not ids_decide:
+        if test.popularity is not None:
+            ranks["popularity (train.pkl)"] = popularity_ranks(test.popularity, targets)
+        ranks["nearest text"] = nearest_text_ranks(last_items, targets, test.embeddings, candidates)
     return ranks
 
 
 def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:
-    """The groups of users by which results are told apart, each a mask (U,) bool."""
+    """The groups of users that have results of their own, each a mask (U,) bool."""
     user = np.repeat(np.arange(len(histories)), histories.lengths)
     repeated = np.zeros(len(histories), dtype=bool)
     repeated[user[histories.items == targets[user]]] = True

@@ -3,7 +3,6 @@
 import argparse
 import datetime
 import platform
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -14,29 +13,35 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks.published import PublishedModel
+from model import RecGPT, RecGPTConfig
 from utils.cli import parser, positive_int, seed
 from utils.data import WINDOW, Catalog, Sequences, cumulate
 from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.util import add_device_flags, append_results
+from utils.util import add_device_flags, append_results, pick_device, set_seed
 
 EMBEDDING_WIDTH = 768
 TOP = 20  # items in a list
 
 
 def benchmark_parser(docstring: str) -> argparse.ArgumentParser:
-    """The flags that every benchmark has."""
+    """The flags that all benchmarks of a catalog have."""
     flags = parser(docstring)
     flags.add_argument("--items", type=positive_int, default=15066, help="items of the catalog")
     flags.add_argument("--repeats", type=positive_int, default=5, help="timed repeats, after one warm-up")
-    flags.add_argument("--published_repeats", type=positive_int, default=3, help="the same, of the published one")
-    flags.add_argument("--no_published", action="store_true", help="do not time the published formulation")
     flags.add_argument("--seed", type=seed, default=0, help="weights, catalog, histories")
     flags.add_argument("--results", metavar="FILE", help="append the result as one JSON line")
-    add_device_flags(flags)
     return flags
+
+
+def add_published_flags(flags: argparse.ArgumentParser) -> None:
+    """The further flags of the benchmarks that time the published formulation, too."""
+    flags.add_argument("--published_repeats", type=positive_int, default=3, help="the same, of the published one")
+    flags.add_argument("--no_published", action="store_true", help="do not time the published formulation")
+    add_device_flags(flags)
 
 
 def add_model_flags(flags: argparse.ArgumentParser) -> None:
@@ -47,15 +52,15 @@ def add_model_flags(flags: argparse.ArgumentParser) -> None:
     flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def check_results(args: argparse.Namespace) -> None:
     """InputError, before anything is built, where --results cannot be written."""
     if args.results:
         check_writable(args.results)
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
-    """As `check_flags`; InputError also for flags of `add_model_flags` with which nothing can be measured."""
-    check_flags(args)
+    """As `check_results`; InputError also for flags of `add_model_flags` with which nothing can be measured."""
+    check_results(args)
     if args.items < TOP:
         raise InputError(f"--items {args.items}: lists of {TOP} are searched; name at least as many.")
     if args.length and args.sequences:
@@ -92,9 +97,13 @@ def draw_catalog(items: int, rng: np.random.Generator) -> Catalog:
     return Catalog(draw_codes(items, rng), rng.standard_normal((items, EMBEDDING_WIDTH), dtype=np.float32))
 
 
-def peak_memory() -> float:
-    """GiB that this process held at its peak so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def build(args: argparse.Namespace) -> tuple[np.random.Generator, torch.device, Catalog, RecGPT, PublishedModel]:
+    """Check the flags, and draw by --seed a catalog and a model, which the published formulation gets, too."""
+    check_model_flags(args)
+    set_seed(args.seed)
+    rng, device = np.random.default_rng(args.seed), pick_device(args)
+    model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device)
+    return rng, device, draw_catalog(args.items, rng), model, PublishedModel(model)
 
 
 def status(process: int | str, field: str) -> int:
@@ -142,13 +151,53 @@ def model_flops(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -
     return float(2 * tokens * per_token + layers * 4 * width * pairs)
 
 
+def time_in_turn(
+    args: argparse.Namespace,
+    device: torch.device,
+    unit: str,
+    runs: tuple[Callable[[int], Any], Callable[[int], Any]],
+    counts: tuple[int, int],
+    flops: np.ndarray | float,
+    dtype: torch.dtype = torch.float32,
+) -> dict[str, Any]:
+    """Time our formulation and, unless --no_published, the published one in turn, each after a warm-up.
+
+    Each of `runs` is called with the number of the repeat and serves one of `counts`, users or histories
+    (`unit`). `flops` are what ours needs, (repeats,) or one number, `dtype` that of the matrix product beside it.
+    """
+    taken, published, matrix_rates = [], [], []
+    for repeat in range(args.repeats + 1):
+        taken.append(seconds(lambda: runs[0](repeat), device))  # noqa: B023 - called at once
+        matrix_rates.append(matrix_rate(device, dtype))
+        if not args.no_published and repeat <= args.published_repeats:
+            published.append(seconds(lambda: runs[1](repeat), device))  # noqa: B023
+    taken, matrix_rates = np.array(taken[1:]), np.array(matrix_rates[1:])
+    shares = flops / taken / matrix_rates
+    result = {
+        f"{unit}_per_s": np.median(counts[0] / taken),
+        "share_of_matrix_rate": np.median(shares),
+        "matrix_gflops": np.median(matrix_rates) / 1e9,
+        f"all_{unit}_per_s": (counts[0] / taken).round(2).tolist(),
+        "all_shares": shares.round(3).tolist(),
+    }
+    if published:
+        result[f"published_{unit}_per_s"] = np.median(counts[1] / np.array(published[1:]))
+        result["ratio"] = result[f"{unit}_per_s"] / result[f"published_{unit}_per_s"]
+    return result
+
+
+def rounded(result: dict[str, Any]) -> dict[str, Any]:
+    """A result with its floats cut to four digits."""
+    return {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()}
+
+
 def report(name: str, args: argparse.Namespace, device: torch.device, result: dict[str, Any]) -> None:
     """Print a result, and append it to --results with machine, versions and date."""
     left_out = ("results", "debug", "gpu", "sequences", "entropy")
     settings = {key: value for key, value in vars(args).items() if key not in left_out}
     result = {
         "benchmark": name,
-        **{key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()},
+        **rounded(result),
         "copy_gb_per_s": round(copy_rate(device) / 1e9, 1),
         **settings,
         **({"histories": Path(args.sequences).name if args.sequences else "drawn"} if "sequences" in args else {}),

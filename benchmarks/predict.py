@@ -9,7 +9,6 @@ shuffled batch padded to its longest history, with eager attention, the logits o
 dictionaries walked per user and beam.
 """
 
-import statistics
 import sys
 from pathlib import Path
 
@@ -25,13 +24,11 @@ import torch
 import predict
 from benchmarks import common
 from benchmarks.published import PublishedModel, dictionary_trie, padded_rows, walk_trie
-from model import RecGPT, RecGPTConfig
 from utils.cli import positive_int, run
 from utils.data import Catalog, Sequences
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.Trie import Trie
-from utils.util import pick_device, set_seed
 
 CHECKED_USERS = 16
 COMPARED_RATE = 131e9  # FLOP/s of the matrix product to which rates are scaled, so that machines compare
@@ -40,20 +37,16 @@ COMPARED_RATE = 131e9  # FLOP/s of the matrix product to which rates are scaled,
 def main() -> None:
     """Build, check, time, report."""
     flags = common.benchmark_parser(__doc__)
+    common.add_published_flags(flags)
     common.add_model_flags(flags)
     flags.add_argument("--users", type=positive_int, default=1000, help="users per repeat, drawn at random")
     flags.add_argument("--test_batch_size", type=positive_int, default=48, help="users per batch")
     args = flags.parse_args()
-    common.check_model_flags(args)
-    set_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    device = pick_device(args)
-    catalog = common.draw_catalog(args.items, rng)
+    rng, device, catalog, model, published = common.build(args)
+    model.eval(), published.eval()
     histories, targets = common.draw_histories(args, args.users, rng).split_targets()
     histories = histories.last(255)
-    model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device).eval()
-    published = PublishedModel(model).eval()
-    args.protocol, args.search = "corrected", "exact"  # told with the result
+    args.protocol, args.search = "corrected", "exact"  # which the report repeats
     trie, protocol = Trie(catalog.codes).to(device), predict.PROTOCOLS[args.protocol]
     find = predict.make_search(args.search, trie, common.TOP, catalog.codes, targets, protocol.ids_decide)
 
@@ -63,37 +56,17 @@ def main() -> None:
     check(published, histories, catalog, recommend)
 
     dictionaries = None if args.no_published else dictionary_trie(catalog.codes)
-    useful = flops(histories.lengths, args.tf_layer, args.width)
-    rates, shares, published_rates, matrix_rates = [], [], [], []
-    for repeat in range(args.repeats + 1):
-        taken = common.seconds(lambda: recommend(histories), device)
-        matrix = common.matrix_rate(device)
-        if repeat:  # the first is the warm-up
-            rates.append(len(histories) / taken)
-            shares.append(useful / taken / matrix)
-            matrix_rates.append(matrix)
-        if dictionaries is not None and repeat <= args.published_repeats:
-            start = repeat * args.test_batch_size % max(1, len(histories) - args.test_batch_size)
-            some = histories.select(np.arange(start, min(start + args.test_batch_size, len(histories))))
-            taken = common.seconds(
-                lambda some=some: recommend_published(published, some, catalog, dictionaries, device), device
-            )
-            if repeat:
-                published_rates.append(len(some) / taken)
+    count = min(args.test_batch_size, len(histories))  # users whom the published formulation serves at once
 
-    result = {
-        "users_per_s": statistics.median(rates),
-        "share_of_matrix_rate": statistics.median(shares),
-        "matrix_gflops": statistics.median(matrix_rates) / 1e9,
-        "users_per_s_at_131_gflops": statistics.median(
-            rate * COMPARED_RATE / matrix for rate, matrix in zip(rates, matrix_rates, strict=True)
-        ),
-        "all_users_per_s": [round(rate, 1) for rate in rates],
-        "mean_history": float(histories.lengths.mean()),
-    }
-    if published_rates:
-        result["published_users_per_s"] = statistics.median(published_rates)
-        result["ratio"] = result["users_per_s"] / result["published_users_per_s"]
+    def recommend_part(repeat: int) -> None:
+        start = repeat * count % max(1, len(histories) - count)
+        some = histories.select(np.arange(start, start + count))
+        recommend_published(published, some, catalog, dictionaries, device)
+
+    runs, useful = (lambda _: recommend(histories), recommend_part), flops(histories.lengths, args.tf_layer, args.width)
+    result = common.time_in_turn(args, device, "users", runs, (len(histories), count), useful)
+    result["users_per_s_at_131_gflops"] = result["share_of_matrix_rate"] * COMPARED_RATE * len(histories) / useful
+    result["mean_history"] = histories.lengths.mean()
     common.report("predict", args, device, result)
 
 
@@ -126,8 +99,8 @@ def check(published: PublishedModel, histories: Sequences, catalog: Catalog, rec
         rows = padded_rows(some.select(np.array([user])), catalog, int(some.lengths[user]))
         logits = published(*(side.to(device) for side in rows))[0, -CODES_PER_ITEM:]
         log_probs = logits.log_softmax(-1).cpu()  # (K, V)
-        scores = sum(log_probs[place, codes[:, place]] for place in range(CODES_PER_ITEM))
-        # Nearly equal scores may change places between formulations: compare what was found by score.
+        scores = sum(log_probs[slot, codes[:, slot]] for slot in range(CODES_PER_ITEM))
+        # Rounding may order nearly equal scores otherwise: compare what was found by score.
         expected = torch.sort(scores, descending=True).values[: common.TOP]
         if not torch.allclose(scores[found[user]], expected, atol=1e-4):
             raise InputError(f"wrong: user {user}'s list is not the best of the catalog; no time is reported")

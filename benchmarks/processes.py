@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from utils.cli import parser, positive_int, run, seed
+from utils.cli import positive_int, run
 from utils.errors import InputError
 from utils.pickles import save_pickle
 
@@ -36,12 +36,9 @@ REPORT = 10  # steps between two reports of pre_train.py
 
 def main() -> None:
     """Make data, check, time, report."""
-    flags = parser(__doc__)
+    flags = common.benchmark_parser(__doc__)
+    flags.set_defaults(repeats=3)
     common.add_model_flags(flags)
-    flags.add_argument("--items", type=positive_int, default=15066, help="items of the catalog")
-    flags.add_argument("--repeats", type=positive_int, default=3, help="runs of each kind")
-    flags.add_argument("--seed", type=seed, default=0, help="weights, catalog, histories")
-    flags.add_argument("--results", metavar="FILE", help="append the result as one JSON line")
     flags.add_argument("--processes", type=positive_int, default=2, help="to compare with one")
     flags.add_argument("--batch_size", type=positive_int, default=12, help="histories per process and step")
     flags.add_argument("--reports", type=positive_int, default=2, help=f"of {REPORT} steps in each run, after a first")

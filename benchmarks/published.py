@@ -79,8 +79,8 @@ def walk_trie(
                 children = list(node)
                 found = log_probs[depth][torch.tensor(children)]
                 best = found.topk(min(per_beam if depth else first, len(children)))
-                for value, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-                    grown.append((score + value, node[children[place]]))
+                for value, child in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+                    grown.append((score + value, node[children[child]]))
             alive = sorted(grown, key=lambda beam: -beam[0])[: beams if depth else first]
         lists.append([item for _, item in alive[:k]])
     return lists

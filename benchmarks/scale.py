@@ -10,6 +10,7 @@ moments and compares what comes out in the end.
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -19,7 +20,7 @@ import signal
 import statistics
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ import numpy as np
 from benchmarks import common
 from utils.cli import parser, positive_float, run
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable
+from utils.files import atomic_write
 from utils.pickles import save_dict, save_list
 from utils.util import append_results
 
@@ -67,8 +68,7 @@ def main() -> None:
     flags.add_argument("--seed", type=int, default=0, help="of the moments of the kills")
     flags.add_argument("--results", metavar="FILE", help="append the results as JSON lines")
     args = flags.parse_args()
-    if args.results:
-        check_writable(args.results)
+    common.check_results(args)
     folder = Path(args.folder)
     for name in args.steps:
         result = measure_step(name, folder, args) if name in STEPS else PROBES[name](folder, args.scale)
@@ -96,30 +96,22 @@ def measure_step(name: str, folder: Path, args: argparse.Namespace) -> dict[str,
 
 
 def measured(command: list[str]) -> dict[str, float]:
-    """Run a command; returns its seconds, and its peaks of resident and of private memory in GiB.
-
-    Raises:
-        InputError: the command failed.
-    """
-    peaks, ended = {"VmHWM": 0, "RssAnon": 0}, threading.Event()
-    started = time.perf_counter()
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-    def watch() -> None:
-        # The peak that Linux gives for a child, by wait4, includes what its parent held when it was started.
-        while not ended.wait(0.02):
+    """Run a command; returns seconds, and peaks of resident and of private memory in GiB; InputError if it failed."""
+    peaks = {"VmHWM": 0, "RssAnon": 0}
+    with tempfile.TemporaryFile("w+") as printed:
+        started = time.perf_counter()
+        process = subprocess.Popen(command, cwd=ROOT, stdout=printed, stderr=subprocess.STDOUT)
+        while process.returncode is None:
+            # The peak that Linux gives for a child, by wait4, includes what its parent held when it was started.
             for field in peaks:
                 peaks[field] = max(peaks[field], common.status(process.pid, field))
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    said = process.stdout.read()
-    process.wait()
-    seconds = time.perf_counter() - started
-    ended.set()
-    watcher.join()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.02)
+        seconds = time.perf_counter() - started
+        printed.seek(0)
+        last = printed.read().strip().splitlines()[-1:]
     if process.returncode:
-        raise InputError(f"{' '.join(command)} failed: {said.strip().splitlines()[-1:]}")
+        raise InputError(f"{' '.join(command)} failed: {last}")
     return {"seconds": seconds, "peak_gib": peaks["VmHWM"] / 2**20, "private_gib": peaks["RssAnon"] / 2**20}
 
 
@@ -155,8 +147,7 @@ def hashes(output: Path) -> dict[str, str]:
 
 def report(name: str, args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Print a result, and append it to --results with machine and date."""
-    rounded = {key: float(f"{value:.4g}") if isinstance(value, float) else value for key, value in result.items()}
-    record = {"benchmark": "scale", "step": name, "scale": args.scale, **rounded, **common.machine()}
+    record = {"benchmark": "scale", "step": name, "scale": args.scale, **common.rounded(result), **common.machine()}
     print(json.dumps(record, ensure_ascii=False), flush=True)
     append_results(args.results, [record])
 
@@ -226,9 +217,7 @@ def make_parts(folder: Path, scale: float, parts: int = 4) -> None:
     users, total, items = (scaled(count, scale) // parts for count in (USERS, INTERACTIONS, ITEMS))
     for part in range(parts):
         directory = folder / "parts" / f"part{part}"
-        made_once(
-            directory / "train.pkl", lambda path, part=part: save_dict(path, histories(users, total, items, part))
-        )
+        made_once(directory / "train.pkl", lambda path: save_dict(path, histories(users, total, items, part)))  # noqa: B023
         made_once(directory / "item_text_embeddings.npy", lambda path: make_holes(path, items, "<f4"))
 
 
@@ -348,9 +337,8 @@ def merge_embeddings(folder: Path, output: Path) -> list[str]:
 def process_reviews(folder: Path, output: Path) -> list[str]:
     """Turn raw reviews into histories and texts."""
     raw = folder / "raw"
-    return script(
-        "data_process_1", "--reviews", raw / "reviews.jsonl", "--meta", raw / "meta.jsonl", "--output", output
-    )
+    inputs = ("--reviews", raw / "reviews.jsonl", "--meta", raw / "meta.jsonl")
+    return script("data_process_1", *inputs, "--output", output)
 
 
 def make_codes(folder: Path, output: Path) -> list[str]:

@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -40,60 +41,64 @@ CHECKED_USERS = 2
 def main() -> None:
     """Build, check, time, report: one result per entropy."""
     flags = common.benchmark_parser(__doc__)
+    common.add_published_flags(flags)
     flags.add_argument("--users", type=positive_int, default=48, help="users per batch")
     flags.add_argument("--entropy", type=positive_float, nargs="+", default=[2.0, 4.0, 6.0], help="mean, in nats")
     args = flags.parse_args()
-    common.check_flags(args)
+    common.check_results(args)
     check_entropies(args.entropy)
     rng = np.random.default_rng(args.seed)
     device = pick_device(args)
     codes = common.draw_codes(args.items, rng)
-    started = time.perf_counter()
-    trie = Trie(codes)
-    built = {"build_s": time.perf_counter() - started, "peak_gib": common.peak_memory()}
-    with tempfile.TemporaryDirectory() as folder:
-        started = time.perf_counter()
-        trie.save(Path(folder) / "trie")
-        built["save_s"] = time.perf_counter() - started
-        started = time.perf_counter()
-        Trie.open(Path(folder) / "trie")
-        built["open_s"] = time.perf_counter() - started
-    built["trie_gib"] = sum(tensor.nbytes for tensor in trie._tensors().values()) / 2**30
+    trie, built = build(codes)
     trie = trie.to(device)
-    dictionaries = None if args.no_published else dictionary_trie(codes)
-
+    ways = {
+        "exact": lambda part: exact_search(part, trie, common.TOP),
+        "scan": lambda part: whole_scan(part, trie),
+        "beam": lambda part: beam_search(part, trie, common.TOP),
+    }
+    if not args.no_published:
+        dictionaries = dictionary_trie(codes)
+        ways["published"] = lambda part: walk_trie(part.cpu(), dictionaries, common.TOP)
     for entropy in args.entropy:
         generator = torch.Generator().manual_seed(args.seed)
         random = torch.randn(args.users * (args.repeats + 1), CODES_PER_ITEM, VOCABULARY, generator=generator)
         logits = (random * scale_for(entropy, random[: args.users])).to(device).split(args.users)
         shares = check(logits[0], trie, codes)
-        ways = {
-            "exact": lambda part: exact_search(part, trie, common.TOP),
-            "scan": lambda part: whole_scan(part, trie),
-            "beam": lambda part: beam_search(part, trie, common.TOP),
-        }
-        if dictionaries is not None:
-            ways["published"] = lambda part: walk_trie(part.cpu(), dictionaries, common.TOP)
-        times: dict[str, list[float]] = {name: [] for name in ways}
-        for repeat, part in enumerate(logits):
-            part.sum()  # touch it: no way is to pay for being the first
-            for name, way in rotated(ways, repeat):
-                if name == "published" and repeat > args.published_repeats:
-                    continue
-                taken = common.seconds(lambda way=way, part=part: way(part), device)
-                if repeat:  # the first is the warm-up
-                    times[name].append(1e3 * taken / args.users)
+        times = time_ways(ways, logits, args.published_repeats)
         medians = {f"{name}_ms_per_user": statistics.median(taken) for name, taken in times.items()}
-        result = {
-            "entropy": entropy,
-            **medians,
-            "exact_over_scan": statistics.median(a / b for a, b in zip(times["exact"], times["scan"], strict=True)),
-        }
-        result |= shares
-        if dictionaries is not None:
+        over_scan = statistics.median(a / b for a, b in zip(times["exact"], times["scan"], strict=True))
+        result = {"entropy": entropy, **medians, "exact_over_scan": over_scan, **shares}
+        if "published" in ways:
             result["ratio"] = medians["published_ms_per_user"] / medians["exact_ms_per_user"]
         result |= {**built, "all_exact_ms": [round(t, 3) for t in times["exact"]]}
         common.report("search", args, device, result)
+
+
+def build(codes: np.ndarray) -> tuple[Trie, dict[str, float]]:
+    """Build the index of codes (N, K), save it and open it; returns it, and the seconds and GiB that these take."""
+    started = time.perf_counter()
+    trie = Trie(codes)
+    built = {"build_s": time.perf_counter() - started, "peak_gib": common.status("self", "VmHWM") / 2**20}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, step in (("save_s", trie.save), ("open_s", Trie.open)):
+            started = time.perf_counter()
+            step(Path(folder) / "trie")
+            built[name] = time.perf_counter() - started
+    return trie, built | {"trie_gib": sum(tensor.nbytes for tensor in trie._tensors().values()) / 2**30}
+
+
+def time_ways(ways: dict[str, Callable], logits: tuple[torch.Tensor, ...], published_repeats: int) -> dict[str, list]:
+    """Time the ways in turn on the logits (B, K, V) of each repeat, in ms per user; the first is a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat, part in enumerate(logits):
+        part.sum()  # touch it: no way is to pay for being the first
+        names = list(ways)
+        for name in names[repeat % len(ways) :] + names[: repeat % len(ways)]:  # another one first in every repeat
+            if name != "published" or repeat <= published_repeats:
+                taken = common.seconds(lambda: ways[name](part), part.device)  # noqa: B023 - called at once
+                times[name].append(1e3 * taken / len(part))
+    return {name: taken[1:] for name, taken in times.items()}
 
 
 def check_entropies(entropies: list[float]) -> None:
@@ -101,12 +106,6 @@ def check_entropies(entropies: list[float]) -> None:
     most = math.log(VOCABULARY)
     if max(entropies) >= most:
         raise InputError(f"--entropy {max(entropies):g} cannot be reached; a uniform distribution has {most:.2f} nats.")
-
-
-def rotated(ways: dict, by: int) -> list:
-    """The ways, another one first in every repeat."""
-    items = list(ways.items())
-    return items[by % len(items) :] + items[: by % len(items)]
 
 
 def scale_for(entropy: float, random: torch.Tensor) -> float:
@@ -134,8 +133,8 @@ def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> dict[str, floa
     for user in range(min(CHECKED_USERS, len(logits))):
         log_probs = logits[user].log_softmax(-1).cpu().numpy()
         scores = log_probs[0, codes[:, 0]]
-        for place in range(1, CODES_PER_ITEM):
-            scores = scores + log_probs[place, codes[:, place]]
+        for slot in range(1, CODES_PER_ITEM):
+            scores = scores + log_probs[slot, codes[:, slot]]
         best = np.argsort(-scores, kind="stable")[: common.TOP]
         if not np.array_equal(best, found.items[user, : len(best)].cpu()):
             raise InputError(f"wrong: user {user}'s list is not the best of the catalog; no time is reported")
@@ -146,7 +145,7 @@ def needed_shares(logits: torch.Tensor, trie: Trie, kth: torch.Tensor) -> dict[s
     """Mean share of the catalog that has to be scored to prove the k-th score (B,), by two bounds.
 
     By gaps: items with a code whose gap is at most a quarter of the k-th item's. By the first code: items whose first
-    code together with the best code at every other place could still win.
+    code together with the best code in every other slot could still win.
     """
     log_probs = logits.log_softmax(-1)[..., :CODEBOOK_SIZE]  # (B, K, codes)
     gaps = log_probs.amax(-1, keepdim=True) - log_probs

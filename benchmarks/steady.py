@@ -39,7 +39,7 @@ def main() -> None:
     args, further = flags.parse_known_args()
     if Path(args.log_file).exists():
         raise InputError(f"--log_file {args.log_file} is there already: name another, or remove it.")
-    common.check_flags(args)
+    common.check_results(args)
     check_writable(args.log_file)
 
     command = [sys.executable, str(PRE_TRAIN), "--log_file", args.log_file, *further]
@@ -59,11 +59,7 @@ def main() -> None:
 
 
 def quarter(records: list[dict], samples: list[tuple], number: int) -> dict[str, float]:
-    """Summarise the log and the samples of memory of one quarter of the steps, counted from 0.
-
-    Raises:
-        InputError: nothing was logged or sampled in it.
-    """
+    """Summarise the log and the samples of memory of one quarter of the steps, from 0 on; InputError without any."""
     ends = [records[-1]["step"] * part / QUARTERS for part in (number, number + 1)]
     since, until = (next(record["time"] for record in records if record["step"] >= end) for end in ends)
     mine = [record for record in records if ends[0] < record["step"] <= ends[1]]
@@ -71,14 +67,14 @@ def quarter(records: list[dict], samples: list[tuple], number: int) -> dict[str,
     losses, held_out = ([record[key] for record in mine if key in record] for key in ("loss", "eval_loss"))
     if not losses or not seen:
         raise InputError(f"nothing was reported in quarter {number + 1} of the steps: take more (--max_steps 100).")
-    told = {
+    summary = {
         "private_gib": max(private for private, _ in seen),
         "median_private_gib": statistics.median(private for private, _ in seen),
         "mapped_gib": max(mapped for _, mapped in seen),
         "loss": statistics.mean(losses),
         **({"eval_loss": held_out[-1]} if held_out else {}),
     }
-    return {name: round(value, 4) for name, value in told.items()}
+    return {name: round(value, 4) for name, value in summary.items()}
 
 
 if __name__ == "__main__":

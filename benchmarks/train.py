@@ -8,7 +8,6 @@ the loss of a batch is the published one to 1e-5, and the gradients of a part of
 turn, dropout and AdamW included, on the same histories.
 """
 
-import statistics
 import sys
 from pathlib import Path
 
@@ -25,13 +24,12 @@ from accelerate import Accelerator
 import pre_train
 from benchmarks import common
 from benchmarks.published import PublishedModel, padded_rows, published_loss
-from model import RecGPT, RecGPTConfig
+from model import RecGPT
 from utils.cli import add_settings, positive_int, run
 from utils.data import Catalog, Sequences, training_batch
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
 from utils.training.settings import OptimisationSettings
-from utils.util import pick_device, set_seed
 
 CHECKED = 40  # histories whose loss is compared
 
@@ -39,19 +37,14 @@ CHECKED = 40  # histories whose loss is compared
 def main() -> None:
     """Build, check, time, report."""
     flags = common.benchmark_parser(__doc__)
+    common.add_published_flags(flags)
     common.add_model_flags(flags)
     flags.add_argument("--batch_size", type=positive_int, default=40, help="histories per step")
     flags.add_argument("--published_batch_size", type=positive_int, default=8, help="the same, of the published one")
     add_settings(flags, OptimisationSettings, ("mixed_precision", "compile"))
     args = flags.parse_args()
-    common.check_model_flags(args)
-    set_seed(args.seed)
-    rng = np.random.default_rng(args.seed)
-    device = pick_device(args)
-    catalog = common.draw_catalog(args.items, rng)
+    rng, device, catalog, model, published = common.build(args)
     sequences = common.draw_histories(args, args.batch_size * (args.repeats + 1), rng).last(256)
-    model = RecGPT(RecGPTConfig(layers=args.tf_layer, width=args.width)).to(device)
-    published = PublishedModel(model)
     check(model, published, sequences.select(np.arange(min(args.batch_size, CHECKED))), catalog, args)
 
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=args.mixed_precision)
@@ -62,45 +55,26 @@ def main() -> None:
     published_optimizer = torch.optim.AdamW(published.parameters(), lr=1e-4)
     model.train(), published.train()
 
-    def step(rows: np.ndarray) -> None:
-        batch = training_batch(sequences.select(rows), catalog).to(device)
+    rows = np.arange(len(sequences)).reshape(-1, args.batch_size)  # (repeats + 1, histories of a step)
+    published_rows = rows[:, : args.published_batch_size]
+
+    def step(repeat: int) -> None:
+        batch = training_batch(sequences.select(rows[repeat]), catalog).to(device)
         pre_train.train_step(model, optimizer, [batch], batch.targets.numel(), accelerator)
 
-    def published_step(rows: np.ndarray) -> None:
-        codes, embeddings = padded_rows(sequences.select(rows), catalog, 256)
+    def published_step(repeat: int) -> None:
+        codes, embeddings = padded_rows(sequences.select(published_rows[repeat]), catalog, 256)
         total, targets = published_loss(published, codes.to(device), embeddings.to(device))
         (total / targets).backward()
         published_optimizer.step()
         published_optimizer.zero_grad()
 
+    sizes = (args.tf_layer, args.width, VOCABULARY)
+    flops = 3 * np.array([common.model_flops(sequences.lengths[step_rows] - 1, *sizes) for step_rows in rows[1:]])
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
-    rates, utilisations, published_rates, matrix_rates = [], [], [], []
-    for repeat in range(args.repeats + 1):
-        rows = np.arange(repeat * args.batch_size, (repeat + 1) * args.batch_size)
-        taken = common.seconds(lambda rows=rows: step(rows), device)
-        useful = 3 * common.model_flops(sequences.lengths[rows] - 1, args.tf_layer, args.width, VOCABULARY)
-        matrix = common.matrix_rate(device, dtype)
-        if repeat:  # the first is the warm-up
-            rates.append(args.batch_size / taken)
-            utilisations.append(useful / taken / matrix)
-            matrix_rates.append(matrix)
-        if not args.no_published and repeat <= args.published_repeats:
-            some = rows[: args.published_batch_size]
-            taken = common.seconds(lambda some=some: published_step(some), device)
-            if repeat:
-                published_rates.append(len(some) / taken)
-
-    result = {
-        "histories_per_s": statistics.median(rates),
-        "share_of_matrix_rate": statistics.median(utilisations),
-        "matrix_gflops": statistics.median(matrix_rates) / 1e9,
-        "all_histories_per_s": [round(rate, 2) for rate in rates],
-        "all_shares": [round(part, 3) for part in utilisations],
-        "mean_history": float(sequences.lengths.mean()),
-    }
-    if published_rates:
-        result["published_histories_per_s"] = statistics.median(published_rates)
-        result["ratio"] = result["histories_per_s"] / result["published_histories_per_s"]
+    counts = (rows.shape[1], published_rows.shape[1])
+    result = common.time_in_turn(args, device, "histories", (step, published_step), counts, flops, dtype)
+    result["mean_history"] = sequences.lengths.mean()
     common.report("train", args, device, result)
 
 
@@ -113,9 +87,8 @@ def check(model: RecGPT, published: PublishedModel, sequences: Sequences, catalo
         ours = model(training_batch(sequences, catalog).to(device)).mean.item()
         for start in range(0, len(sequences), args.published_batch_size):
             rows = np.arange(start, min(start + args.published_batch_size, len(sequences)))
-            part = published_loss(
-                published, *(side.to(device) for side in padded_rows(sequences.select(rows), catalog, 256))
-            )
+            padded = padded_rows(sequences.select(rows), catalog, 256)
+            part = published_loss(published, *(side.to(device) for side in padded))
             total, targets = total + part[0].item(), targets + part[1]
     if not abs(ours - total / targets) <= 1e-5 * total / targets:
         raise InputError(

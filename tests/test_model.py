@@ -151,7 +151,7 @@ def test_groups_hold_every_slot_once_and_little_padding(lengths):
             places = groups.padded[start : start + longest].tolist()
             first, last = slots[history], slots[history] + length - 1
             assert places == [*range(first, last + 1)] + [last] * (longest - length)
-            assert groups.places[first : last + 1].tolist() == list(range(start, start + length))
+            assert groups.unpadded[first : last + 1].tolist() == list(range(start, start + length))
             start, history = start + longest, history + 1
     assert start == len(groups.padded) and history == len(lengths)
 

@@ -127,7 +127,7 @@ class TimeLogger:
     def __exit__(self, *_: object) -> None:
         self.bar.close()
         if self.file is not None:
-            with contextlib.suppress(OSError):  # on a full disk it was told before
+            with contextlib.suppress(OSError):  # on a full disk, `log` has raised an error before
                 self.file.close()
 
 

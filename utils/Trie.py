@@ -19,7 +19,7 @@ REMEDY = "Save the index again: Trie(codes).save(folder)."
 
 
 class Trie:
-    """Prefix tree over the codes of a catalog, and for every code the items that have it, at each of the four places.
+    """Prefix tree over the codes of a catalog, and for every code the items that have it, as each of their four codes.
 
     Items are sorted by their four codes, ties by ascending id. A node of depth d is a run of items in this order that
     share their first d codes. Its number is its rank among the nodes of depth d; the only node of depth 0 is the root.
@@ -28,7 +28,7 @@ class Trie:
         codes: (N, K) int16, sorted.
         items: (N,) int32 item ids in the same order; int64 where an id needs it.
         starts: K + 1 tensors; `starts[d]` (nodes of depth d, plus one) int32, where each node begins, and at its end N.
-        postings: (K, N) int32, for each place the ranks of all items in the sorted order, by the code at that place.
+        postings: (K, N) int32, in row p the ranks of all items in the sorted order, by code number p of theirs.
         code_starts: (K, 15361) int64, where the ranks of each code begin in a row of `postings`, and at its end N.
     """
 
@@ -73,9 +73,9 @@ class Trie:
         self.starts = [torch.from_numpy(start) for start in starts]
         self.postings = torch.empty(CODES_PER_ITEM, len(codes), dtype=torch.int32)
         self.code_starts = torch.zeros(CODES_PER_ITEM, CODEBOOK_SIZE + 1, dtype=torch.int64)
-        for place, column in enumerate(codes.T):
-            self.postings[place] = torch.from_numpy(np.argsort(column, kind="stable"))
-            self.code_starts[place, 1:] = torch.from_numpy(np.bincount(column, minlength=CODEBOOK_SIZE).cumsum())
+        for row, column in enumerate(codes.T):
+            self.postings[row] = torch.from_numpy(np.argsort(column, kind="stable"))
+            self.code_starts[row, 1:] = torch.from_numpy(np.bincount(column, minlength=CODEBOOK_SIZE).cumsum())
 
     def save(self, folder: str | Path) -> None:
         """Write the index as a folder of .npy files, to be opened by memory mapping.
@@ -96,11 +96,7 @@ class Trie:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Trie":
-        """Open a saved index. Its arrays are mapped from the files: no copy, and processes share the pages.
-
-        Raises:
-            InputError: the folder does not hold a whole index of this format.
-        """
+        """Open a saved index, mapped from its files without a copy; InputError unless all are there and whole."""
         path = Path(folder) / "trie.json"
         while True:
             header = read_json(require_file(path, REMEDY))
@@ -159,10 +155,7 @@ class Trie:
     def find(self, prefixes: Tensor | np.ndarray) -> Tensor:
         """Nodes of the prefixes (..., d), 0 <= d <= K, -1 where no item has the prefix: (...) int64.
 
-        One binary search per code, over all prefixes at once.
-
-        Raises:
-            ValueError: more than K codes, or other than whole numbers.
+        One binary search per code, over all prefixes at once. ValueError unless codes are whole numbers, at most K.
         """
         prefixes = self._codes(prefixes)
         if prefixes.shape[-1] > CODES_PER_ITEM:
@@ -205,8 +198,7 @@ class Trie:
     def next_codes(self, prefix: Tensor) -> Tensor:
         """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix.
 
-        Raises:
-            ValueError: K codes or more, or several prefixes.
+        ValueError for K codes or more, or several prefixes.
         """
         prefix = self._codes(prefix)
         if prefix.ndim != 1:
@@ -252,10 +244,10 @@ class Trie:
         if len(self) and len(new) and new.items.min() <= self.items.max():
             return Trie(np.concatenate([old_codes, new.codes]), np.concatenate([old_items, new.items]))
         # Every new id is higher, so that a new item comes after all old ones of the same codes.
-        places = np.searchsorted(_keys(old_codes), _keys(new.codes.numpy()), side="right")
+        ranks = np.searchsorted(_keys(old_codes), _keys(new.codes.numpy()), side="right")
         grown = object.__new__(Trie)
-        ids = np.insert(old_items.astype(np.int64), places, new.items.numpy())
-        grown._set(np.insert(old_codes, places, new.codes.numpy(), axis=0), ids)
+        ids = np.insert(old_items.astype(np.int64), ranks, new.items.numpy())
+        grown._set(np.insert(old_codes, ranks, new.codes.numpy(), axis=0), ids)
         return grown
 
 

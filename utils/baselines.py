@@ -25,9 +25,9 @@ def repeat_recent(histories: Sequences, k: int) -> np.ndarray:
     newest.sort()
     user, item = user[newest], item[newest]  # users descending, each user's items newest first
     sizes = np.bincount(user, minlength=count)[::-1]  # in the order of the array
-    place = np.arange(len(user)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    rank = np.arange(len(user)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     lists = np.full((count, k), -1, dtype=np.int64)
-    lists[user[place < k], place[place < k]] = item[place < k]
+    lists[user[rank < k], rank[rank < k]] = item[rank < k]
     return lists
 
 
@@ -68,12 +68,12 @@ def nearest_text(last_items: np.ndarray, embeddings: np.ndarray, candidates: np.
     width = min(k, len(candidates))
     for users, similarity in text_similarities(last_items, embeddings, candidates):
         bar = np.partition(similarity, -width, axis=1)[:, -width]  # the k-th best of each
-        user, place = np.nonzero((similarity >= bar[:, None]) & (similarity > -np.inf))
-        order = np.lexsort((place, -similarity[user, place], user))
-        user, place = user[order], place[order]
+        user, column = np.nonzero((similarity >= bar[:, None]) & (similarity > -np.inf))
+        order = np.lexsort((column, -similarity[user, column], user))
+        user, column = user[order], column[order]
         rank = np.arange(len(user)) - np.searchsorted(user, user)
         kept = rank < width
-        lists[users[user[kept]], rank[kept]] = candidates[place[kept]]
+        lists[users[user[kept]], rank[kept]] = candidates[column[kept]]
     return lists
 
 
@@ -82,11 +82,11 @@ def nearest_text_ranks(
 ) -> Ranks:
     """Ranks of targets (B,) int64 among all candidates by the similarity that `nearest_text` ranks by."""
     candidates = np.unique(candidates)
-    places = np.searchsorted(candidates, targets).clip(max=len(candidates) - 1)
-    places = torch.from_numpy(np.where(candidates[places] == targets, places, -1))
+    columns = np.searchsorted(candidates, targets).clip(max=len(candidates) - 1)
+    columns = torch.from_numpy(np.where(candidates[columns] == targets, columns, -1))
     ranks = Ranks(*torch.zeros(2, len(targets), dtype=torch.int64))
     for users, similarity in text_similarities(last_items, embeddings, candidates):
-        for side, found in zip(ranks, score_ranks(torch.from_numpy(similarity), places[users]), strict=True):
+        for side, found in zip(ranks, score_ranks(torch.from_numpy(similarity), columns[users]), strict=True):
             side[users] = found
     return ranks
 

@@ -140,15 +140,12 @@ def _joined(parts: list[Path]) -> IO[bytes]:
                 shutil.copyfileobj(file, archive)
         size = archive.tell()
         with zipfile.ZipFile(archive) as unzipped:
-            weights = [
-                entry
-                for entry in unzipped.infolist()
-                if entry.filename.endswith(".pt") and "__MACOSX" not in entry.filename
-            ]
+            weights = [name for name in unzipped.namelist() if name.endswith(".pt") and "__MACOSX" not in name]
             if len(weights) != 1:
                 raise ValueError(f"the archive holds {len(weights)} .pt files, expected one")
-            if weights[0].file_size > MOST_UNPACKED * size:
-                raise ValueError(f"its {size} bytes unpack to {weights[0].file_size}")
+            unpacked = unzipped.getinfo(weights[0]).file_size
+            if unpacked > MOST_UNPACKED * size:
+                raise ValueError(f"its {size} bytes unpack to {unpacked}")
             with limited_memory(MOST_UNPACKED * size):
                 return io.BytesIO(unzipped.read(weights[0]))
 
@@ -183,11 +180,10 @@ def metadata_path(path: str | Path) -> Path:
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Read the JSON beside a checkpoint; empty where there is none, as beside the release.
 
-    Raises:
-        InputError: it was written with other weights: a run was killed between the two.
+    InputError if it was written with other weights: a run was killed between the two.
     """
     path, beside = Path(path), metadata_path(path)
-    metadata = read_json(beside) if beside.is_file() else {}
+    metadata = read_json(beside, missing_ok=True)
     weights = metadata.get("weights")  # older ones have none
     if weights is not None and PART not in path.name and path.is_file() and weights != fingerprint(path):
         raise InputError(
@@ -200,8 +196,8 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
 
-    The JSON gets the fingerprint of the weights. The number of attention heads, which no shape tells, is written with
-    the weights, too, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
+    The JSON gets the fingerprint of the weights. The number of attention heads, which shapes do not show, is also
+    written with the weights, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
     weights._metadata = {"": {"heads": metadata.get("config", {}).get("heads")}}
@@ -233,12 +229,11 @@ def _write_tensors(file: IO[bytes], value: dict[str, Any]) -> None:
 
 
 def find_checkpoints(patterns: list[str]) -> list[Path]:
-    """Find the checkpoints that typed files, folders and patterns name, in natural order; zip parts count once.
+    """Find the checkpoints that files, folders and patterns name, in natural order; zip parts count once.
 
-    Raises:
-        InputError: something typed matches nothing.
+    InputError if something typed matches nothing.
     """
-    found: dict[Path, None] = {}
+    found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
@@ -249,8 +244,8 @@ def find_checkpoints(patterns: list[str]) -> list[Path]:
             matches = [path.with_name(path.name.split(PART)[0])]
         if not matches:
             raise InputError(f"--ckpt_path {pattern} matches no checkpoint (*.pt). Pre-train first, or name another.")
-        found.update(dict.fromkeys(matches))
-    return list(found)
+        found += matches
+    return list(dict.fromkeys(found))
 
 
 def _checkpoints_in(folder: Path, pattern: str) -> list[Path]:

@@ -1,7 +1,7 @@
 """What every script needs on its command line: types of flags, settings, exit codes, short errors, and Ctrl-C.
 
-A script's `main` is given to `run`, which turns what the user can mend into one line and exit code 2. How Ctrl-C is
-heeded, before, during and after that, stands under one heading at the end.
+A script's `main` is given to `run`, which turns what the user can mend into one line and exit code 2. What Ctrl-C does
+before, during and after that stands under one heading at the end.
 """
 
 import argparse
@@ -52,31 +52,24 @@ non_negative_int = whole_number(0, 2**63, "of 0 or more")
 seed = whole_number(0, 2**32, f"from 0 to {2**32 - 1}")
 
 
-def non_negative_float(text: str) -> float:
-    """argparse type for a finite number of 0 or more."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number of 0 or more")
-    return value
+def finite_number(fits: Callable[[float], bool], range_in_words: str) -> Callable[[str], float]:
+    """Make an argparse type for the finite numbers that `fits` accepts."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not fits(value):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a finite number {range_in_words}")
+        return value
+
+    return parse
 
 
-def positive_float(text: str) -> float:
-    """argparse type for a finite number above 0."""
-    value = non_negative_float(text)
-    if not value:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """argparse type for a part of a whole: 0 or more and below 1."""
-    value = non_negative_float(text)
-    if value >= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not below 1")
-    return value
+non_negative_float = finite_number(lambda value: value >= 0, "of 0 or more")
+positive_float = finite_number(lambda value: value > 0, "above 0")
+fraction = finite_number(lambda value: 0 <= value < 1, "from 0 to below 1")
 
 
 # Parsers and settings
@@ -149,7 +142,7 @@ def run(main: Callable[[], None]) -> None:
             message = str(error) if isinstance(error, KeyboardInterrupt) else ""
             _exit_with(message or "interrupted", INTERRUPTED, debug)
         if isinstance(error, BrokenPipeError):
-            # The reader of our output is gone (`| head`): nothing to tell, and nothing more to flush.
+            # The reader of our output is gone (`| head`): there is nothing to print, and nothing more to flush.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(BAD_INPUT)
         if not isinstance(error, (InputError, OSError)):

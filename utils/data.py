@@ -1,8 +1,8 @@
 """Sequences, catalogs and batches: from histories of item ids to the tensors that the model reads.
 
 Letters of the shapes, here and in the other files of utils/: U users, or histories, of a file, B of a batch; L items of
-one history, S item slots of all histories of a batch, P places in its attention groups (S and padding); T tokens (4L or
-4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
+one history, S item slots of all histories of a batch, P positions in its attention groups (S and padding); T tokens
+(4L or 4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.util import check_count, numbers_below
 
 WINDOW = 256  # items of a history that the published model reads: 1,024 tokens, the rows of its position embedding
-GROUP_PADDING = 0.125  # at most this part of a history's places in its attention group is padding
+GROUP_PADDING = 0.125  # at most this part of a history's positions in its attention group is padding
 IGNORED = -100  # stands where there is no target code; torch's cross-entropy leaves it out
 
 
@@ -114,15 +114,13 @@ class Catalog:
         codes = self.codes[items]
         if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
             raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) whole numbers, found {codes.shape} {codes.dtype}")
-        if codes.size and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
-            raise ValueError(f"codes must lie in [0, {CODEBOOK_SIZE}), found {codes.min()} to {codes.max()}")
-        return torch.from_numpy(codes.astype(np.int64))
+        return torch.from_numpy(numbers_below(codes.ravel(), CODEBOOK_SIZE, "codes").reshape(codes.shape))
 
 
 def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
     """InputError naming the first of some embeddings (n, E) that holds NaN or infinity, and its file, `source`.
 
-    `rows` are their places in the file, (n,) int64, or of consecutive rows the place of the first.
+    `rows` are their rows in the file, (n,) int64, or the first one where they are consecutive.
     """
     finite = np.isfinite(embeddings).all(axis=1)
     if not finite.all():
@@ -141,8 +139,8 @@ class Groups:
     It is a dataclass because torch.compile looks into a tuple, and would compile anew for every batch's shapes.
     """
 
-    padded: Tensor  # (P,) int64, item slot at every place of the groups, one group after another
-    places: Tensor  # (S,) int64, place of every item slot: the inverse of `padded`
+    padded: Tensor  # (P,) int64, item slot at every position of the groups, one group after another
+    unpadded: Tensor  # (S,) int64, position of every item slot: the inverse of `padded`
     shapes: tuple[tuple[int, int], ...]  # histories, and items of the longest, of each group in the order of the slots
 
 
@@ -151,7 +149,7 @@ class SeqBatch(NamedTuple):
 
     codes: Tensor  # (S, K) int64
     embeddings: Tensor  # (S, E) float32
-    positions: Tensor  # (S,) int64, place of each item in the position embedding
+    positions: Tensor  # (S,) int64, of each item in its history, as the position embedding counts
     last: Tensor  # (B,) int64, slot of each history's last item: for a prediction in the order of the users
     groups: Groups
     targets: Tensor | None = None  # (S, K) int64, in training: the codes of each slot's next item, or IGNORED
@@ -169,7 +167,7 @@ class SeqBatch(NamedTuple):
         return self._on(Tensor.pin_memory)
 
     def _on(self, move: Callable[[Tensor], Tensor]) -> "SeqBatch":
-        groups = Groups(move(self.groups.padded), move(self.groups.places), self.groups.shapes)
+        groups = Groups(move(self.groups.padded), move(self.groups.unpadded), self.groups.shapes)
         targets = None if self.targets is None else move(self.targets)
         return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets)
 
@@ -232,7 +230,7 @@ def check_histories(sequences: Sequences, catalog: Catalog) -> None:
         if not isinstance(array, np.ndarray) or array.ndim != 1 or array.dtype.kind not in kinds:
             found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else type(array).__name__
             raise ValueError(f"{name} must be a one-dimensional array of whole numbers, found {found}")
-    if len(sequences) > 0:
+    if len(sequences):
         numbers_below(sequences.offsets[[0, -1]], len(sequences.items) + 1, "offsets")
     lengths = sequences.lengths
     if not len(lengths) or lengths.min() < 1:
@@ -252,8 +250,7 @@ def token_positions(items: Tensor) -> Tensor:
 def group_by_length(lengths: np.ndarray) -> Groups:
     """Group histories of lengths (B,), longest first: one joins the group before it unless it is much shorter.
 
-    Raises:
-        ValueError: no lengths, a length below 1, or another order, in which items would be lost.
+    ValueError for no lengths, one below 1, or another order, in which items would be lost.
     """
     if lengths.ndim != 1 or not len(lengths) or lengths.dtype.kind not in "iu":
         raise ValueError(f"lengths must be (B,) whole numbers, found {lengths.shape} {lengths.dtype}")
@@ -266,10 +263,10 @@ def group_by_length(lengths: np.ndarray) -> Groups:
         longest = lengths[start]
         end = int(np.searchsorted(-lengths, -longest * (1 - GROUP_PADDING), side="right"))
         shapes.append((end - start, int(longest)))
-        places = np.minimum(np.arange(longest), lengths[start:end, None] - 1)  # padding repeats the last item
-        padded.append((offsets[start:end, None] + places).ravel())
+        items = np.minimum(np.arange(longest), lengths[start:end, None] - 1)  # padding repeats the last item
+        padded.append((offsets[start:end, None] + items).ravel())
         start = end
-    first_places = cumulate(np.repeat([longest for _, longest in shapes], [histories for histories, _ in shapes]))
+    starts = cumulate(np.repeat([longest for _, longest in shapes], [histories for histories, _ in shapes]))
     return Groups(
-        torch.from_numpy(np.concatenate(padded)), torch.from_numpy(spans(first_places[:-1], lengths)), tuple(shapes)
+        torch.from_numpy(np.concatenate(padded)), torch.from_numpy(spans(starts[:-1], lengths)), tuple(shapes)
     )

@@ -124,15 +124,9 @@ def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
 
 
 def codes_array(listed: list[Any], path: Path) -> np.ndarray:
-    """Convert a list of N lists of four codes to (N, K) int16.
-
-    Raises:
-        InputError: a row that is not four whole numbers in [0, 15360).
-    """
+    """Convert a list of N lists to codes (N, K) int16; InputError unless each is four whole numbers in [0, 15360)."""
     plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {CODES_PER_ITEM}
-    flat = (
-        whole_numbers(list(chain.from_iterable(listed))) if plain else None
-    )  # checked without a loop: there may be millions of rows
+    flat = whole_numbers(list(chain.from_iterable(listed))) if plain else None  # no loop over millions of rows
     if flat is None:
         row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
         if row is not None or not len(listed):
@@ -159,8 +153,7 @@ def _is_code_row(codes: Any) -> bool:
 
 def made_by(codes: Path, embeddings: Path) -> tuple[str | None, str | None]:
     """Fingerprint of the tokenizer and name of the encoder that made the files; None for the release's files."""
-    metadata = codes.with_suffix(".json")
-    return read_json(metadata).get("tokenizer") if metadata.is_file() else None, noted_encoder(embeddings)
+    return read_json(codes.with_suffix(".json"), missing_ok=True).get("tokenizer"), noted_encoder(embeddings)
 
 
 def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
@@ -170,10 +163,8 @@ def check_made_from(made: Path, source: Path, name: str, remedy: str) -> None:
     source may have been deleted; then nothing is compared.
     """
     metadata = made.with_suffix(".json")
-    if not metadata.is_file() or not source.is_file():
-        return
-    noted = read_json(metadata).get(name)
-    if noted not in (None, content(source)):
+    noted = read_json(metadata, missing_ok=True).get(name) if source.is_file() else None
+    if noted is not None and noted != content(source):
         raise InputError(
             f"{made} was made from another {source.name} than {source}. {remedy} If you know that they fit, remove "
             f"{name!r} from {metadata}."
@@ -195,9 +186,9 @@ def catalogs(directories: dict[str, Path]) -> dict[str, list[str | None]]:
 
 def check_catalogs(folder: Path) -> None:
     """Raise InputError if the merged histories and the merged embeddings were made from different catalogs."""
-    notes = [folder / MANIFEST, (folder / EMBEDDINGS).with_suffix(".json")]
-    merged = [read_json(note).get("catalogs") for note in notes if note.is_file()]
-    if None not in merged and len(merged) == len(notes) and merged[0] != merged[1]:
+    notes = (folder / MANIFEST, (folder / EMBEDDINGS).with_suffix(".json"))
+    histories, embeddings = (read_json(note, missing_ok=True).get("catalogs") for note in notes)
+    if None not in (histories, embeddings) and histories != embeddings:
         raise InputError(
             f"{folder}: {HISTORIES} and {EMBEDDINGS} were merged from other items. Run data_process_2.py, "
             "pre_train_data_process.py and make_token_list.py again."
@@ -205,14 +196,10 @@ def check_catalogs(folder: Path) -> None:
 
 
 def noted_encoder(embeddings: Path) -> str | None:
-    """Name of the encoder in the JSON beside a matrix, or None.
-
-    Raises:
-        InputError: the JSON is damaged, or of another matrix.
-    """
+    """Name of the encoder in the JSON beside a matrix, or None; InputError if that is damaged or of another matrix."""
     metadata = embeddings.with_suffix(".json")
     check_whole(metadata)
-    return read_json(metadata).get("encoder") if metadata.is_file() else None
+    return read_json(metadata, missing_ok=True).get("encoder")
 
 
 class Origin(NamedTuple):
@@ -274,15 +261,14 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
     remedy = "Make the matrix again (pre_train_data_process.py), and then the codes."
     check_made_from(matrix_path, folder / MAPS, "maps", remedy)
     check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
-    return Interactions(
-        sequences, Catalog(codes, embeddings, source=str(matrix_path)), *made_by(codes_path, matrix_path)
-    )
+    catalog = Catalog(codes, embeddings, source=str(matrix_path))
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path))
 
 
 def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     """Load data/eval, where items have codes by id (list or dict) and embedding rows by eval_id_map.pkl.
 
-    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their places in it.
+    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their numbers in it.
 
     Raises:
         InputError: a bad file, or an item id without codes or without a row.
@@ -296,7 +282,7 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     id_map = load_pickle(map_path, dict, MAKE_EVAL)
     embeddings = load_matrix(matrix_path, MAKE_EVAL)
 
-    ids, places = np.unique(sequences.items, return_inverse=True)
+    ids, items = np.unique(sequences.items, return_inverse=True)
     known = by_id if isinstance(by_id, dict) else range(len(by_id))
     for item in ids.tolist():
         if item not in known:
@@ -309,18 +295,13 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
             )
     codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
-    sequences = Sequences(sequences.users, places, sequences.offsets)
-    return Interactions(
-        sequences, Catalog(codes, embeddings, rows, str(matrix_path)), *made_by(codes_path, matrix_path)
-    )
+    catalog = Catalog(codes, embeddings, rows, str(matrix_path))
+    sequences = Sequences(sequences.users, items, sequences.offsets)
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path))
 
 
 def dataset_folder(name: str) -> Path:
-    """The directory of --dataset: data/test/NAME, data/NAME (as in test/steam), or the path of a directory.
-
-    Raises:
-        InputError: none of them exists; lists the data sets that do.
-    """
+    """The directory of --dataset: data/test/NAME, data/NAME (as in test/steam) or NAME; InputError if none exists."""
     for folder in (Path("data/test") / name, Path("data") / name, Path(name)):
         if folder.is_dir():
             return folder
@@ -334,8 +315,7 @@ def dataset_folder(name: str) -> Path:
 def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     """Load a data set directory: test.pkl or cold_test.pkl, item_text_embeddings.npy and, if it exists, train.pkl.
 
-    Raises:
-        InputError: a bad file, or an item id without a row.
+    InputError for a bad file, or an item id without a row.
     """
     path, embeddings_path = folder / ("cold_test.pkl" if cold else "test.pkl"), folder / "item_text_embeddings.npy"
     check_whole(folder / MANIFEST)

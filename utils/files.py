@@ -69,10 +69,9 @@ def limited_memory(allowed: int) -> Iterator[None]:
 
 
 def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
-    """Memory-map a `.npy` without a copy; with mode "c" the array can be written to, which does not change the file.
+    """Memory-map a `.npy` without a copy; InputError if it is missing or damaged.
 
-    Raises:
-        InputError: missing or damaged file.
+    With mode "c" the array can be written to, which does not change the file.
     """
     path = require_file(path, remedy)
     try:
@@ -84,11 +83,7 @@ def load_array(path: str | Path, remedy: str, mode: str = "r") -> np.ndarray:
 
 
 def load_matrix(path: str | Path, remedy: str) -> np.ndarray:
-    """Memory-map a `.npy` with a matrix of floats, such as item embeddings (N, E), without a copy.
-
-    Raises:
-        InputError: missing or damaged file, or not a two-dimensional array of floats.
-    """
+    """Memory-map a `.npy` of item embeddings (N, E) without a copy; InputError unless it is a matrix of floats."""
     matrix = load_array(path, remedy)
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or not matrix.size:
         raise InputError(
@@ -114,8 +109,10 @@ def _advise(matrix: np.ndarray, advice: str) -> None:
         mapped.madvise(getattr(mmap, advice))
 
 
-def read_json(path: str | Path) -> dict[str, Any]:
-    """Read a JSON object; raise InputError naming the file if it is damaged or holds something else."""
+def read_json(path: str | Path, missing_ok: bool = False) -> dict[str, Any]:
+    """Read a JSON object, empty for no file with `missing_ok`; InputError if it is damaged or holds something else."""
+    if missing_ok and not Path(path).is_file():
+        return {}
     try:
         # NaN, which is no JSON, becomes None: it differs from itself, so nothing that is compared would be equal.
         loaded = json.loads(Path(path).read_text(encoding="utf-8"), parse_constant=lambda _: None)
@@ -138,18 +135,16 @@ def read_jsonl(path: str | Path, remedy: str, expected: type = dict) -> Iterator
     try:
         with opener(path, "rt", encoding="utf-8-sig") as lines:
             for number, line in enumerate(iter(lambda: lines.readline(LONGEST_LINE), ""), start=1):
+                at = f"{path}, line {number}"
                 if len(line) == LONGEST_LINE:  # a few compressed bytes may unpack to gigabytes
-                    raise InputError(
-                        f"{path}, line {number}: longer than {LONGEST_LINE} characters. Split or remove it."
-                    )
+                    raise InputError(f"{at}: longer than {LONGEST_LINE} characters. Split or remove it.")
                 if not line.strip():
                     continue
                 record = json.loads(line)
                 if "\\ud" in line.lower():
                     json.dumps(record, ensure_ascii=False).encode()  # raises where half of a surrogate pair is alone
                 if not isinstance(record, expected):
-                    found = type(record).__name__
-                    raise InputError(f"{path}, line {number}: found a JSON {found}, expected an object.")
+                    raise InputError(f"{at}: found a JSON {type(record).__name__}, expected an object.")
                 yield number, record
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {number}: not valid JSON ({error.msg}). Mend or remove the line.") from error
@@ -187,8 +182,9 @@ def atomic_write(path: str | Path, mode: str = "wb") -> Iterator[IO[Any]]:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        reason = error.strerror or str(error)  # numpy reports a full disk without an error number
-        raise DiskError(f"{path} could not be written ({reason}). Free some space, or name another place.") from error
+        raise DiskError(
+            f"{path} could not be written ({reason(error)}). Free some space, or name another place."
+        ) from error
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -307,7 +303,7 @@ def content(path: str | Path) -> str:
 
 
 def identity(path: str | Path) -> list[Any]:
-    """Size, time (ns), inode and `fingerprint` of a file, which tell whether it is still the same on this machine.
+    """Size, time (ns), inode and `fingerprint` of a file, which show whether it is still the same on this machine.
 
     A copy has another identity, and so has a file in which only a byte was changed.
     """
@@ -318,16 +314,13 @@ def identity(path: str | Path) -> list[Any]:
 def lock_folder(folder: Path, flag: str) -> int:
     """Keep other runs from writing to the folder of `flag` until this process ends; returns the descriptor to keep.
 
-    Raises:
-        InputError: another run has the folder: checkpoints of two runs would replace each other.
+    InputError if another run has the folder: checkpoints of two runs would replace each other.
     """
     folder.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(folder, os.O_RDONLY)
+    message = f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}."
     try:
-        lock(
-            descriptor,
-            f"another run is writing its checkpoints to {folder}. Wait for it, stop it, or give another {flag}.",
-        )
+        lock(descriptor, message)
     except InputError:
         os.close(descriptor)
         raise
@@ -363,7 +356,7 @@ def check_whole(note: Path) -> None:
     A name such as ".npy" stands for the JSON file's own name with that ending, so that both can be renamed together.
     The release has no such JSON files; then nothing is compared.
     """
-    files = read_json(note).get("files", {}) if note.is_file() else {}
+    files = read_json(note, missing_ok=True).get("files", {})
     if not isinstance(files, dict):
         raise InputError(f'{note}: "files" is {str(files)[:60]}, expected names with hashes. Delete or restore it.')
     for name, known in files.items():

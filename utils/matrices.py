@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from utils.data import check_finite
-from utils.errors import DiskError, InputError
+from utils.errors import DiskError, InputError, reason
 from utils.files import check_writable, fingerprint, forget_pages, lock, read_json, resolve_links, save_json
 
 NOTE_EVERY = 5.0  # seconds between two notes of how many rows are on disk
@@ -143,16 +143,16 @@ def _open_partial(
     except (OSError, ValueError) as error:  # a ValueError of a file that was cut since it was left
         partial.unlink(missing_ok=True)
         notes.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or error
-        raise DiskError(f"{path} could not be written ({reason}). Free some space, or name another place.") from error
+        raise DiskError(
+            f"{path} could not be written ({reason(error)}). Free some space, or name another place."
+        ) from error
 
 
 def _allocate(path: Path, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Write a `.npy` of zeros whose space on disk is taken."""
     with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(
-            file, {"descr": dtype.str, "fortran_order": False, "shape": tuple(map(int, shape))}
-        )
+        header = {"descr": dtype.str, "fortran_order": False, "shape": tuple(map(int, shape))}
+        np.lib.format.write_array_header_1_0(file, header)
         file.flush()
         size = dtype.itemsize * int(np.prod(shape, dtype=np.int64))
         if hasattr(os, "posix_fallocate") and size:

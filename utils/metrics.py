@@ -21,7 +21,7 @@ class Ranks(NamedTuple):
 
 
 def list_ranks(ranked: Tensor, targets: Tensor) -> Ranks:
-    """Ranks of targets (B,) int64 by their place in lists (B, k) of items, best first; -1 is no item.
+    """Ranks of targets (B,) int64 by their position in lists (B, k) of items, best first; -1 is no item.
 
     >>> list_ranks(torch.tensor([[7, 3, 5], [7, 3, 5]]), torch.tensor([3, 4]))
     Ranks(above=tensor([1, 0]), tied=tensor([1, 0]))
@@ -44,9 +44,7 @@ def score_ranks(scores: Tensor, places: Tensor) -> Ranks:
         ValueError: a score is NaN, or there is not one place among the candidates for each user.
     """
     if places.shape != scores.shape[:1] or (places.numel() and places.max() >= scores.shape[1]):
-        raise ValueError(
-            f"places must be one for each row of the scores {tuple(scores.shape)}, below {scores.shape[1]}"
-        )
+        raise ValueError(f"places must be one for each row of the scores {tuple(scores.shape)}, and exist there")
     if scores.isnan().any():
         raise ValueError("scores must be numbers, found NaN")
     target = scores.gather(1, places.clamp(min=0)[:, None])  # (B, 1)
@@ -87,10 +85,10 @@ class TopKAccumulator:
         # Entry r of each is the sum of the gains of ranks 1 to r, from r = 0 on.
         gains, reciprocals = (F.pad(gain.cumsum(0), (1, 0)) for gain in (1 / torch.log2(ranks + 1), 1 / ranks))
         weight = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each rank that the target may have
-        for place, k in enumerate(self.ks):
+        for number, k in enumerate(self.ks):
             first, end = above.clamp(max=k), (above + tied).clamp(max=k)
-            self.sums[2 * place] += ((end - first) * weight).sum()
-            self.sums[2 * place + 1] += ((gains[end] - gains[first]) * weight).sum()
+            self.sums[2 * number] += ((end - first) * weight).sum()
+            self.sums[2 * number + 1] += ((gains[end] - gains[first]) * weight).sum()
         self.sums[-1] += ((reciprocals[end] - reciprocals[first]) * weight).sum()  # up to the last k, the longest list
         self.users += len(above)
 

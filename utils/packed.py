@@ -164,7 +164,7 @@ def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:
     for start in range(0, len(sequences.items), COUNTED):
         counts += np.bincount(sequences.items[start : start + COUNTED], minlength=len(catalog))
     entropies = []
-    for codes in catalog.codes.T:  # the four places
+    for codes in catalog.codes.T:
         frequency = np.bincount(codes, weights=counts)
         frequency = frequency[frequency > 0] / frequency.sum()
         entropies.append(-(frequency * np.log(frequency)).sum())

@@ -59,11 +59,7 @@ def figure_for(output: str, columns: int = 1, **options: Any) -> tuple[Any, Any]
 
 
 def read_run(path: str) -> list[dict[str, Any]]:
-    """Read the records of the last run in a log, each step once, in order.
-
-    Raises:
-        InputError: no such file, a record without a step, or no loss.
-    """
+    """Read the records of the last run in a log, each step once, in order; InputError if there is no step or loss."""
     records: list[dict[str, Any]] = []
     for line, record in read_jsonl(path, REMEDY):
         if "step" not in record:

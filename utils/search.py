@@ -57,7 +57,7 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     unproven = torch.arange(len(logits), device=logits.device)
     setup = SCAN_SETUP / max(1, len(logits))  # of a scan, per user
     if len(trie) * (1 + setup) > BEST_FIRST_FROM:
-        # A few users tell whether best-first search pays; the others try it only if it does.
+        # A few users show whether best-first search pays; the others try it only if it does.
         probes, others = unproven[:PROBED], unproven[PROBED:]
         unproven = _best_first_into(best, log_probs, trie, probes, setup * len(probes))
         if len(others) and len(unproven) < len(probes):
@@ -112,8 +112,8 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
     targets = check_targets(logits, top, targets)
     log_probs = logits.log_softmax(-1)
     scores = log_probs[:, 0].gather(1, targets[:, :1])  # (B, 1), added up in the order of the searches
-    for place in range(1, CODES_PER_ITEM):
-        scores += log_probs[:, place].gather(1, targets[:, place, None])
+    for slot in range(1, CODES_PER_ITEM):
+        scores += log_probs[:, slot].gather(1, targets[:, slot, None])
     tied = ((top.scores == scores) & (top.items >= 0)).sum(1)
     # A target that ties with the last item of a list may tie with items beyond it, too.
     (further,) = ((top.scores[:, -1] == scores[:, 0]) & (top.items[:, -1] >= 0)).nonzero(as_tuple=True)
@@ -133,9 +133,9 @@ def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     node, bounds = found_node.clamp(min=0), trie.starts[CODES_PER_ITEM].long()
     first, sharing = trie.items[bounds[node]], bounds[node + 1] - bounds[node]  # (B,) lowest id, and how many
     found = (top.items == first[:, None]) & (found_node >= 0)[:, None]
-    place = found.int().argmax(1)  # (B,)
-    scores = top.scores.gather(1, place[:, None])
-    listed = sharing.minimum(top.items.shape[1] - place)
+    rank = found.int().argmax(1)  # (B,)
+    scores = top.scores.gather(1, rank[:, None])
+    listed = sharing.minimum(top.items.shape[1] - rank)
     tied = (top.scores == scores).sum(1) - listed + sharing
     return Ranks((top.scores > scores).sum(1), tied * found.any(1))
 
@@ -181,7 +181,7 @@ def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
 def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP) -> tuple[TopK, Tensor]:
     """Exact search that scores only items with at least one likely code, and proves that no other can win.
 
-    The gap of a code is how far its log-probability lies below the best one at its place. Codes are taken by ascending
+    The gap of a code is how far its log-probability lies below the best one in its slot. Codes are taken by ascending
     gap, and all items that have one of them are scored. An item not scored yet has four codes of larger gaps, so that
     its score is below `sum of the best - 4 * next gap`: once that is below the k-th score found, the list is exact.
     So a code need not be taken if its gap is more than a quarter of the k-th item's, however flat the distributions.
@@ -208,8 +208,8 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
     while len(alive):
         affordable = torch.searchsorted(postings[alive], torch.full((len(alive), 1), budget, device=device))[:, 0]
         upto = torch.minimum(torch.maximum(affordable, done + 1), needed)  # codes, at least one more
-        owner, place = _ranges(done, upto - done)
-        best = score_postings(best, log_probs, trie, alive[owner], code[alive[owner], place])
+        owner, rank = _ranges(done, upto - done)
+        best = score_postings(best, log_probs, trie, alive[owner], code[alive[owner], rank])
 
         missing = (ceiling[alive] + MARGIN - best.scores[alive, -1]) / CODES_PER_ITEM
         needed = torch.searchsorted(gap[alive], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
@@ -219,7 +219,7 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
         costs = POSTING_COST * postings[alive, needed - 1].double()
         costs = costs.where(needed < MOST_CODES, len(trie) * (setup + 1) + 1)
         too_costly = costs > len(trie)
-        sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # after one round the k-th score tells little
+        sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # after one round the k-th score means little
         if sure and costs[too_costly].sum() > len(trie) * (setup + int(too_costly.sum())):
             unproven = torch.cat([unproven, alive[too_costly]])
             alive, done, needed = alive[~too_costly], done[~too_costly], needed[~too_costly]
@@ -234,16 +234,16 @@ def score_postings(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, code
         log_probs: (B, K, V) float32.
         trie: the candidates.
         user: (n,) int64 rows of `best`.
-        codes: (n,) int64, numbered over all four places: place * 15360 + code.
+        codes: (n,) int64, numbered over all four slots: slot * 15360 + code.
     """
-    place, code = codes // CODEBOOK_SIZE, codes % CODEBOOK_SIZE
-    begin, end = trie.code_starts[place, code], trie.code_starts[place, code + 1]
+    slot, code = codes // CODEBOOK_SIZE, codes % CODEBOOK_SIZE
+    begin, end = trie.code_starts[slot, code], trie.code_starts[slot, code + 1]
     ends = (end - begin).cumsum(0)
     chunk = ends // POSTINGS_AT_ONCE
     flat, postings = log_probs.flatten(), trie.postings.flatten()
     for number in chunk.unique():
         part = chunk == number
-        owner, rank = _ranges((place * len(trie) + begin)[part], (end - begin)[part])
+        owner, rank = _ranges((slot * len(trie) + begin)[part], (end - begin)[part])
         position = postings.index_select(0, rank)  # (items,)
         item_codes = trie.codes.index_select(0, position)  # (items, K)
         row = (user[part] * (CODES_PER_ITEM * VOCABULARY))[owner]
@@ -343,12 +343,12 @@ def _leaf_items(trie: Trie, leaves: Tensor, scores: Tensor, k: int) -> TopK:
     bounds = trie.starts[CODES_PER_ITEM]
     begin, end = bounds[leaves], bounds[leaves + 1]  # (B, W)
     counts = torch.where(scores > -torch.inf, (end - begin).clamp(max=k), 0)
-    before = counts.cumsum(1) - counts  # (B, W) place of a leaf's first item in the user's list
+    before = counts.cumsum(1) - counts  # (B, W) position of a leaf's first item in the user's list
     leaf, rank = _ranges(begin.flatten().long(), counts.flatten().long())  # (all items,)
-    place = before.flatten()[leaf] + rank - begin.flatten()[leaf]
-    leaf, rank, place = (column[place < k] for column in (leaf, rank, place))
+    position = before.flatten()[leaf] + rank - begin.flatten()[leaf]
+    leaf, rank, position = (column[position < k] for column in (leaf, rank, position))
     user = leaf // max(1, leaves.shape[1])
     found = empty_topk(len(leaves), k, leaves.device)
-    found.items[user, place] = trie.items[rank].long()
-    found.scores[user, place] = scores.flatten()[leaf]
+    found.items[user, position] = trie.items[rank].long()
+    found.scores[user, position] = scores.flatten()[leaf]
     return found

@@ -21,11 +21,7 @@ def add_device_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def pick_device(args: argparse.Namespace) -> torch.device:
-    """Choose the device to run on; print a line when it is the CPU because there is no GPU.
-
-    Raises:
-        InputError: the device that was asked for is not there.
-    """
+    """Choose the device; print a line if it is the CPU for want of a GPU; InputError if --device is not there."""
     if args.device is None:
         if not torch.cuda.is_available():
             print("no GPU found: running on the CPU")  # noqa: T201
@@ -77,11 +73,7 @@ def print_table(header: list[str], rows: Iterable[list[Any]]) -> None:
 
 
 def append_results(path: str | None, results: Iterable[dict[str, Any]]) -> None:
-    """Append one JSON object per result to the file of --results, all of them or none; do nothing without a path.
-
-    Raises:
-        DiskError: the file cannot be written; it stays as it was.
-    """
+    """Append one JSON object per result to --results, if given; DiskError, and the file is as it was, if that fails."""
     if path is None:
         return
     lines = "".join(json.dumps(nan_to_none(result), allow_nan=False) + "\n" for result in results).encode()

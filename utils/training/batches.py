@@ -14,7 +14,7 @@ def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-    """Cut the order of an epoch into batches, (batch_size,) int32 rows each, from place `start` of the order on."""
+    """Cut the order of an epoch into batches, (batch_size,) int32 rows each, from position `start` of the order on."""
     order = epoch_order(count, seed, epoch)
     for first in range(start, count, batch_size):
         yield order[first : first + batch_size]

@@ -74,7 +74,7 @@ class Plan:
                 yield Step(rows, list(self.process_batches(rows)), Progress(step, epoch, row))
 
     def epoch_rows(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Histories of each step of an epoch, (histories,) int32, from place `start` of its order on."""
+        """Histories of each step of an epoch, (histories,) int32, from position `start` of its order on."""
         settings = self.settings
         if settings.tokens_per_batch is None:
             return epoch_batches(self.histories, settings.batch_size * self.passes, settings.seed, epoch, start)

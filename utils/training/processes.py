@@ -25,7 +25,7 @@ PATHS = ("data_path", "eval_path", "log_file")  # settings that machines may dif
 
 
 def start_accelerator(settings: Settings) -> Accelerator:
-    """Make the accelerator of this process; where it trains on the CPU, it says so.
+    """Make the accelerator of this process; print a line where it trains on the CPU.
 
     Raises:
         InputError: the launcher started another number of processes than accelerate found, or a tracker is missing.
@@ -112,7 +112,7 @@ class StopSignal:
     """Record SIGTERM, which a cluster sends when time is up, and Ctrl-C, so that training stops after its step.
 
     Ctrl-C pressed again ends the process at once if it comes a second or more after the first: sooner it may be the
-    same one, which torchrun passes on to processes that the terminal has told already.
+    same one, which torchrun passes on to processes that have got it from the terminal.
     """
 
     def __init__(self):

@@ -67,7 +67,7 @@ class CheckpointSettings:
         None, "keep the last K saves and the best; by default all, two to resume from", type=positive_int, metavar="K"
     )
     resume: str | None = setting(
-        None, "go on from the checkpoint written last, or from PATH; auto: start where there is none", **RESUME
+        None, "resume from the checkpoint written last, or from PATH; auto: start where there is none", **RESUME
     )
     eval_every: int | None = setting(None, "steps between evaluations on --eval_path", type=positive_int)
     eval_path: str = setting("./data/eval", "held-out histories, as eval.py reads them")
@@ -80,7 +80,7 @@ class Settings(CheckpointSettings, OptimisationSettings, ModelSettings, DataSett
     """All settings of pre-training."""
 
     def to_resume(self) -> dict[str, Any]:
-        """The settings that every checkpoint tells, and that a resumed run has unless others are typed."""
+        """The settings that every checkpoint holds, and that a resumed run has unless others are typed."""
         return {name: value for name, value in asdict(self).items() if name not in OF_ONE_START}
 
 

@@ -173,9 +173,7 @@ class Checkpoints:
         """Claim the folder --ckpt_dir for a run, whose `run_metadata` the JSON of every checkpoint repeats.
 
         `keep` is the number of saves that are kept; None keeps all, and the training states of the last two.
-
-        Raises:
-            InputError: another run is writing to the folder.
+        InputError if another run is writing to the folder.
         """
         self.folder, self.keep, self.accelerator, self.run_metadata = Path(folder), keep, accelerator, run_metadata
         if accelerator.is_main_process:
@@ -195,10 +193,9 @@ class Checkpoints:
         return Progress()
 
     def resume(self, saved: SavedState, model: nn.Module, optimizer: Optimizer) -> Progress:
-        """Go on from a training state: load it, and take over its checkpoints where they are in the same folder.
+        """Resume from a training state: load it, and take over its checkpoints where they are in the same folder.
 
-        Raises:
-            InputError: it was trained on other data or with other sizes.
+        InputError if it was trained on other data or with other sizes.
         """
         check_same_run(saved, self.run_metadata)
         restore(saved, model, optimizer, self.accelerator)
