@@ -2,8 +2,8 @@
 
 Letters of the shapes, here and in modeling_gpt2_rec.py and utils/past_key_values.py: B histories of a batch, L items of
 one history, S item slots of all histories of a batch, T tokens (4L or 4S), K = 4 codes of an item, V rows of the
-vocabulary (15,360 codes and padding), D hidden width, E width of an item embedding, R rows with one history each,
-Q tokens that attend to others, where they are not all T.
+vocabulary (15,360 codes and the release's padding token, which is never read here), D hidden width, E width of an item
+embedding, R rows with one history each, Q tokens that attend to others, where they are not all T.
 """
 
 from dataclasses import dataclass
@@ -158,7 +158,11 @@ class RecGPT(nn.Module):
             ValueError: dropout is on, or what `hidden` raises.
         """
         self.check_predicts()
-        return self.pred_head(self.hidden(batch, last=batch.last)).float()
+        return self.logits(self.hidden(batch, last=batch.last))
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) float32 of the final hidden states (..., D) of some tokens."""
+        return self.pred_head(hidden).float()
 
     def check_predicts(self) -> None:
         """ValueError while dropout is on: predictions would be random."""
@@ -207,7 +211,7 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
             "Give a checkpoint that pre_train.py wrote, or the release's."
         ) from error
     check_width(config.embedding_width, path)
-    blocks, tables = 12 * width * config.layers, 2 * VOCABULARY + config.embedding_width // CODES_PER_ITEM
+    blocks, tables = 12 * width * config.layers, VOCABULARY + config.embedding_width // CODES_PER_ITEM
     held = sum(value.numel() for value in state.values())
     if width * (blocks + tables) > held:  # a model of such sizes may not fit in memory
         raise InputError(

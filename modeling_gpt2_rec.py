@@ -38,7 +38,7 @@ def item_block_mask(queries: Tensor, keys: Tensor, per_item: int) -> Tensor:
 
 
 @lru_cache(maxsize=256)  # lengths; the masks of every length up to 256 items take 90 MB
-@torch.inference_mode(False)  # a mask that was first needed in a prediction may serve training later
+@torch.inference_mode(False)  # a tensor made in inference mode, in a prediction, could not serve training later
 def history_mask(mask: Callable[..., Tensor], tokens: int, per_item: int, device: torch.device) -> Tensor:
     """`mask` between all tokens of a history, (tokens, tokens) bool; made once for each length and device."""
     positions = torch.arange(tokens, device=device)
@@ -76,7 +76,7 @@ def item_block_attention(
     if groups is None:
         return attend(query, key, value, attention_mask, dropout, scaling).transpose(1, 2), None
     if key.shape[2] != query.shape[2]:
-        raise ValueError("a cache that already holds keys needs rows and a mask in place of groups")
+        raise ValueError("with a cache that holds keys, give rows and attention_mask in place of groups (see append_item)")
     per_item = query.shape[2] // len(groups.unpadded)
     outputs = []
     for q, k, v in split_groups((query, key, value), groups, per_item):
@@ -155,6 +155,7 @@ def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -
     query = tokens.unflatten(0, (-1, per_item))[slots] @ weight[:, :width] + bias[:width]  # (B, K, D)
     query = query.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)  # (B, heads, K, D / heads)
 
+    # Histories lie end to end, so that each length is the distance from the last slot of the history before.
     lengths = slots.diff(prepend=slots.new_tensor([-1])) * per_item  # (B,) tokens
     positions = lengths[:, None] + torch.arange(-per_item, 0, device=last.device)  # (B, K) of the last item's tokens
     outputs, start = [], 0

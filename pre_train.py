@@ -167,8 +167,8 @@ def train_step(
 ) -> Tensor:
     """Take one optimizer step on the mean loss over the `targets` target tokens of all batches of all processes.
 
-    Each process has summed losses, and gradients are averaged over processes: weighed so, they are those of one large
-    batch, however it is divided.
+    Losses are summed, and accelerate averages gradients over the processes. Scaling by processes / targets makes them
+    the gradients of one large batch, however it is divided.
 
     Returns:
         The mean loss, () float in nats, still on the device.

@@ -184,7 +184,7 @@ def make_search(
     `trie` holds the candidates, `codes` (N, K) are those of all items, `targets` (U,) the item ids of all users.
     """
     search, rank = (beam_search, rank_found) if name == "beam" else (exact_search, rank_targets)
-    known = torch.isin(torch.from_numpy(targets), trie.items.cpu())
+    is_candidate = torch.isin(torch.from_numpy(targets), trie.items.cpu())
 
     def find(logits: Tensor, rows: np.ndarray) -> Found:
         top = search(logits, trie, k)
@@ -192,7 +192,7 @@ def make_search(
             return Found(*top, *list_ranks(top.items, torch.from_numpy(targets[rows]).to(logits.device)))
         wanted = torch.from_numpy(codes[targets[rows]].astype(np.int64)).to(logits.device)
         ranks = rank(logits, trie, top, wanted)
-        return Found(*top, ranks.above, ranks.tied * known[rows].to(logits.device))
+        return Found(*top, ranks.above, ranks.tied * is_candidate[rows].to(logits.device))
 
     return find
 

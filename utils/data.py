@@ -86,7 +86,7 @@ def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All items that there are: codes for the token embedding, their own embeddings for the auxiliary one."""
+    """Codes and text embeddings of every item, by item id."""
 
     codes: np.ndarray  # (N, K) int16 in [0, 15360)
     embeddings: np.ndarray  # (rows, E) float, usually memory-mapped
@@ -248,7 +248,7 @@ def token_positions(items: Tensor) -> Tensor:
 
 
 def group_by_length(lengths: np.ndarray) -> Groups:
-    """Group histories of lengths (B,), longest first: one joins the group before it unless it is much shorter.
+    """Group histories of lengths (B,), longest first: one joins while its length is 7/8 of the group's longest or more.
 
     ValueError for no lengths, one below 1, or another order, in which items would be lost.
     """

@@ -80,7 +80,7 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
     hidden = model.gpt2model(inputs, positions, attention_mask=mask[:, None], past_key_values=joined)
     sides = (torch.stack([getattr(layer, side) for layer in joined.layers], 1) for side in ("keys", "values"))
     longer = [UserCache(k[:, :, real], v[:, :, real]) for k, v, real in zip(*sides, keys >= 0, strict=True)]
-    return model.pred_head(hidden).float(), longer
+    return model.logits(hidden), longer
 
 
 def _check_new_items(config, caches: list[UserCache], codes: Tensor, embeddings: Tensor) -> None:

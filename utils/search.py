@@ -21,7 +21,7 @@ SCAN_ITEMS = 1 << 13  # items scored together: their scores stay in the cache
 FIRST_ITEMS = 1 << 11  # items that a scan scores first; the k-th best of them is the bar that others must reach
 
 # Costs on a CPU, measured by benchmarks/search.py. The unit is scoring one item for one user in a scan.
-SCAN_SETUP = 20  # what a scan costs beyond that, however few its users
+SCAN_SETUP = 20  # users: a scan costs as much for each item as if there were so many more
 POSTING_COST = 32  # of scoring one item in best-first search
 BEST_FIRST_FROM = 1 << 23  # where a scan costs more than this per user, best-first search is tried
 
@@ -55,7 +55,7 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     log_probs = logits.log_softmax(-1)  # (B, K, V)
     best = empty_topk(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
-    setup = SCAN_SETUP / max(1, len(logits))  # of a scan, per user
+    setup = SCAN_SETUP / max(1, len(logits))  # each user's part of it
     if len(trie) * (1 + setup) > BEST_FIRST_FROM:
         # A few users show whether best-first search pays; the others try it only if it does.
         probes, others = unproven[:PROBED], unproven[PROBED:]
@@ -98,7 +98,7 @@ def check_targets(logits: Tensor, top: TopK, targets: Tensor) -> Tensor:
 
 
 def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
-    """Ranks of the targets among all candidates; a target outside the lists `top` counts as not recommended.
+    """Exact ranks of the targets that the lists `top` have; any other target counts as not recommended.
 
     Args:
         logits: (B, K, V) float32.
@@ -125,7 +125,7 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
 
 
 def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
-    """As `rank_targets`, in lists of `beam_search`: beyond a list's end only items of the target's codes can tie."""
+    """As `rank_targets`, in lists of `beam_search`: beyond a list's end it knows only the scores of equal codes."""
     targets = check_targets(logits, top, targets)
     found_node = trie.find(targets)
     if not len(trie):
@@ -166,10 +166,11 @@ def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
     for scores in scan_scores(table, trie, max(FIRST_ITEMS, k)):  # (items, B)
         if not start:
             bar[:users] = scores[:, :users].T.topk(min(k, len(scores))).values[:, -1]
-        above = (scores >= bar).view(torch.int64)  # (items, B / 8): eight bool in a number, and nearly all are zero
-        item, eight = above.nonzero(as_tuple=True)
-        hit, user = (scores.unflatten(1, (-1, 8))[item, eight] >= bar.view(-1, 8)[eight]).nonzero(as_tuple=True)
-        item, user = item[hit], eight[hit] * 8 + user
+        # Eight bool are read as one int64, because nearly all are zero: `nonzero` then has an eighth of the work.
+        above = (scores >= bar).view(torch.int64)  # (items, B / 8)
+        item, column = above.nonzero(as_tuple=True)
+        hit, user = (scores.unflatten(1, (-1, 8))[item, column] >= bar.view(-1, 8)[column]).nonzero(as_tuple=True)
+        item, user = item[hit], column[hit] * 8 + user
         found.append((user, trie.items[start + item], scores[item, user]))
         waiting, start = waiting + len(user), start + len(scores)
         if waiting >= users * k or start == len(trie):
@@ -190,7 +191,7 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
         log_probs: (B, K, V) float32.
         trie: the candidates.
         k: length of the lists.
-        setup: what a scan would cost these users together, beyond 1 for each of them and each item.
+        setup: as SCAN_SETUP, for these users together.
 
     Returns:
         The lists, and the users (int64) whose lists are not proven, because a scan is cheaper for them.
@@ -203,26 +204,27 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
     sizes = trie.code_starts.diff(dim=1).flatten()  # (K * 15360,) items that have each code
     postings = sizes[code].cumsum(1)  # (B, M) items scored up to and with each code
     best = empty_topk(users, k, device)
-    alive, done = torch.arange(users, device=device), torch.zeros(users, dtype=torch.int64, device=device)
-    needed, budget, unproven = torch.full((users,), MOST_CODES, device=device), FIRST_POSTINGS, alive[:0]
-    while len(alive):
-        affordable = torch.searchsorted(postings[alive], torch.full((len(alive), 1), budget, device=device))[:, 0]
-        upto = torch.minimum(torch.maximum(affordable, done + 1), needed)  # codes, at least one more
-        owner, rank = _ranges(done, upto - done)
-        best = score_postings(best, log_probs, trie, alive[owner], code[alive[owner], rank])
+    active, scored = torch.arange(users, device=device), torch.zeros(users, dtype=torch.int64, device=device)
+    needed, budget, unproven = torch.full((users,), MOST_CODES, device=device), FIRST_POSTINGS, active[:0]
+    while len(active):
+        affordable = torch.searchsorted(postings[active], torch.full((len(active), 1), budget, device=device))[:, 0]
+        score_until = torch.minimum(torch.maximum(affordable, scored + 1), needed)  # codes, at least one more
+        owner, rank = _ranges(scored, score_until - scored)
+        best = score_postings(best, log_probs, trie, active[owner], code[active[owner], rank])
 
-        missing = (ceiling[alive] + MARGIN - best.scores[alive, -1]) / CODES_PER_ITEM
-        needed = torch.searchsorted(gap[alive], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
-        still = (needed > upto) | (needed == MOST_CODES)
-        alive, done, needed, budget = alive[still], upto[still], needed[still], budget * 8
-        # What the proof costs each user: more than any scan where all MOST_CODES would not be enough.
-        costs = POSTING_COST * postings[alive, needed - 1].double()
+        missing = (ceiling[active] + MARGIN - best.scores[active, -1]) / CODES_PER_ITEM
+        needed = torch.searchsorted(gap[active], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
+        unfinished = (needed > score_until) | (needed == MOST_CODES)
+        active, scored, needed, budget = active[unfinished], score_until[unfinished], needed[unfinished], budget * 8
+        # Cost of finishing each user's proof; above that of any scan where even MOST_CODES codes cannot prove it.
+        costs = POSTING_COST * postings[active, needed - 1].double()
         costs = costs.where(needed < MOST_CODES, len(trie) * (setup + 1) + 1)
         too_costly = costs > len(trie)
-        sure = budget > 8 * FIRST_POSTINGS or (done == MOST_CODES).any()  # after one round the k-th score means little
-        if sure and costs[too_costly].sum() > len(trie) * (setup + int(too_costly.sum())):
-            unproven = torch.cat([unproven, alive[too_costly]])
-            alive, done, needed = alive[~too_costly], done[~too_costly], needed[~too_costly]
+        # Not after the first round, whose k-th score means little.
+        may_give_up = budget > 8 * FIRST_POSTINGS or (scored == MOST_CODES).any()
+        if may_give_up and costs[too_costly].sum() > len(trie) * (setup + int(too_costly.sum())):
+            unproven = torch.cat([unproven, active[too_costly]])
+            active, scored, needed = active[~too_costly], scored[~too_costly], needed[~too_costly]
     return best, unproven
 
 
@@ -260,7 +262,7 @@ def _merge(best: TopK, user: Tensor, items: Tensor, scores: Tensor) -> TopK:
     users, k = best.items.shape
     user = torch.cat([torch.arange(users, device=user.device).repeat_interleave(k), user])
     items, scores = torch.cat([best.items.flatten(), items.long()]), torch.cat([best.scores.flatten(), scores])
-    order = items.where(items >= 0, LAST).argsort(stable=True)  # of equal scores, -inf too, no item comes last
+    order = items.where(items >= 0, LAST).argsort(stable=True)  # among equal scores empty entries (-1) come last
     order = order[scores[order].argsort(descending=True, stable=True)]
     order = order[user[order].argsort(stable=True)]
     user, items, scores = user[order], items[order], scores[order]
