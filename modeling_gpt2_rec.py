@@ -76,7 +76,9 @@ def item_block_attention(
     if groups is None:
         return attend(query, key, value, attention_mask, dropout, scaling).transpose(1, 2), None
     if key.shape[2] != query.shape[2]:
-        raise ValueError("with a cache that holds keys, give rows and attention_mask in place of groups (see append_item)")
+        raise ValueError(
+            "with a cache that holds keys, give rows and attention_mask in place of groups (see append_item)"
+        )
     per_item = query.shape[2] // len(groups.unpadded)
     outputs = []
     for q, k, v in split_groups((query, key, value), groups, per_item):
