@@ -217,6 +217,16 @@ def test_another_file_under_a_packed_name_is_refused(pre_train_folder, name):
         open_packed(pre_train_folder)
 
 
+def test_a_header_that_counts_otherwise_is_refused(pre_train_folder):
+    header, path = pack(pre_train_folder), pre_train_folder / "packed/packed.json"
+    for change in ({"items": 21}, {"histories": None}, {"interactions": "x"}):
+        path.write_text(json.dumps(header | change))
+        with pytest.raises(InputError, match="counts something else than its files hold"):
+            open_packed(pre_train_folder)
+    path.write_text(json.dumps(header | {"sources": []}))
+    assert not is_current(pre_train_folder)  # and so it is packed again
+
+
 def test_a_header_of_another_version_is_refused(pre_train_folder):
     with pytest.raises(InputError, match="packed.json does not exist"):
         open_packed(pre_train_folder)
@@ -296,8 +306,12 @@ def test_a_matrix_of_another_job_starts_anew(tmp_path, monkeypatch):
             filling.matrix[:] = 1
             filling.note(2)
             raise KeyboardInterrupt
-    with pytest.raises(InputError), resumable_matrix(tmp_path / "m.npy", shape, np.float32, job) as filling:
+    with pytest.raises(KeyboardInterrupt), resumable_matrix(tmp_path / "m.npy", shape, np.float32, job) as filling:
         assert filling.done == 2
+        raise KeyboardInterrupt
+    (tmp_path / ".m.npy.partial.json").write_text("{")  # cut: worth no more than none
+    with pytest.raises(InputError), resumable_matrix(tmp_path / "m.npy", shape, np.float32, job) as filling:
+        assert filling.done == 0
         raise InputError("row 2")
     assert not list(tmp_path.iterdir())  # the same input would fail again
 

@@ -133,7 +133,9 @@ def _open_partial(
 ) -> tuple[np.ndarray, int]:
     """Memory-map what an earlier run with this job has left, or a new matrix of zeros; and how many rows are done."""
     try:
-        noted = read_json(notes) if partial.stat().st_size and notes.is_file() else {}
+        noted = {}
+        with contextlib.suppress(InputError):  # damaged notes are worth no more than none
+            noted = read_json(notes, missing_ok=True) if partial.stat().st_size else {}
         if noted.get("job") != job:
             noted = {"job": job, "done": 0}
             notes.unlink(missing_ok=True)

@@ -118,11 +118,13 @@ def is_current(folder: str | Path, drop_short: bool = False, dtype: str | None =
     if not (folder / "packed" / HEADER).is_file():
         return False
     header = read_json(folder / "packed" / HEADER)
+    sources = header.get("sources")
     return (
         header.get("format") == FORMAT
+        and isinstance(sources, dict)
         and dtype in (None, header.get("dtype"))
         and (header.get("drop_short") == drop_short or not (folder / HISTORIES).is_file())
-        and all(header["sources"].get(name) == known for name, known in _sources(folder).items())
+        and all(sources.get(name) == known for name, known in _sources(folder).items())
     )
 
 
@@ -155,7 +157,10 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     expect_random_rows(arrays[embeddings])
     sequences = Sequences(None, arrays["items.npy"], arrays["offsets.npy"])
     catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str((packed / embeddings).resolve()))
-    return Interactions(sequences, catalog, header["tokenizer"], header["encoder"]), header
+    counts = {"histories": len(sequences), "interactions": len(sequences.items), "items": len(catalog)}
+    if header | counts != header:
+        raise InputError(f"{path} counts something else than its files hold, {counts}. {again}")
+    return Interactions(sequences, catalog, header.get("tokenizer"), header.get("encoder")), header
 
 
 def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:

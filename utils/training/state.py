@@ -128,6 +128,8 @@ def read_state(path: Path, in_full: bool | None = None) -> SavedState:
         for name in itertools.chain.from_iterable(metadata["written"]):  # files that --keep removes
             if Path(name).name != name or not name.endswith(".pt"):
                 raise ValueError(f"{shown(name)} is no checkpoint beside it")
+        if missing := {"training", "config", "starts", "best"} - metadata.keys():
+            raise ValueError(f"no {', '.join(sorted(missing))}")
         tensors = {"model": loaded["model"], "optimizer": loaded["optimizer"]}
         return SavedState(path, metadata, tensors, Progress(**metadata["place"]))
     except Exception as error:  # torch and zipfile raise many types for damaged or refused files
