@@ -110,6 +110,10 @@ class GPT2ItemModel(GPT2Model):
             for projection in (block.attn.c_proj, block.mlp.c_proj):
                 nn.init.normal_(projection.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
 
+    def rows_mask(self, queries: Tensor, keys: Tensor, per_item: int) -> Tensor:
+        """`item_block_mask` for R rows: (R, 1, Q, T) bool of queries (R, Q) and keys (R, T); below 0 is padding."""
+        return (item_block_mask(queries, keys, per_item) & (keys >= 0)[:, None])[:, None]
+
     def forward(
         self,
         inputs_embeds: Tensor,

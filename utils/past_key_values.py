@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
-import modeling_gpt2_rec
 from utils.data import token_positions
 from utils.errors import InputError
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
@@ -75,9 +74,9 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
     positions = token_positions(lengths)  # (B, K) of the new item's tokens
     slots = torch.arange(int(positions.max()) + 1, device=codes.device)
     keys = slots - (lengths.max() - lengths) * CODES_PER_ITEM  # (B, T) positions of kept and new keys; padding below 0
-    mask = modeling_gpt2_rec.item_block_mask(positions, keys, CODES_PER_ITEM) & (keys >= 0)[:, None]  # (B, K, T)
+    mask = model.gpt2model.rows_mask(positions, keys, CODES_PER_ITEM)  # (B, 1, K, T)
     inputs, joined = model.fuse(codes[:, None], embeddings[:, None]), join_caches(caches)  # (B, K, D)
-    hidden = model.gpt2model(inputs, positions, attention_mask=mask[:, None], past_key_values=joined)
+    hidden = model.gpt2model(inputs, positions, attention_mask=mask, past_key_values=joined)
     sides = (torch.stack([getattr(layer, side) for layer in joined.layers], 1) for side in ("keys", "values"))
     longer = [UserCache(k[:, :, real], v[:, :, real]) for k, v, real in zip(*sides, keys >= 0, strict=True)]
     return model.logits(hidden), longer
