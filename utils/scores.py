@@ -1,0 +1,260 @@
+"""Scores of recommenders that train no network, exact over the whole catalog, for chunks of users.
+
+What each needs: `repeat_recent`, `nearest_text` and `whitened_text` need nothing of the domain but its catalog;
+`popular`, `weighted_rows` and `ease_score` need its log, the histories of train.pkl.
+
+Letters of the shapes as in utils/data.py: B users, N items, E embedding width, k length of a list.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import linalg
+from scipy.sparse import coo_array, csr_array
+
+from utils.data import Sequences, check_finite
+from utils.metrics import Ranks
+from utils.util import check_count, numbers_below
+
+DECAY, REACH = 0.7, 12  # a history counts with 0.7^lag of its last 12 items
+PAIR_DECAY, PAIR_REACH, BACKWARDS = 0.6, 4, 0.3  # pairs of a log: 0.6^(distance - 1) up to distance 4, 0.3 of it back
+UNSEEN = 0.3  # what popularity adds to every item's count
+EASE_ITEMS, EASE_L2 = 6_000, 500.0  # the largest catalog whose (N, N) matrix is inverted, and the L2 of that
+SIMILARITIES = 1 << 26  # scores that are held at once: 256 MiB
+
+Scorer = Callable[[Sequences], np.ndarray]  # B histories -> (B, N) float32, higher is better, -inf: not recommended
+
+
+def unit_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (N, E) scaled to length one, float32; zero rows stay zero. InputError if one is not finite."""
+    with np.errstate(over="ignore"):
+        rows = np.asarray(embeddings, dtype=np.float32)
+    check_finite(rows, 0, "the embedding matrix")
+    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # so that no square overflows
+    rows = rows / largest
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) + 0.0  # -0.0 becomes 0.0
+
+
+def whiten(embeddings: np.ndarray, power: float = 0.5) -> np.ndarray:
+    """Embeddings (N, E) without their mean, and as wide in every direction (ZCA): (N, E) float32 of unit length.
+
+    They are scaled to unit length before, too. A direction of variance w is divided by w^power; 1e-4 of the mean variance is added to each. Zero rows, items
+    without text, stay zero and count neither in the mean nor in the variances.
+    """
+    rows = unit_rows(embeddings)
+    known = rows.any(axis=1)
+    if not known.any():
+        return rows
+    centered = np.where(known[:, None], rows - rows[known].mean(axis=0, dtype=np.float64), 0).astype(np.float32)
+    variances, directions = np.linalg.eigh((centered.T @ centered).astype(np.float64) / known.sum())
+    variances = np.maximum(variances, 0)
+    scale = np.maximum(variances + 1e-4 * variances.mean(), 1e-12) ** -power
+    white = unit_rows(centered @ ((directions * scale) @ directions.T).astype(np.float32))
+    first, same = equal_rows(rows)
+    return white[first][same]  # a matrix product may round equal rows differently
+
+
+def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The first of each distinct row of (N, E), and which of those each row equals: `rows[first][same] == rows`."""
+    rows = np.ascontiguousarray(rows)
+    _, first, same = np.unique(rows.view(f"V{rows.strides[0]}")[:, 0], return_index=True, return_inverse=True)
+    return first, same
+
+
+def history_weights(histories: Sequences, items: int, decay: float = DECAY, reach: int = REACH) -> csr_array:
+    """What each of N items counts in B histories, (B, N) float32: decay^lag of the last `reach`, scaled to the sum 1.
+
+    A repeated item has the sum of its weights; the row of an empty history is empty.
+    """
+    recent = histories.last(reach)
+    lag = np.repeat(recent.offsets[1:], recent.lengths) - 1 - np.arange(len(recent.items))
+    total = np.cumsum(float(decay) ** np.arange(reach))[recent.lengths - 1]  # of the weights of each history
+    return item_rows(recent, items, decay**lag / np.repeat(total, recent.lengths))
+
+
+def item_rows(histories: Sequences, items: int, values: np.ndarray) -> csr_array:
+    """A matrix (B, N) float32 with the `values` (n,) of the histories' items; those of a repeated item add up."""
+    ids = numbers_below(histories.items, items, "items")
+    rows = csr_array((values.astype(np.float32), ids, histories.offsets), shape=(len(histories), items), copy=True)
+    rows.sum_duplicates()
+    return rows
+
+
+class LogStatistics(NamedTuple):
+    """What the histories of a log say about N items."""
+
+    share: np.ndarray  # (N,) float32, popularity: (count + 0.3) / sum
+    transitions: csr_array  # (N, N) float32, what comes near after an item: rows sum to 1, or are empty
+    cosine: csr_array  # (N, N) float32, the same counts divided by the roots of (row sum + 1) and (column sum + 1)
+
+    @classmethod
+    def of(cls, log: Sequences, items: int) -> "LogStatistics":
+        """The statistics of a log; targets that are to be predicted must not be in it."""
+        counts = np.bincount(numbers_below(log.items, items, "items"), minlength=items) + UNSEEN
+        pairs = count_pairs(log, items)
+        row, column = np.repeat(np.arange(items), np.diff(pairs.indptr)), pairs.indices
+        out, into = pairs.sum(axis=1), pairs.sum(axis=0)
+
+        def scaled(sums: np.ndarray) -> csr_array:
+            return csr_array(((pairs.data / sums).astype(np.float32), column, pairs.indptr), shape=pairs.shape)
+
+        cosine = scaled(np.sqrt((out[row] + 1) * (into[column] + 1)))
+        return cls((counts / counts.sum()).astype(np.float32), scaled(out[row]), cosine)
+
+
+def count_pairs(log: Sequences, items: int) -> csr_array:
+    """Weighted counts (N, N) float32 of an item before another: by distance, and a part of each backwards."""
+    user = np.repeat(np.arange(len(log)), log.lengths)
+    pairs = csr_array((items, items), dtype=np.float32)
+    for distance in range(1, PAIR_REACH + 1):
+        first = np.flatnonzero(user[distance:] == user[:-distance])
+        first = first[log.items[first] != log.items[first + distance]]
+        weights = np.full(len(first), PAIR_DECAY ** (distance - 1), dtype=np.float32)
+        pairs += coo_array((weights, (log.items[first], log.items[first + distance])), shape=pairs.shape).tocsr()
+    pairs = csr_array(pairs + np.float32(BACKWARDS) * pairs.T)
+    pairs.sum_duplicates()
+    return pairs
+
+
+def ease(log: Sequences, items: int, l2: float = EASE_L2) -> np.ndarray:
+    """The item-item weights (N, N) float32 of EASE (Steck 2019): ridge regression of each item on all the others.
+
+    It inverts an (N, N) matrix: ValueError above EASE_ITEMS items.
+    """
+    if items > EASE_ITEMS:
+        raise ValueError(f"EASE inverts a matrix of the catalog, which may have {EASE_ITEMS} items, found {items}")
+    taken = item_rows(log, items, np.ones(len(log.items)))
+    taken.data[:] = 1
+    inverse = linalg.inv((taken.T @ taken).toarray().astype(np.float64) + l2 * np.eye(items), overwrite_a=True)
+    weights = inverse / -np.diag(inverse)
+    np.fill_diagonal(weights, 0)
+    return weights.astype(np.float32)
+
+
+def repeat_recent(items: int) -> Scorer:
+    """Recommend the user's own items, the most recent first, and no others. Needs nothing of the domain."""
+
+    def score(histories: Sequences) -> np.ndarray:
+        scores = np.full((len(histories), items), -np.inf, dtype=np.float32)
+        user, place = places(histories)
+        scores[user, histories.items] = place  # of a repeated item the last place is kept
+        return scores
+
+    return score
+
+
+def places(histories: Sequences) -> tuple[np.ndarray, np.ndarray]:
+    """The user and the place in the history, from 0 on, of every item of `histories.items`."""
+    user = np.repeat(np.arange(len(histories)), histories.lengths)
+    return user, np.arange(len(histories.items)) - histories.offsets[user]
+
+
+def popular(share: np.ndarray) -> Scorer:
+    """Recommend the items of the highest counts or shares (N,) to everyone. Needs the domain's log."""
+    share = share.astype(np.float32)
+    return lambda histories: np.tile(share, (len(histories), 1))
+
+
+def text_score(rows: np.ndarray, reach: int = REACH) -> Scorer:
+    """Cosine of items (N, E), of unit length, to the decayed mean of a history's last `reach`; equal rows tie."""
+    first, same = equal_rows(rows)
+    distinct = np.ascontiguousarray(rows[first].T)  # (E, distinct)
+
+    def score(histories: Sequences) -> np.ndarray:
+        query = unit_rows(history_weights(histories, len(rows), reach=reach) @ rows)
+        return (query @ distinct)[:, same]
+
+    return score
+
+
+def nearest_text(embeddings: np.ndarray) -> Scorer:
+    """Recommend the items whose text is nearest to the last item's, but not that item. Needs nothing of the domain."""
+    similarity = text_score(unit_rows(embeddings), reach=1)
+
+    def score(histories: Sequences) -> np.ndarray:
+        scores = similarity(histories)
+        user = np.flatnonzero(histories.lengths)
+        scores[user, histories.items[histories.offsets[user + 1] - 1]] = -np.inf
+        return scores
+
+    return score
+
+
+def whitened_text(embeddings: np.ndarray) -> Scorer:
+    """Recommend the items nearest to the history's decayed mean, all whitened. Needs nothing of the domain."""
+    return text_score(whiten(embeddings))
+
+
+def weighted_rows(matrix: csr_array) -> Scorer:
+    """Recommend by the history-weighted mean of an item-item matrix's rows (N, N). Needs the domain's log.
+
+    An item that no item of the history leads to has score 0, and ties with all such items.
+    """
+    return lambda histories: (history_weights(histories, matrix.shape[0]) @ matrix).toarray()
+
+
+def ease_score(weights: np.ndarray) -> Scorer:
+    """Recommend by the sum of the rows of EASE's weights (N, N) over the distinct items of a history."""
+
+    def score(histories: Sequences) -> np.ndarray:
+        taken = item_rows(histories, len(weights), np.ones(len(histories.items)))
+        taken.data[:] = 1
+        return taken @ weights
+
+    return score
+
+
+def scored(
+    score: Scorer, histories: Sequences, candidates: np.ndarray, exclude_history: bool
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """The scores (n, N) of some users at a time, with the slice of them; -inf for all that may not be recommended."""
+    at_once = max(1, SIMILARITIES // len(candidates))
+    for start in range(0, len(histories), at_once):
+        rows = slice(start, min(start + at_once, len(histories)))
+        part = histories.select(np.arange(rows.start, rows.stop))
+        scores = score(part)
+        scores[:, ~candidates] = -np.inf
+        if exclude_history:
+            scores[places(part)[0], part.items] = -np.inf
+        yield rows, scores
+
+
+def rank_by(
+    score: Scorer, histories: Sequences, targets: np.ndarray, candidates: np.ndarray, exclude_history: bool = False
+) -> Ranks:
+    """Exact ranks of the targets among all candidates by a score.
+
+    Args:
+        score: of the histories' next items.
+        histories: the B histories, without their targets.
+        targets: (B,) int64.
+        candidates: (N,) bool, the items that may be recommended.
+        exclude_history: leave a user's own items out.
+    """
+    targets = numbers_below(targets, len(candidates), "targets")
+    above, tied = np.zeros((2, len(targets)), dtype=np.int64)
+    for rows, scores in scored(score, histories, candidates, exclude_history):
+        target = scores[np.arange(len(scores)), targets[rows], None]  # (n, 1)
+        above[rows] = np.count_nonzero(scores > target, axis=1)
+        tied[rows] = np.count_nonzero(scores == target, axis=1) * (target[:, 0] > -np.inf)
+    return Ranks(torch.from_numpy(above), torch.from_numpy(tied))
+
+
+def lists_by(
+    score: Scorer, histories: Sequences, candidates: np.ndarray, k: int, exclude_history: bool = False
+) -> np.ndarray:
+    """The k best candidates of each user by a score, (B, k) int64; ties by ascending id, -1 where there are fewer."""
+    check_count(k, "k")
+    lists = np.full((len(histories), k), -1, dtype=np.int64)
+    width = min(k, len(candidates))
+    for rows, scores in scored(score, histories, candidates, exclude_history):
+        bar = np.partition(scores, -width, axis=1)[:, -width]  # the k-th best of each
+        user, item = np.nonzero((scores >= bar[:, None]) & (scores > -np.inf))
+        order = np.lexsort((item, -scores[user, item], user))
+        user, item = user[order], item[order]
+        rank = np.arange(len(user)) - np.searchsorted(user, user)
+        kept = rank < width
+        lists[rows.start + user[kept], rank[kept]] = item[kept]
+    return lists
