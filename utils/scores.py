@@ -40,8 +40,8 @@ def unit_rows(embeddings: np.ndarray) -> np.ndarray:
 def whiten(embeddings: np.ndarray, power: float = 0.5) -> np.ndarray:
     """Embeddings (N, E) without their mean, and as wide in every direction (ZCA): (N, E) float32 of unit length.
 
-    They are scaled to unit length before, too. A direction of variance w is divided by w^power; 1e-4 of the mean variance is added to each. Zero rows, items
-    without text, stay zero and count neither in the mean nor in the variances.
+    They are scaled to unit length before, too. A direction of variance w is divided by w^power, after 1e-4 of the mean
+    variance is added to w. Zero rows, items without text, stay zero and count neither in the mean nor in the variances.
     """
     rows = unit_rows(embeddings)
     known = rows.any(axis=1)
