@@ -1,8 +1,9 @@
-"""Zero-shot and cold-start ranking metrics on a data set, beside baselines that need no training.
+"""Zero-shot and cold-start ranking metrics on a data set, beside other recommenders (docs/comparing.md).
 
     python predict.py --tf_layer 3 --test_batch_size 48 --dataset steam --ckpt_path ./ckpt/recgpt_layer_3_weight.pt
     python predict.py --dataset steam --ckpt_path ./ckpt/recgpt_layer_3_weight.pt --cold True
     python predict.py --dataset path/to/directory --ckpt_path ckpt/layer_3_epoch_4.pt --output lists.jsonl
+    python predict.py --dataset my_shop --ckpt_path ckpt/layer_3_epoch_4.pt --exclude_history --compare A=lists.jsonl
 
 --protocol corrected (default): exact search, no prediction depends on who shares the batch, and a target that ties with
 other candidates counts with its expected rank, since nothing but ids orders them.
@@ -18,7 +19,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,17 +28,18 @@ from tqdm import tqdm
 
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
-from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
-from utils.cli import SWITCH, parser, positive_int, run
+from utils import compare
+from utils.cli import SWITCH, named_file, parser, positive_int, run
 from utils.data import Catalog, Sequences, cumulate, make_batch
-from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
+from utils.datasets import Origin, check_fit, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable, nan_to_none
 from utils.fsq import CODES_PER_ITEM
-from utils.metrics import Ranks, TopKAccumulator, list_ranks
-from utils.search import beam_search, exact_search, rank_found, rank_targets
+from utils.metrics import Ranks, list_ranks
+from utils.scores import distinct_items
+from utils.search import beam_search, exact_search, leave_out, rank_found, rank_targets
 from utils.Trie import Trie
-from utils.util import add_device_flags, append_results, pick_device, print_table
+from utils.util import add_device_flags, append_results, pick_device
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
 
@@ -58,10 +60,16 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
     flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items and scores")
+    flags.add_argument("--exclude_history", action="store_true", help="recommend nothing that is in the user's history")
+    flags.add_argument(
+        "--compare", type=named_file, nargs="+", default=[], metavar="NAME=FILE", help="lists like those of --output"
+    )
     add_device_flags(flags)
     args = flags.parse_args()
     args.search = args.search or PROTOCOLS[args.protocol].search
     args.topk = sorted(set(args.topk))
+    if args.exclude_history and (args.search, args.protocol) != ("exact", "corrected"):
+        raise InputError("--exclude_history needs exact search: leave out --search beam and --protocol released.")
     for path in filter(None, (args.output, args.results)):
         check_writable(path)
     return args
@@ -87,7 +95,10 @@ def main() -> None:
         print_ties(trie)
     histories, targets = test.sequences.split_targets()
     read = histories.last(model.config.window - 1)
-    find = make_search(args.search, trie, length, codes, targets, protocol.ids_decide)
+    is_candidate = np.isin(np.arange(len(codes)), candidates)
+    left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
+    find = make_search(args.search, trie, length, codes, targets, protocol.ids_decide, left_out)
+    others = compare.methods_of(test, is_candidate, args.compare)
 
     started = time.perf_counter()
     batches = protocol.batches(read.lengths, args.test_batch_size)
@@ -97,11 +108,13 @@ def main() -> None:
     if args.output:
         write_lists(args.output, test.sequences.users, found)
 
-    baselines = baseline_ranks(histories, targets, test, candidates, length, protocol.ids_decide)
-    ranks = {"RecGPT": Ranks(found.above, found.tied), **baselines}
-    results = measure(ranks, user_groups(histories, targets, test), args.topk)
-    report(results, args.topk)
+    ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
+    ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
+    groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
+    results = compare.measure(ranks, {name: method.needs for name, method in others.items()}, groups, args.topk)
+    compare.report(results, args.topk)
     setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
+    setting |= {"exclude_history": args.exclude_history}
     append_results(args.results, ({**setting, "ckpt_path": args.ckpt_path, **result} for result in results))
     ours = results[0]
     print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
@@ -177,21 +190,33 @@ class Found(NamedTuple):
 
 
 def make_search(
-    name: str, trie: Trie, k: int, codes: np.ndarray, targets: np.ndarray, ids_decide: bool
+    name: str,
+    trie: Trie,
+    k: int,
+    codes: np.ndarray,
+    targets: np.ndarray,
+    ids_decide: bool,
+    left_out: Sequences | None = None,
 ) -> Callable[[Tensor, np.ndarray], Found]:
     """The function that finds, from logits (B, K, V) and users' rows (B,), the k best candidates and the target's rank.
 
-    `trie` holds the candidates, `codes` (N, K) are those of all items, `targets` (U,) the item ids of all users.
+    `trie` holds the candidates, `codes` (N, K) are those of all items, `targets` (U,) the item ids of all users,
+    `left_out` the candidates that are none for a user, once each.
     """
     search, rank = (beam_search, rank_found) if name == "beam" else (exact_search, rank_targets)
     is_candidate = torch.isin(torch.from_numpy(targets), trie.items.cpu())
 
     def find(logits: Tensor, rows: np.ndarray) -> Found:
-        top = search(logits, trie, k)
+        without = None if left_out is None else left_out.select(rows)
+        top = search(logits, trie, k if without is None else k + int(without.lengths.max()))
         if ids_decide:
             return Found(*top, *list_ranks(top.items, torch.from_numpy(targets[rows]).to(logits.device)))
         wanted = torch.from_numpy(codes[targets[rows]].astype(np.int64)).to(logits.device)
         ranks = rank(logits, trie, top, wanted)
+        if without is not None:
+            pairs = (np.repeat(np.arange(len(rows)), without.lengths), without.items, codes[without.items])
+            pairs = tuple(torch.from_numpy(column.astype(np.int64)).to(logits.device) for column in pairs)
+            top, ranks = leave_out(logits, top, ranks, wanted, pairs, k)
         return Found(*top, ranks.above, ranks.tied * is_candidate[rows].to(logits.device))
 
     return find
@@ -228,68 +253,13 @@ def recommend(
     return Found(*(torch.cat(column)[order] for column in zip(*found, strict=True)))
 
 
-def baseline_ranks(
-    histories: Sequences, targets: np.ndarray, test: TestSet, candidates: np.ndarray, k: int, ids_decide: bool
-) -> dict[str, Ranks]:
-    """Ranks of the targets (U,) by recommenders that need no training; popularity needs interactions of the domain.
-
-    Where `ids_decide` among equal scores, they are ranks in lists of k items, as in the published evaluation.
-    """
-    last_items = histories.items[histories.offsets[1:] - 1]
-    lists = {"repeat recent": repeat_recent(histories, k)}
-    if ids_decide:
-        if test.popularity is not None:
-            lists["popularity (train.pkl)"] = most_popular(test.popularity, len(histories), k)
-        lists["nearest text"] = nearest_text(last_items, test.embeddings, candidates, k)
-    ranks = {name: list_ranks(torch.tensor(items), torch.from_numpy(targets)) for name, items in lists.items()}
-    if not ids_decide:
-        if test.popularity is not None:
-            ranks["popularity (train.pkl)"] = popularity_ranks(test.popularity, targets)
-        ranks["nearest text"] = nearest_text_ranks(last_items, targets, test.embeddings, candidates)
-    return ranks
-
-
-def user_groups(histories: Sequences, targets: np.ndarray, test: TestSet) -> dict[str, np.ndarray]:
-    """The groups of users that have results of their own, each a mask (U,) bool."""
-    user = np.repeat(np.arange(len(histories)), histories.lengths)
-    repeated = np.zeros(len(histories), dtype=bool)
-    repeated[user[histories.items == targets[user]]] = True
-    groups = {"all users": np.ones_like(repeated), "target in history": repeated, "target is new": ~repeated}
-    if test.last_times is not None:
-        groups["target strictly later"] = test.last_times[:, 1] > test.last_times[:, 0]
-    return groups
-
-
-def measure(ranks: dict[str, Ranks], groups: dict[str, np.ndarray], topk: list[int]) -> list[dict[str, Any]]:
-    """Metrics of every method for every group of users, one result each; the first is the model's for all users."""
-    results = []
-    for group, members in groups.items():
-        for method, found in ranks.items():
-            accumulator = TopKAccumulator(topk)
-            accumulator.accumulate(found.select(torch.from_numpy(members)))
-            results.append({"method": method, "group": group, "users": int(members.sum()), **accumulator.reduce()})
-    return results
-
-
-def report(results: list[dict[str, Any]], topk: list[int]) -> None:
-    """Print the metrics, one table per group of users."""
-    names = [f"{metric}@{k}" for metric in ("hit", "ndcg") for k in topk] + ["mrr"]
-    for group in dict.fromkeys(result["group"] for result in results):
-        rows = [result for result in results if result["group"] == group]
-        print(f"\n{group}: {rows[0]['users']}")
-        if rows[0]["users"]:
-            print_table(["method", *names], ([row["method"], *(row[name] for name in names)] for row in rows))
-    print()
-
-
 def write_lists(path: str, users: np.ndarray, found: Found) -> None:
     """Write --output: one JSON object per user with user, items and scores, in the order of the data set."""
     with atomic_write(path, "w") as file:
         for user, items, scores in zip(users.tolist(), found.items.tolist(), found.scores.tolist(), strict=True):
             count = sum(item >= 0 for item in items)
-            name = user if isinstance(user, (int, str)) else str(user)
-            listed = {"user": name, "items": items[:count], "scores": scores[:count]}
-            file.write(json.dumps(nan_to_none(listed)) + "\n")
+            line = {"user": compare.listed_name(user), "items": items[:count], "scores": scores[:count]}
+            file.write(json.dumps(nan_to_none(line)) + "\n")
 
 
 if __name__ == "__main__":

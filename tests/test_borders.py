@@ -11,7 +11,6 @@ import export
 from ae_trainer import AutoEncoder, codebook_report
 from model import RecGPT, RecGPTConfig, load_model
 from tests import runs
-from utils.baselines import most_popular, nearest_text, popularity_ranks, repeat_recent
 from utils.data import Catalog, Sequences, group_by_length, make_batch, training_batch
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
@@ -164,46 +163,7 @@ def test_batches_of_odd_histories_or_catalogs(make):
             make(Sequences.of([1, 9, 2]), catalog(**changed))
 
 
-# Baselines and metrics
-
-
-def test_ids_that_are_large_negative_or_missing():
-    high = 2**62
-    lists = repeat_recent(Sequences.of([high, high // 2, 0], [], [1, high], [high // 2, high // 2 + 1, 0]), 3)
-    assert lists.tolist() == [[0, high // 2, high], [-1] * 3, [high, 1, -1], [0, high // 2 + 1, high // 2]]
-    assert repeat_recent(Sequences.of([], []), 2).tolist() == [[-1, -1]] * 2
-    with pytest.raises(ValueError, match="ids must be 0 or more"):
-        repeat_recent(Sequences.of([-1, 2]), 2)
-    for k in (0, -1, 1.5):
-        for lists_of in (lambda k: repeat_recent(Sequences.of([1]), k), lambda k: most_popular(np.arange(3), 1, k)):
-            with pytest.raises(ValueError, match="k must be 1 or more"):
-                lists_of(k)
-
-
-def test_counts_without_a_sign():
-    """The least popular came first."""
-    for dtype in (np.uint32, np.uint64, np.int64, float):
-        assert most_popular(np.array([0, 5, 3, 5], dtype=dtype), 1, 3).tolist() == [[1, 3, 2]]
-    for odd in ([-1], [3], [0.5]):
-        with pytest.raises(ValueError, match="targets must"):
-            popularity_ranks(np.array([0, 5, 3]), np.array(odd))
-
-
-def test_texts_that_are_not_finite_and_ids_that_are_none():
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((10, 8))
-    for value in (np.nan, np.inf, 1e300):
-        odd = rows.copy()
-        odd[3, 2] = value
-        with pytest.raises((ValueError, InputError), match="row 3.*NaN or infinity"):
-            nearest_text(np.array([0]), odd, np.arange(10), 3)
-        with pytest.raises((ValueError, InputError), match="row 3.*NaN or infinity"):
-            nearest_text(np.array([3]), odd, np.arange(3), 3)
-    for last, candidates in (([0.0], range(10)), ([0], np.ones(10, bool)), ([10], range(10)), ([0], [-1]), ([0], [])):
-        with pytest.raises(ValueError, match="must"):
-            nearest_text(np.array(last), rows, np.array(candidates), 3)
-    with pytest.raises(ValueError, match="k must be 1 or more"):
-        nearest_text(np.array([0]), rows, np.arange(10), 0)
+# Metrics
 
 
 def test_no_item_is_no_hit_and_nobody_has_the_targets_of_others():

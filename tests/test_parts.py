@@ -1,4 +1,4 @@
-"""Metrics, baselines, sequences, the order of an epoch, and when checkpoints are written."""
+"""Metrics, sequences, the order of an epoch, and when checkpoints are written."""
 
 import doctest
 import math
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from predict import PROTOCOLS
 from utils import metrics
-from utils.baselines import most_popular, nearest_text, nearest_text_ranks, popularity_ranks, repeat_recent
 from utils.data import Sequences
 from utils.datasets import Interactions
 from utils.errors import InputError
@@ -25,7 +24,7 @@ histories = st.lists(st.lists(st.integers(0, 9), min_size=2, max_size=12), min_s
 
 @given(histories, st.integers(1, 14))
 @settings(deadline=None)
-def test_sequences_and_repeat_recent_are_like_lists(lists, k):
+def test_sequences_are_like_lists(lists, k):
     sequences = Sequences.of(*lists)
     rows = np.arange(len(lists))[::-1]
     for made, expected in (
@@ -36,12 +35,10 @@ def test_sequences_and_repeat_recent_are_like_lists(lists, k):
         assert np.split(made.items, made.offsets[1:-1])[0].tolist() == expected[0]
         assert [part.tolist() for part in np.split(made.items, made.offsets[1:-1])] == expected
     assert sequences.split_targets()[1].tolist() == [items[-1] for items in lists]
-    recent = [list(dict.fromkeys(reversed(items)))[:k] for items in lists]
-    assert repeat_recent(sequences, k).tolist() == [items + [-1] * (k - len(items)) for items in recent]
 
 
 def test_the_worked_examples_of_the_metrics():
-    assert doctest.testmod(metrics) == (0, 5)
+    assert doctest.testmod(metrics) == (0, 6)
 
 
 def test_metrics_by_hand():
@@ -76,51 +73,6 @@ def test_a_tie_counts_with_the_mean_over_its_orders(scores, ks):
     nobody = TopKAccumulator([3])
     nobody.accumulate(score_ranks(scores, torch.tensor([-1])))
     assert set(nobody.reduce().values()) == {0}
-
-
-@given(st.integers(0, 1000), st.integers(1, 30), st.integers(1, 40))
-@settings(deadline=None)
-def test_baselines_rank_as_a_full_sort_does(seed, k, items):
-    """Lists with ties by ascending id; ranks by counting. Many equal embeddings, rows without text among them."""
-    rng = np.random.default_rng(seed)
-    embeddings = rng.standard_normal((4, 32)).astype(np.float32)[rng.integers(0, 4, items)]
-    embeddings[rng.random(items) < 0.2] = 0
-    candidates = np.flatnonzero(rng.random(items) < 0.8) if items > 1 else np.array([0])
-    candidates = candidates if len(candidates) else np.array([items - 1])
-    last, targets = rng.integers(0, items, (2, 9))
-    lists = nearest_text(last, embeddings, candidates, k)
-    ranks = nearest_text_ranks(last, targets, embeddings, candidates)
-    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    for user, item in enumerate(last):
-        scores = {int(other): round(float(unit[item] @ unit[other]), 4) for other in candidates if other != item}
-        expected = sorted(scores, key=lambda other: (-scores[other], other))[:k]
-        assert lists[user].tolist() == expected + [-1] * (k - len(expected))
-        assert ranks.tied[user] == list(scores.values()).count(scores.get(targets[user], "none"))
-        if ranks.tied[user]:
-            assert ranks.above[user] == sum(score > scores[targets[user]] for score in scores.values())
-    counts = rng.integers(0, 3, items)
-    ranks = popularity_ranks(counts, targets)
-    assert ranks.above.tolist() == [(counts > counts[target]).sum() for target in targets]
-    assert ranks.tied.tolist() == [(counts == counts[target]).sum() for target in targets]
-
-
-def test_nearest_text_leaves_the_item_itself_out():
-    embeddings = np.array([[1, 0], [0.9, 0.1], [0, 1], [0, 0], [1, 0]], dtype=np.float32)
-    lists = nearest_text(np.array([0, 2, 0]), embeddings, np.array([0, 1, 2, 4]), 4)
-    assert lists.tolist() == [[4, 1, 2, -1], [1, 0, 4, -1], [4, 1, 2, -1]]
-
-
-def test_nearest_text_takes_candidates_in_any_order_and_no_odd_ids():
-    embeddings = np.ones((6, 32), dtype=np.float32)
-    assert nearest_text(np.array([2]), embeddings, np.array([5, 1, 3, 0, 4]), 3).tolist() == [[0, 1, 3]]
-    assert nearest_text_ranks(np.array([2]), np.array([4]), embeddings, np.array([5, 1, 3, 0, 4])).tied.tolist() == [5]
-    for last, candidates in (([-1], [0, 1]), ([6], [0, 1]), ([0], [-1, 1]), ([0], [1, 6]), ([0], [])):
-        with pytest.raises(ValueError, match="ids must lie in"):
-            nearest_text(np.array(last), embeddings, np.array(candidates, dtype=int), 2)
-
-
-def test_most_popular_breaks_ties_by_id():
-    assert most_popular(np.array([1, 5, 5, 0]), 2, 3).tolist() == [[1, 2, 0]] * 2
 
 
 def test_an_epoch_is_a_permutation_that_its_number_decides():

@@ -72,6 +72,14 @@ positive_float = finite_number(lambda value: value > 0, "above 0")
 fraction = finite_number(lambda value: 0 <= value < 1, "from 0 to below 1")
 
 
+def named_file(text: str) -> tuple[str, Path]:
+    """argparse type for NAME=FILE."""
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=FILE")
+    return name, Path(path)
+
+
 # Parsers and settings
 
 

@@ -47,7 +47,7 @@ class TestSet(NamedTuple):
     sequences: Sequences
     embeddings: np.ndarray  # (N, E) memory-mapped
     embeddings_path: Path
-    popularity: np.ndarray | None  # (N,) int64 counts of the items in train.pkl, if it exists
+    log: Sequences | None  # the histories of train.pkl, which end before the targets; None without them
     last_times: np.ndarray | None  # (U, 2) float64 seconds of the last two items, where they are known
 
 
@@ -324,13 +324,12 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     embeddings = load_matrix(embeddings_path, MAKE_TEST)
     check_ids(sequences, len(embeddings), path, str(embeddings_path))
 
-    popularity, train_path = None, folder / "train.pkl"
-    train = load_sequences(train_path, MAKE_TEST, shortest=0) if train_path.is_file() else None
-    if train:
-        check_ids(train, len(embeddings), train_path, str(embeddings_path))
-        popularity = np.bincount(train.items, minlength=len(embeddings))
+    train_path = folder / "train.pkl"
+    log = load_sequences(train_path, MAKE_TEST, shortest=0) if train_path.is_file() else None
+    if log:
+        check_ids(log, len(embeddings), train_path, str(embeddings_path))
     times = None if cold else load_last_times(folder / "test_times.pkl", sequences, path)
-    return TestSet(sequences, embeddings, embeddings_path, popularity, times)
+    return TestSet(sequences, embeddings, embeddings_path, log or None, times)
 
 
 def load_last_times(path: Path, sequences: Sequences, owner: Path) -> np.ndarray | None:

@@ -52,6 +52,30 @@ def score_ranks(scores: Tensor, places: Tensor) -> Ranks:
     return Ranks((scores > target).sum(1), (scores == target).sum(1) * recommended)
 
 
+def user_metrics(ranks: Ranks, ks: list[int]) -> Tensor:
+    """Hit@k and NDCG@k for each of the ascending ks, and MRR, of every user: (B, 2 * len(ks) + 1) float64.
+
+    >>> user_metrics(Ranks(above=torch.tensor([0, 1]), tied=torch.tensor([2, 1])), [1]).tolist()  # rank 1 or 2; rank 2
+    [[0.5, 0.5, 0.5], [0.0, 0.0, 0.0]]
+
+    Raises:
+        ValueError: ranks that are no whole numbers of 0 or more.
+    """
+    above, tied = (side.cpu() for side in ranks)
+    if above.shape != tied.shape or above.dtype.is_floating_point or min(above.amin(), tied.amin()) < 0:
+        raise ValueError(f"ranks must be (B,) whole numbers of 0 or more, found {above} and {tied}")
+    ranks = torch.arange(1, min(ks[-1], int((above + tied).max())) + 1, dtype=torch.float64)
+    # Entry r of each is the sum of the gains of ranks 1 to r, from r = 0 on.
+    gains, reciprocals = (F.pad(gain.cumsum(0), (1, 0)) for gain in (1 / torch.log2(ranks + 1), 1 / ranks))
+    weight = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each rank that the target may have
+    columns = []
+    for k in ks:
+        first, end = above.clamp(max=k), (above + tied).clamp(max=k)
+        columns += [(end - first) * weight, (gains[end] - gains[first]) * weight]
+    columns.append((reciprocals[end] - reciprocals[first]) * weight)  # up to the last k, the longest list
+    return torch.stack(columns, dim=1)
+
+
 class TopKAccumulator:
     """Mean Hit@k, NDCG@k (1 / log2(rank + 1)) and MRR (over the longest list) of all users, batch by batch.
 
@@ -78,19 +102,8 @@ class TopKAccumulator:
         """Add users by the ranks of their targets; ValueError unless these are whole numbers of 0 or more."""
         if not len(ranks.above):
             return
-        above, tied = (side.cpu() for side in ranks)
-        if above.shape != tied.shape or above.dtype.is_floating_point or min(above.amin(), tied.amin()) < 0:
-            raise ValueError(f"ranks must be (B,) whole numbers of 0 or more, found {above} and {tied}")
-        ranks = torch.arange(1, min(self.ks[-1], int((above + tied).max())) + 1, dtype=torch.float64)
-        # Entry r of each is the sum of the gains of ranks 1 to r, from r = 0 on.
-        gains, reciprocals = (F.pad(gain.cumsum(0), (1, 0)) for gain in (1 / torch.log2(ranks + 1), 1 / ranks))
-        weight = torch.where(tied > 0, 1 / tied.double(), 0.0)  # of each rank that the target may have
-        for number, k in enumerate(self.ks):
-            first, end = above.clamp(max=k), (above + tied).clamp(max=k)
-            self.sums[2 * number] += ((end - first) * weight).sum()
-            self.sums[2 * number + 1] += ((gains[end] - gains[first]) * weight).sum()
-        self.sums[-1] += ((reciprocals[end] - reciprocals[first]) * weight).sum()  # up to the last k, the longest list
-        self.users += len(above)
+        self.sums += user_metrics(ranks, self.ks).sum(0)
+        self.users += len(ranks.above)
 
     def reduce(self) -> dict[str, float]:
         """Means over all users so far, by name: hit@1, ndcg@1, …, mrr; NaN without users."""

@@ -7,21 +7,21 @@ Letters of the shapes as in utils/data.py: B users, N items, E embedding width, 
 """
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from scipy import linalg
 from scipy.sparse import coo_array, csr_array
 
-from utils.data import Sequences, check_finite
+from utils.data import Sequences, check_finite, cumulate
 from utils.metrics import Ranks
 from utils.util import check_count, numbers_below
 
 DECAY, REACH = 0.7, 12  # a history counts with 0.7^lag of its last 12 items
 PAIR_DECAY, PAIR_REACH, BACKWARDS = 0.6, 4, 0.3  # pairs of a log: 0.6^(distance - 1) up to distance 4, 0.3 of it back
 UNSEEN = 0.3  # what popularity adds to every item's count
-EASE_ITEMS, EASE_L2 = 6_000, 500.0  # the largest catalog whose (N, N) matrix is inverted, and the L2 of that
+EASE_ITEMS, EASE_L2 = 6_000, 100.0  # the largest catalog whose (N, N) matrix is inverted, and the L2 of that
 SIMILARITIES = 1 << 26  # scores that are held at once: 256 MiB
 
 Scorer = Callable[[Sequences], np.ndarray]  # B histories -> (B, N) float32, higher is better, -inf: not recommended
@@ -151,6 +151,14 @@ def places(histories: Sequences) -> tuple[np.ndarray, np.ndarray]:
     return user, np.arange(len(histories.items)) - histories.offsets[user]
 
 
+def distinct_items(histories: Sequences, candidates: np.ndarray) -> Sequences:
+    """The items of each history that are candidates, (N,) bool, once each and by ascending id."""
+    user, _ = places(histories)
+    kept = candidates[histories.items]
+    user, item = np.divmod(np.unique(user[kept] * len(candidates) + histories.items[kept]), len(candidates))
+    return Sequences(histories.users, item, cumulate(np.bincount(user, minlength=len(histories))))
+
+
 def popular(share: np.ndarray) -> Scorer:
     """Recommend the items of the highest counts or shares (N,) to everyone. Needs the domain's log."""
     share = share.astype(np.float32)
@@ -202,6 +210,19 @@ def ease_score(weights: np.ndarray) -> Scorer:
         taken = item_rows(histories, len(weights), np.ones(len(histories.items)))
         taken.data[:] = 1
         return taken @ weights
+
+    return score
+
+
+def listed(lists: dict[Any, list[int]], items: int) -> Scorer:
+    """Recommend the lists of another recommender, best first: those of each user, by the keys in `users`."""
+
+    def score(histories: Sequences) -> np.ndarray:
+        scores = np.full((len(histories), items), -np.inf, dtype=np.float32)
+        for row, user in enumerate(histories.users.tolist()):
+            backwards = lists[user][::-1]  # of an item that is there twice the better place is kept
+            scores[row, backwards] = np.arange(1 - len(backwards), 1)
+        return scores
 
     return score
 

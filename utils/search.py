@@ -111,9 +111,7 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
     """
     targets = check_targets(logits, top, targets)
     log_probs = logits.log_softmax(-1)
-    scores = log_probs[:, 0].gather(1, targets[:, :1])  # (B, 1), added up in the order of the searches
-    for slot in range(1, CODES_PER_ITEM):
-        scores += log_probs[:, slot].gather(1, targets[:, slot, None])
+    scores = item_scores(log_probs, torch.arange(len(targets), device=targets.device), targets)[:, None]  # (B, 1)
     tied = ((top.scores == scores) & (top.items >= 0)).sum(1)
     # A target that ties with the last item of a list may tie with items beyond it, too.
     (further,) = ((top.scores[:, -1] == scores[:, 0]) & (top.items[:, -1] >= 0)).nonzero(as_tuple=True)
@@ -122,6 +120,40 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
         table = log_probs[users].permute(1, 2, 0).flatten(0, 1).contiguous()
         tied[users] = sum((part == scores[users, 0]).sum(0) for part in scan_scores(table, trie))
     return Ranks((top.scores > scores).sum(1), tied)
+
+
+def item_scores(log_probs: Tensor, user: Tensor, codes: Tensor) -> Tensor:
+    """Scores (n,) of items of codes (n, K) for one user each, a row of (B, K, V); added up as the searches do."""
+    scores = log_probs[user, 0, codes[:, 0]]
+    for slot in range(1, CODES_PER_ITEM):
+        scores += log_probs[user, slot, codes[:, slot]]
+    return scores
+
+
+def leave_out(
+    logits: Tensor, top: TopK, ranks: Ranks, targets: Tensor, pairs: tuple[Tensor, Tensor, Tensor], k: int
+) -> tuple[TopK, Ranks]:
+    """Lists of k items and ranks of the targets as if some candidates did not exist for some users.
+
+    Args:
+        logits: (B, K, V) float32.
+        top: what `exact_search` found with a k larger by the most items that one user does without.
+        ranks: what `rank_targets` found in them.
+        targets: (B, K) int64 codes.
+        pairs: user (n,), item (n,) and codes (n, K), int64, of what is left out: each pair once, candidates only.
+        k: length of the lists.
+    """
+    user, item, codes = pairs
+    log_probs, users = logits.log_softmax(-1), torch.arange(len(logits), device=logits.device)
+    scores, wanted = item_scores(log_probs, user, codes), item_scores(log_probs, users, targets)[user]
+    above = ranks.above - torch.bincount(user[scores > wanted], minlength=len(users))
+    tied = ranks.tied - torch.bincount(user[scores == wanted], minlength=len(users))
+    span = int(top.items.max().maximum(item.max())) + 1 if len(item) else 1
+    left = torch.isin(users[:, None] * span + top.items, user * span + item) | (top.items < 0)
+    order = left.int().argsort(dim=1, stable=True)[:, :k]
+    items, best = top.items.masked_fill(left, -1), top.scores.masked_fill(left, -torch.inf)
+    # A target beyond the lists has no ties there, even if an item left out has its score.
+    return TopK(items.gather(1, order), best.gather(1, order)), Ranks(above, tied.clamp(min=0))
 
 
 def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:

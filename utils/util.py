@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +60,11 @@ def set_seed(seed: int) -> None:
 
 def print_table(header: list[str], rows: Iterable[list[Any]]) -> None:
     """Print a table with the first column to the left and the others to the right; floats have four decimals."""
+    print("\n".join(table_lines(header, rows)))
+
+
+def table_lines(header: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
+    """The lines of a table, as `print_table` prints them."""
     cells = [header] + [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for number, row in enumerate(cells):
@@ -67,9 +72,9 @@ def print_table(header: list[str], rows: Iterable[list[Any]]) -> None:
             cell.ljust(width) if not column else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        print("  ".join([first, *others]).rstrip())
+        yield "  ".join([first, *others]).rstrip()
         if number == 0:
-            print("  ".join("-" * width for width in widths))
+            yield "  ".join("-" * width for width in widths)
 
 
 def append_results(path: str | None, results: Iterable[dict[str, Any]]) -> None:

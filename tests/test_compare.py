@@ -1,0 +1,214 @@
+"""predict.py beside other recommenders: its rows, intervals, verdicts, lists from files, histories excluded."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+import predict
+from ae_trainer import AutoEncoder
+from model import RecGPT, RecGPTConfig
+from tests.conftest import dump
+from utils import compare
+from utils.cli import run
+from utils.metrics import Ranks
+
+ITEMS, USERS, WIDTH = 40, 60, 32
+TEXTS, LOG = ["repeat recent", "nearest text", "whitened text"], ["popularity", "transitions", "item cosine", "EASE"]
+
+
+class Shop:
+    """A data set of invented histories with a stand-in model, on which predict.py runs in this process."""
+
+    def __init__(self, folder, monkeypatch, capsys):
+        self.folder, self.monkeypatch, self.capsys = folder, monkeypatch, capsys
+        torch.manual_seed(0)
+        torch.save(AutoEncoder(WIDTH).state_dict(), folder / "vae.pt")
+        torch.save(RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=WIDTH)).state_dict(), folder / "model.pt")
+        rng = np.random.default_rng(1)
+        rows = rng.standard_normal((ITEMS, WIDTH)).astype(np.float32)
+        rows[[4, 9]] = 0  # without text
+        np.save(folder / "item_text_embeddings.npy", rows)
+        starts, lengths = rng.integers(0, ITEMS, USERS), rng.integers(2, 12, USERS)
+        # Everybody goes through the catalog in steps of three, which transitions know, and a few turn back.
+        self.lists = {
+            f"user {user}": ((start + 3 * np.arange(length)) % ITEMS).tolist()
+            for user, (start, length) in enumerate(zip(starts, lengths, strict=True))
+        }
+        for user in list(self.lists)[:15]:
+            self.lists[user][-1] = self.lists[user][0]
+        dump(folder / "test.pkl", self.lists)
+        dump(folder / "cold_test.pkl", {user: items[-3:] for user, items in self.lists.items()})
+        dump(folder / "train.pkl", {user: items[:-1] for user, items in self.lists.items()})
+
+    def predict(self, flags: str = "") -> list[dict]:
+        """The results of predict.py; `self.printed` is what it printed."""
+        (self.folder / "results.jsonl").unlink(missing_ok=True)
+        self.type(f"--results {self.folder}/results.jsonl {flags}")
+        predict.main()
+        self.printed = self.capsys.readouterr().out
+        return [json.loads(line) for line in (self.folder / "results.jsonl").read_text().splitlines()]
+
+    def refuse(self, flags: str, *said: str) -> None:
+        self.type(flags)
+        with pytest.raises(SystemExit) as stopped:
+            run(predict.main)
+        message = self.capsys.readouterr().err
+        assert stopped.value.code == 2 and "Traceback" not in message
+        for words in said:
+            assert words in message, message
+
+    def type(self, flags: str) -> None:
+        where = f"--dataset {self.folder} --ckpt_path {self.folder}/model.pt --vae_ckpt {self.folder}/vae.pt"
+        self.monkeypatch.setattr(sys, "argv", f"predict.py {where} --device cpu {flags}".split())
+
+    def save_lists(self, lists: dict) -> str:
+        lines = (json.dumps({"user": user, "items": items}) for user, items in lists.items())
+        (self.folder / "other.jsonl").write_text("\n".join(lines))
+        return f"{self.folder}/other.jsonl"
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch, capsys) -> Shop:
+    return Shop(tmp_path, monkeypatch, capsys)
+
+
+def rows_of(results: list[dict], group: str = "all users") -> dict[str, dict]:
+    return {found["method"]: found for found in results if found["group"] == group}
+
+
+def test_rows_come_in_groups_of_what_they_need(shop):
+    results = shop.predict()
+    assert list(rows_of(results)) == ["RecGPT", *TEXTS, *LOG]
+    needs = {name: found["needs"] for name, found in rows_of(results).items()}
+    assert needs == {"RecGPT": None} | dict.fromkeys(TEXTS, compare.NOTHING) | dict.fromkeys(LOG, compare.LOG)
+    table = shop.printed.split("all users: 60\n")[1].split("\n\n")[0].splitlines()
+    expected = ["RecGPT", compare.NOTHING, *TEXTS, compare.LOG, *LOG]
+    assert [line[:21].strip() for line in table[2:-1]] == [line[:21] for line in expected]
+    assert table[0].endswith("ndcg@5 vs RecGPT")
+    best = max(rows_of(results).values(), key=lambda row: row["ndcg@5"])
+    assert best["method"] in LOG and best["low"] > 0 and f"{best['ndcg@5']:.4f}*" in shop.printed
+    assert rows_of(results)["transitions"]["ndcg@5"] > 0.6  # they know the steps
+    assert table[-1] == (
+        f"RecGPT loses to {best['method']} (its log) by {best['difference']:.4f} NDCG@5, interval "
+        f"[{best['low']:.4f}, {best['high']:.4f}]; without a log the best is "
+        + max(TEXTS, key=lambda name: rows_of(results)[name]["ndcg@5"])
+    )
+    assert shop.printed.strip().splitlines()[-1].startswith("hit@1 = ")
+
+
+def test_without_a_log_with_an_empty_one_and_cold(shop):
+    dump(shop.folder / "train.pkl", {"user 0": [], "user 1": []})
+    empty = rows_of(shop.predict())
+    assert empty["transitions"]["hit@5"] == empty["popularity"]["hit@5"] == pytest.approx(5 / ITEMS)  # all tie
+    (shop.folder / "train.pkl").unlink()
+    assert list(rows_of(shop.predict())) == list(rows_of(shop.predict("--cold"))) == ["RecGPT", *TEXTS]
+    assert "without a log" not in shop.printed
+
+
+def test_bold_in_a_terminal(shop, monkeypatch):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    shop.predict()
+    assert "*" not in shop.printed and "\033[1m0." in shop.printed
+
+
+@pytest.mark.parametrize("flags", ["", "--exclude_history"])
+def test_lists_of_its_own_are_ranked_as_the_model_is(shop, flags):
+    own = rows_of(shop.predict(f"--output {shop.folder}/own.jsonl {flags}"), "target is new")["RecGPT"]
+    found = rows_of(shop.predict(f"--compare copy={shop.folder}/own.jsonl {flags}"), "target is new")["copy"]
+    assert found["needs"] == compare.TRAINING and (found["low"], found["difference"], found["high"]) == (0, 0, 0)
+    assert all(found[name] == own[name] for name in ("hit@1", "hit@5", "ndcg@5", "mrr"))
+    assert "\ntraining\n  copy" in shop.printed
+
+
+def test_lists_that_do_not_fit(shop):
+    good = {user: [1, 2] for user in shop.lists}
+    for lists, said in (
+        ({user: items for user, items in good.items() if user != "user 7"}, "user 'user 7' is missing; 1 user(s)"),
+        (good | {"user 3": [1, ITEMS]}, f"line 4: item {ITEMS} is none of the catalog"),
+        (good | {"user 3": [1, 0.5]}, "line 4: found"),
+        (good | {"user 3": None}, "line 4: found"),
+    ):
+        shop.refuse(f"--compare other={shop.save_lists(lists)}", "other.jsonl", said)
+    path = shop.save_lists(good)
+    with Path(path).open("a") as file:
+        file.write('\n{"user": "user 3", "items": []}')
+    shop.refuse(f"--compare other={path}", "line 61: user 'user 3' is there twice")
+    for name in ("RecGPT", "EASE"):
+        shop.refuse(f"--compare {name}={shop.save_lists(good)}", f"there is a row {name} already")
+    shop.refuse(f"--compare {path}", "is not NAME=FILE")
+    shop.refuse("--compare other=nowhere.jsonl", "nowhere.jsonl")
+
+
+def test_excluded_histories(shop):
+    """Lists have no item of the history, and users whose target is one have no result."""
+    repeated = {user for user, items in shop.lists.items() if items[-1] in items[:-1]}
+    results = shop.predict(f"--exclude_history --output {shop.folder}/lists.jsonl --topk 5")
+    lines = (shop.folder / "lists.jsonl").read_text().splitlines()
+    lists = {one["user"]: one["items"] for one in map(json.loads, lines)}
+    assert all(len(items) == 5 and not set(items) & set(shop.lists[user][:-1]) for user, items in lists.items())
+    assert {found["group"] for found in results} == {"target is new"}
+    new = rows_of(results, "target is new")
+    assert new["RecGPT"]["users"] == USERS - len(repeated) > 0
+    assert f"{len(repeated)} of {USERS} users are left out: their target is in their history" in shop.printed
+    hits = [shop.lists[user][-1] in items for user, items in lists.items() if user not in repeated]
+    assert new["RecGPT"]["hit@5"] == pytest.approx(np.mean(hits))
+    assert new["repeat recent"]["hit@5"] == 0 and all(found["exclude_history"] for found in results)
+    before = rows_of(shop.predict("--topk 5"), "target is new")
+    assert all(new[name]["ndcg@5"] >= before[name]["ndcg@5"] for name in new)  # fewer candidates, no target among them
+
+
+def test_excluded_histories_and_times(shop):
+    dump(shop.folder / "test_times.pkl", {user: list(range(len(items))) for user, items in shop.lists.items()})
+    results = shop.predict("--exclude_history")
+    assert {found["group"] for found in results} == {"target is new", "target strictly later"}
+    assert len({found["users"] for found in results}) == 1
+
+
+@pytest.mark.parametrize("flags", ["--search beam", "--protocol released"])
+def test_excluded_histories_need_exact_search(shop, flags):
+    shop.refuse(f"--exclude_history {flags}", "--exclude_history needs exact search")
+
+
+# Intervals and verdicts
+
+
+def test_intervals_are_paired_and_near_those_of_the_normal_distribution():
+    rng = np.random.default_rng(0)
+    gains = rng.random((2, 4000))
+    (one, other) = compare.intervals(np.stack([gains[0] - gains[1], gains[0] * 0 + 0.25]))
+    error = (gains[0] - gains[1]).std() / np.sqrt(4000)
+    for side, share in (("low", 0.025), ("high", 0.975)):
+        assert one[side] == pytest.approx(one["difference"] + norm.ppf(share) * error, abs=0.1 * error)
+    assert other == {"difference": 0.25, "low": 0.25, "high": 0.25}  # users gain the same: no doubt is left
+    assert compare.intervals(np.stack([gains[0] - gains[1]])) == [pytest.approx(one, rel=1e-9)]  # a fixed seed
+    (alone,) = compare.intervals(np.array([[0.5]]))
+    assert alone["difference"] == 0.5 and np.isnan(alone["low"])
+    (nobody,) = compare.intervals(np.empty((1, 0)))
+    assert np.isnan(nobody["difference"])
+
+
+@pytest.mark.parametrize(
+    "above, said",
+    [
+        ((0, 4, 4), "RecGPT beats all others, text (nothing of the domain) by 0.6"),
+        ((4, 0, 4), "RecGPT loses to text (nothing of the domain) by 0.6131 NDCG@5, interval [0.6131, 0.6131]"),
+        (
+            (4, 4, 0),
+            "RecGPT loses to steps (its log) by 0.6131 NDCG@5, interval [0.6131, 0.6131]; without a log the best is",
+        ),
+        ((4, 4, 4), "RecGPT and text (nothing of the domain) are level: +0.0000 NDCG@5, interval [0.0000, 0.0000]"),
+    ],
+)
+def test_verdicts(above, said):
+    names = ("RecGPT", "text", "steps")
+    ranks = {
+        name: Ranks(torch.full((9,), place), torch.ones(9).long()) for name, place in zip(names, above, strict=True)
+    }
+    needs = {"text": compare.NOTHING, "steps": compare.LOG}
+    results = compare.measure(ranks, needs, {"all users": np.ones(9, dtype=bool)}, [1, 5])
+    assert compare.verdict(results, 5).startswith(said)
