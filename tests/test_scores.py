@@ -129,7 +129,8 @@ def test_scores_are_those_of_a_loop(lists, logged):
         nearest[items[-1:]] = -np.inf
         assert np.allclose(found["nearest text"][user], nearest, atol=1e-5)
         weights = weights_of(items)
-        assert np.allclose(found["whitened text"][user], white @ unit(weights @ white), atol=1e-4)
+        nearest = np.where(weights > 0, -np.inf, white @ unit(weights @ white))
+        assert np.allclose(found["whitened text"][user], nearest, atol=1e-4)
         assert np.array_equal(found["popularity"][user], log.share)
         assert np.allclose(found["transitions"][user], weights @ log.transitions.toarray(), atol=1e-6)
         assert np.allclose(found["item cosine"][user], weights @ log.cosine.toarray(), atol=1e-6)
@@ -204,7 +205,7 @@ def test_an_empty_log_and_one_item():
     alone = every_score(Sequences.of([0, 0]), np.ones((1, 32)))
     for name, score in alone.items():
         ranks = scores.rank_by(score, Sequences.of([0]), np.array([0]), np.ones(1, dtype=bool))
-        assert ranks.tied.tolist() == [0 if name == "nearest text" else 1], name
+        assert ranks.tied.tolist() == [0 if "text" in name else 1], name
 
 
 def test_statistics_leave_the_log_as_it_was():

@@ -166,32 +166,29 @@ def popular(share: np.ndarray) -> Scorer:
 
 
 def text_score(rows: np.ndarray, reach: int = REACH) -> Scorer:
-    """Cosine of items (N, E), of unit length, to the decayed mean of a history's last `reach`; equal rows tie."""
+    """Cosine of items (N, E), of unit length, to the decayed mean of a history's last `reach`, without these items.
+
+    They would be the nearest, as every text is to itself. Equal rows have equal scores to the last bit.
+    """
     first, same = equal_rows(rows)
     distinct = np.ascontiguousarray(rows[first].T)  # (E, distinct)
 
     def score(histories: Sequences) -> np.ndarray:
-        query = unit_rows(history_weights(histories, len(rows), reach=reach) @ rows)
-        return (query @ distinct)[:, same]
-
-    return score
-
-
-def nearest_text(embeddings: np.ndarray) -> Scorer:
-    """Recommend the items whose text is nearest to the last item's, but not that item. Needs nothing of the domain."""
-    similarity = text_score(unit_rows(embeddings), reach=1)
-
-    def score(histories: Sequences) -> np.ndarray:
-        scores = similarity(histories)
-        user = np.flatnonzero(histories.lengths)
-        scores[user, histories.items[histories.offsets[user + 1] - 1]] = -np.inf
+        weights = history_weights(histories, len(rows), reach=reach)
+        scores = (unit_rows(weights @ rows) @ distinct)[:, same]
+        scores[weights.nonzero()] = -np.inf
         return scores
 
     return score
 
 
+def nearest_text(embeddings: np.ndarray) -> Scorer:
+    """Recommend the items whose text is nearest to the last item's. Needs nothing of the domain."""
+    return text_score(unit_rows(embeddings), reach=1)
+
+
 def whitened_text(embeddings: np.ndarray) -> Scorer:
-    """Recommend the items nearest to the history's decayed mean, all whitened. Needs nothing of the domain."""
+    """Recommend the items nearest to the decayed mean of the history, all whitened. Needs nothing of the domain."""
     return text_score(whiten(embeddings))
 
 
