@@ -48,7 +48,7 @@ def main() -> None:
     matrices, encoder = merging.load_embeddings(directories)
     maps = list(merging.id_maps({path: len(matrix) for path, matrix in matrices.items()}).values())
     histories = [
-        draw_users(all_histories(directory, len(id_map)), args.users, args.seed)
+        merging.draw_users(all_histories(directory, len(id_map)), args.users, args.seed)
         for directory, id_map in zip(directories, maps, strict=True)
     ]
     if not any(map(len, histories)):
@@ -109,13 +109,6 @@ def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences
             "read as two users each"
         )
     return train.select(np.setdiff1d(np.arange(len(train)), again))
-
-
-def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
-    """Draw at most `users` histories at random, and keep their order; all of them where `users` is None."""
-    if users is None or users >= len(histories):
-        return histories
-    return histories.select(np.sort(np.random.default_rng(seed).choice(len(histories), users, replace=False)))
 
 
 if __name__ == "__main__":
