@@ -300,8 +300,12 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
     catalog = Catalog(codes, embeddings, rows, str(matrix_path))
     sequences = Sequences(sequences.users, items, sequences.offsets)
-    last_only = read_json(Path(folder) / MANIFEST, missing_ok=True).get("targets") == LAST
-    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path), last_only)
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path), has_last_targets(folder))
+
+
+def has_last_targets(folder: str | Path) -> bool:
+    """Whether the dataset.json of a folder like data/eval says that only the last item of each history is a target."""
+    return read_json(Path(folder) / MANIFEST, missing_ok=True).get("targets") == LAST
 
 
 def dataset_folder(name: str) -> Path:
