@@ -39,7 +39,7 @@ from utils.files import fingerprint, load_matrix, save_json, save_matrix, staged
 from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 
-EMPTY = "no list of train.pkl has three items, two to train on and one to validate with."
+EMPTY = "no list of train.pkl has three items, two to train on and one to validate with (--test_share 1 leaves none)."
 share = finite_number(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
