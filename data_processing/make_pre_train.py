@@ -69,6 +69,8 @@ def main() -> None:
     matrices, encoder = merging.load_embeddings(directories.values())
     maps = merging.id_maps({name: len(matrix) for name, matrix in zip(directories, matrices.values(), strict=True)})
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
+    for path, matrix in matrices.items():
+        tokenizer.tokenize(matrix[:1], str(path))  # another width is an error now, not after hours
 
     split = Split(args.users, args.share, max(1, args.eval_users // len(directories)), args.seed)
     training = split.training_lists(directories, maps)

@@ -725,6 +725,11 @@ def test_make_pre_train_refuses(call, tmp_path, tokenizer_file):
     call(*flags, tmp_path / "o")
     with pytest.raises(InputError, match="--output .* is one of --datasets"):
         call(*flags, tmp_path / "a")
+    wide = tmp_path / "wide"
+    write_log(wide, np.zeros((8, 2 * WIDTH), dtype=np.float32))
+    with pytest.raises(InputError, match="embeddings are 64 wide, the tokenizer expects 32"):
+        call("make_pre_train", "--datasets", wide, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     save(tmp_path / "a/train.pkl", {"c": [1, 6], "d": [5]})
     with pytest.raises(InputError, match=r"no list of train.pkl has three items"):
         call(*flags, tmp_path / "o")
