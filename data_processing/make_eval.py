@@ -54,6 +54,8 @@ def main() -> None:
     if not any(map(len, histories)):
         raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl or test.pkl has a user. {merging.REMEDY}")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
+    matrices = {path: tokenizer.prepare(matrix, str(path)) for path, matrix in matrices.items()}
+    encoder = tokenizer.prepared_encoder(encoder)
     codes = np.concatenate([tokenizer.tokenize(matrix, str(path)) for path, matrix in matrices.items()])
 
     output = Path(args.output)

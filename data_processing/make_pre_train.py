@@ -69,8 +69,8 @@ def main() -> None:
     matrices, encoder = merging.load_embeddings(directories.values())
     maps = merging.id_maps({name: len(matrix) for name, matrix in zip(directories, matrices.values(), strict=True)})
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
-    for path, matrix in matrices.items():
-        tokenizer.tokenize(matrix[:1], str(path))  # another width is an error now, not after hours
+    matrices = {path: tokenizer.prepare(matrix, str(path)) for path, matrix in matrices.items()}
+    encoder = tokenizer.prepared_encoder(encoder)
 
     split = Split(args.users, args.share, max(1, args.eval_users // len(directories)), args.seed)
     training = split.training_lists(directories, maps)

@@ -244,7 +244,12 @@ def merged_embeddings(
                 "Run data_process_2.py and TextEncoder_batch.py again, so that both see the same items."
             )
     total, width = sum(map(len, maps)), next(iter(matrices.values())).shape[1]
-    job = {"from": [identity(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
+    prepared = [type(matrix).__name__ for matrix in matrices.values()]
+    job = {
+        "from": [identity(path) for path in matrices],
+        "prepared": prepared,
+        "to": [[int(ids[0]), int(ids[-1])] for ids in maps],
+    }
     with resumable_matrix(output, (total, width), dtype, job) as filling:
         copies = [
             RowCopy(f"{path} as {dtype}", matrix, targets=id_map)
