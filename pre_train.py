@@ -5,6 +5,7 @@
     torchrun --nproc_per_node 2 pre_train.py --device cpu
     python pre_train.py --resume
     python pre_train.py --init_from ckpt/recgpt_layer_3_weight.pt --data_path data/my_shop --ckpt_dir ckpt/my_shop
+    python pre_train.py --refit_of ckpt/my_shop/layer_3_best.pt --data_path data/my_shop/whole --ckpt_dir ckpt/whole
 
 Checkpoints go to --ckpt_dir: at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at
 --max_steps, at the end of --minutes or --patience, on SIGTERM and on Ctrl-C. --resume goes on from the one written
@@ -26,6 +27,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,15 +79,18 @@ class Outcome(NamedTuple):
 def main() -> None:
     """Parse, build or resume, train, report."""
     settings, saved = find_resumed(parse())
-    settings, initial = (settings, None) if saved or settings.init_from is None else read_initial(settings.init_from)
+    settings, refit = (settings, None) if saved or settings.refit_of is None else read_refit(settings.refit_of)
+    settings, initial = (settings, None) if saved or settings.init_from is None else read_initial(settings)
     check_settings(settings)
     accelerator = start_accelerator(settings)
     data, header = open_data(settings, accelerator)
     model, optimizer = build(settings, data, initial)
     held_out = load_held_out(settings, model, data)
     flops, window = model.flops_per_token(), model.config.window
-    init_from = initial.note if initial else saved and saved.metadata.get("init_from")
-    metadata = run_metadata(settings, model.config, data, accelerator, init_from)
+    origins = {"init_from": initial and initial.note, "refit_of": refit}
+    if saved:
+        origins = {name: saved.metadata.get(name) for name in origins}
+    metadata = run_metadata(settings, model.config, data, accelerator, origins)
     checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata)
     plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)
     check_same_start(accelerator, saved.progress if saved else Progress(), metadata)
@@ -318,21 +323,52 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
     return settings_of(args), saved
 
 
-def read_initial(path: str) -> tuple[Settings, Initial]:
-    """Read the weights of --init_from; returns the settings that were typed, with their sizes, and the weights.
+def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
+    """Read how the checkpoint of --refit_of was trained; returns these settings where none are typed, and a note.
+
+    Early stopping has chosen the number of its steps on targets that it must not train on. The same number of steps on
+    whole histories gives weights that have seen these targets, too.
+
+    Raises:
+        InputError: no JSON beside the checkpoint, a size typed otherwise, or other weights to start from than it had.
+    """
+    metadata = read_metadata(path)
+    if not isinstance(metadata.get("training"), dict) or not metadata.get("step"):
+        raise InputError(f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step.")
+    own = ("data_path", "eval_every", "eval_path", "patience", "log_file")  # of the new run
+    earlier = {name: value for name, value in metadata["training"].items() if name not in own}
+    earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
+    args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
+    settings = settings_of(args)
+    started = metadata.get("init_from", {}).get("content")
+    if started != (weights_content(settings.init_from) if settings.init_from else None):
+        name = metadata.get("init_from", {}).get("name", "drawn weights")
+        raise InputError(f"--refit_of {path} was started from {name}: give the same --init_from, or none as it had.")
+    note = {"name": path, "content": weights_content(path), "step": metadata["step"]}
+    return settings, note
+
+
+def weights_content(path: str) -> list[str]:
+    """Hashes of a file of weights, or of its zip parts."""
+    return [content(file) for file in find_parts(Path(path)) or [Path(path)]]
+
+
+def read_initial(settings: Settings) -> tuple[Settings, Initial]:
+    """Read the weights of --init_from; returns the settings with their sizes, and the weights.
 
     Raises:
         InputError: not the weights of a RecGPT model, or a size that is typed contradicts them.
     """
+    path = settings.init_from
     state, metadata = load_state(path), read_metadata(path)
     config = read_config(state, metadata, path)
     if config.window != WINDOW:
         raise InputError(f"{path} has a window of {config.window} items; training is for {WINDOW}. Give other weights.")
     sizes = {"tf_layer": config.layers, "width": config.width, "heads": config.heads}
-    args, _ = parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
+    parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
-    note = {"name": Path(path).name, "content": [content(file) for file in find_parts(Path(path)) or [Path(path)]]}
-    return settings_of(args), Initial(state, config, origin, note)
+    note = {"name": Path(path).name, "content": weights_content(path)}
+    return replace(settings, **sizes), Initial(state, config, origin, note)
 
 
 # What a run is built of
@@ -428,17 +464,17 @@ def run_metadata(
     config: RecGPTConfig,
     data: Interactions,
     accelerator: Accelerator,
-    init_from: dict[str, Any] | None = None,
+    origins: dict[str, Any],
 ) -> dict[str, Any]:
     """What the JSON of every checkpoint of the run says: configuration, settings, data, tokenizer, versions.
 
-    `init_from` is the note of the weights that the run was started from, if there are any.
+    `origins` are notes of the weights that the run was started from, and of those that it repeats, if there are any.
     """
     held_out = None
     if settings.eval_every:
         held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT]
         held_out += [LAST] if has_last_targets(settings.eval_path) else []
-    origins = {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out, "init_from": init_from}
+    origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     return {
         "config": {**vars(config), "heads": config.attention_heads},
         "training": settings.to_resume(),

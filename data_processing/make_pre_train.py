@@ -10,8 +10,9 @@ validation, and training must not see it. OUTPUT/train.pkl has the lists without
 fewer than two items are left out. OUTPUT/eval has whole lists in the form that eval.py and pre_train.py --eval_path
 read; its dataset.json says that only their last items are targets. Item ids are merged as in data_process_2.py: those
 of a single data set stay as they are. The other files of OUTPUT are those of data_process_2.py,
-pre_train_data_process.py and make_token_list.py. test.pkl is not read; it is only held against the hash that a data
-set's dataset.json notes.
+pre_train_data_process.py and make_token_list.py. OUTPUT/whole has whole lists, to train on once validation has chosen
+the number of steps (pre_train.py --refit_of); its other files are links to those of OUTPUT. test.pkl is not read; it is
+only held against the hash that a data set's dataset.json notes.
 """
 
 import sys
@@ -24,6 +25,8 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import argparse
+import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
@@ -83,6 +86,10 @@ def main() -> None:
     embeddings = merging.write_embeddings(output, directories, matrices, encoder, maps, args.dtype)
     codes = write_token_list(output / CODES, embeddings, tokenizer)
     write_eval(output / "eval", split.held_out, load_matrix(embeddings, ""), codes, tokenizer, encoder)
+    merging.write_histories(output / "whole", directories, split.whole_lists(directories, maps), maps, EMPTY)
+    for path in (embeddings, output / CODES):
+        for made in path.parent.glob(f"{path.stem}.*"):
+            link(made, output / "whole" / made.name)
 
 
 @dataclass
@@ -96,22 +103,37 @@ class Split:
     short: int = 0  # drawn users whose lists are too short for training, of the data sets read so far
     held_out: list[list[int]] = field(default_factory=list)  # validation lists with merged ids, of the same
 
+    def whole_lists(self, directories: dict[str, Path], maps: dict[str, np.ndarray]) -> Iterator[Sequences]:
+        """Yield the lists of train.pkl of two or more items of each data set's drawn users."""
+        for name, directory in directories.items():
+            histories = merging.load_histories(directory / HISTORIES, len(maps[name]))
+            users = self.users if self.share is None else max(1, round(self.share * len(histories)))
+            histories = merging.draw_users(histories, users, self.seed)
+            kept = np.flatnonzero(histories.lengths >= 2)
+            self.short += len(histories) - len(kept)
+            yield histories.select(kept)
+
     def training_lists(self, directories: dict[str, Path], maps: dict[str, np.ndarray]) -> Iterator[Sequences]:
         """Yield what there is to train on of each data set: lists of two or more items, without the last of train.pkl.
 
         Raises what `merging.load_histories` raises.
         """
-        for name, directory in directories.items():
-            histories = merging.load_histories(directory / HISTORIES, len(maps[name]))
-            users = self.users if self.share is None else max(1, round(self.share * len(histories)))
-            histories = merging.draw_users(histories, users, self.seed)
-            validated = histories.select(np.flatnonzero(histories.lengths >= 2))
-            validated = merging.draw_users(validated, self.eval_users, self.seed)
+        for name, histories in zip(directories, self.whole_lists(directories, maps), strict=True):
+            validated = merging.draw_users(histories, self.eval_users, self.seed)
             self.held_out += replace(validated, items=maps[name][validated.items]).lists()
             seen, _ = histories.split_targets()
             kept = np.flatnonzero(seen.lengths >= 2)
             self.short += len(seen) - len(kept)
             yield seen.select(kept)
+
+
+def link(path: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system has no such links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copyfile(path, target)
 
 
 def write_eval(

@@ -654,7 +654,7 @@ def test_make_pre_train_is_the_four_scripts(call, tmp_path, two_data_sets, token
     matrix, codes_file = theirs / "all_item_text_embeddings.npy", theirs / "token_id_list.pkl"
     call("make_token_list", "--embeddings", matrix, "--vae_ckpt", tokenizer_file, "--output", codes_file)
     names = {path.name for path in theirs.iterdir()}
-    assert names == {path.name for path in ours.iterdir()} - {"eval"}
+    assert names == {path.name for path in ours.iterdir()} - {"eval", "whole"}
     for name in names - {"train.pkl", "dataset.json"}:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     assert load(ours / "train.pkl") == {0: [0, 1], 1: [6, 5, 7]}
@@ -692,7 +692,11 @@ def test_make_pre_train_sees_no_last_item(call, tmp_path, tokenizer_file, capsys
     assert {name for name in files[0] if files[0][name] != files[2][name]} == {
         *("eval/eval.pkl", "eval/eval_id_map.pkl", "eval/token_id_list_eval.pkl", "eval/token_id_list_eval.json"),
         *("eval/all_item_text_embeddings_eval.npy", "eval/all_item_text_embeddings_eval.json", "eval/dataset.json"),
+        *("whole/train.pkl", "whole/dataset.json"),
     }
+    whole = load_pre_train(outputs[0] / "whole")
+    assert whole.sequences.lists() == [[0, 1, 2, 6], [3, 4, 6], [1, 6]]
+    assert whole.origin._replace(name="") == load_pre_train(outputs[0]).origin._replace(name="")
 
 
 def test_make_pre_train_draws_users(call, tmp_path, tokenizer_file):

@@ -325,6 +325,25 @@ def test_a_run_starts_from_the_weights_of_another(place, undisturbed):
     assert {int(moments["step"]) for moments in steps.values()} == {4}
 
 
+def test_a_refit_repeats_the_steps_of_the_best_weights(place, undisturbed):
+    """On the same data it gives the same weights, bit by bit; the weights it was started from must be the same."""
+    flags = FINE_TUNE.removesuffix("--init_from ") + "--tf_layer 1 --width 64 --max_steps 6"
+    runs.finish(place, flags)
+    best = json.loads((place / "ckpt/layer_1_best.json").read_text())
+    assert best["step"] > 0
+    refit = "--refit_of ckpt/layer_1_best.pt --data_path ../pt --device cpu --ckpt_dir again"
+    runs.finish(place, refit)
+    made = place / f"again/layer_1_epoch_0_step_{best['step']}.pt"
+    assert runs.same(made, place / "ckpt/layer_1_best.pt")
+    noted = json.loads(made.with_suffix(".json").read_text())
+    assert noted["refit_of"]["content"] == [content(place / "ckpt/layer_1_best.pt")]
+    assert noted["training"]["eval_every"] is None and noted["training"]["lr"] == 1e-3
+    said = runs.finish(place, f"{refit} --init_from {WEIGHTS}", expect=2)
+    assert "was started from drawn weights: give the same --init_from, or none" in said
+    (place / "ckpt/layer_1_best.json").unlink()
+    assert "does not say how it was trained" in runs.finish(place, refit, expect=2)
+
+
 def test_a_run_from_weights_resumes_without_them(place, undisturbed):
     """Given as zip parts, as in the release, and removed: the resumed state has all that is needed."""
     with zipfile.ZipFile(place / "all.zip", "w") as archive:

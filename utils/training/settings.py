@@ -12,7 +12,14 @@ LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
 FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
 TRACKERS = ("tensorboard", "trackio", "wandb")
-OF_ONE_START = ("resume", "init_from", "minutes", "ckpt_dir", "device")  # not taken from the checkpoint by --resume
+OF_ONE_START = (
+    "resume",
+    "init_from",
+    "refit_of",
+    "minutes",
+    "ckpt_dir",
+    "device",
+)  # not taken from the checkpoint by --resume
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,9 @@ class CheckpointSettings:
     )
     init_from: str | None = setting(
         None, "start from these weights, with their sizes; a resumed run does not read them again", metavar="WEIGHTS"
+    )
+    refit_of: str | None = setting(
+        None, "train anew as this checkpoint was, with its settings and as many steps, on more data", metavar="CKPT"
     )
     eval_every: int | None = setting(None, "steps between evaluations on --eval_path", type=positive_int)
     patience: int | None = setting(
