@@ -6,6 +6,8 @@
 Writes OUTPUT/vae_len4_fsq88865_ep0.pt, _ep10.pt, … and the last epoch, in the release's form, each with a JSON beside
 it that says how many codes are in use and how many items collide. By default the weights start from the data, because
 a plain initialisation maps unit-norm embeddings, whose entries are near 0.05, to one code: --init plain is published.
+With --whiten every embedding file, the catalog of one data set, is whitened first (utils/whitening.py); what the
+tokenizer encodes later is whitened likewise, and the checkpoint says so.
 
 --resume goes on from the checkpoint written last, on the same embeddings, with its settings unless --epoch,
 --batch_size or --lr are typed. The loop is in `train`.
@@ -34,18 +36,32 @@ from tqdm import tqdm
 from decoder import Decoder, check_width
 from encoder import Encoder
 from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
-from utils.cli import add_settings, hold_ctrl_c, parse_resumed, parser, positive_float, positive_int, run, seed, setting
+from utils.cli import (
+    SWITCH,
+    add_settings,
+    hold_ctrl_c,
+    parse_resumed,
+    parser,
+    positive_float,
+    positive_int,
+    run,
+    seed,
+    setting,
+)
 from utils.data import check_finite
 from utils.errors import InputError, reason, shown
 from utils.files import check_whole, check_writable, load_matrix, lock_folder
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
+from utils.whitening import WhitenedMatrix, Whitening
 
 NAME = "vae_len4_fsq88865"
 STATE = f"{NAME}.resume"  # beside the weights of the last checkpoint
-FIXED = ("init", "init_deviation", "seed")  # settings that a resumed training cannot change
+FIXED = ("init", "init_deviation", "whiten", "seed")  # settings that a resumed training cannot change
 DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
+WHITENS = "whitening"  # among the weights of a tokenizer that whitens embeddings
+WHITENED = ", whitened"  # ends the name of an encoder whose embeddings were whitened
 CHECKPOINT_EVERY = 10  # epochs
 ROUNDING = 1e-12  # variance of float32 rounding, with a margin, as a part of the numbers' mean square
 START_SAMPLE = 50_000  # items that the starting directions are computed from
@@ -63,27 +79,40 @@ class TokenizerSettings:
     init_deviation: float = setting(
         1.0, "standard deviation along each direction of the data start; less: fewer codes", type=positive_float
     )
+    whiten: bool = setting(False, "whiten the embeddings of each file, and later of each data set", **SWITCH)
     seed: int = setting(0, "order of the items and initial weights", type=seed)
 
 
 class AutoEncoder(nn.Module):
     """Embedding -> four slices -> four codes -> embedding; the trained quantizer is the tokenizer."""
 
-    def __init__(self, embedding_width: int):
+    def __init__(self, embedding_width: int, whitens: bool = False):
         super().__init__()
         self.encoder = Encoder()
         self.quantizer = FSQ(embedding_width // CODES_PER_ITEM)
         self.decoder = Decoder(embedding_width)
         self.embedding_width = embedding_width
+        self.whitens = whitens
+        if whitens:  # stands among the weights, because codes of embeddings that are not whitened would be wrong
+            self.register_buffer(WHITENS, torch.tensor(1.0))
 
     def forward(self, embeddings: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruct item embeddings: (N, E) float -> (N, E) float, and their codes (N, K) int64."""
         quantized, codes = self.quantizer(self.encoder(embeddings))
         return self.decoder(quantized), codes
 
+    def prepare(self, embeddings: np.ndarray, source: str = "the embeddings") -> np.ndarray | WhitenedMatrix:
+        """The embeddings (N, E) of one data set as tokenizer and model read them: whitened, if it was trained so."""
+        self._check_width(embeddings, source)
+        return WhitenedMatrix(embeddings, source) if self.whitens else embeddings
+
+    def prepared_encoder(self, encoder: str | None) -> str | None:
+        """Name of the encoder of embeddings that `prepare` has prepared; None where it is not known."""
+        return encoder + WHITENED if encoder and self.whitens else encoder
+
     @torch.inference_mode()
     def tokenize(self, embeddings: np.ndarray, source: str = "the embeddings", batch_size: int = 8192) -> np.ndarray:
-        """Compute the codes (N, K) int16 of item embeddings (N, E) float, which are read batch by batch.
+        """Compute the codes (N, K) int16 of prepared embeddings (N, E) float, which are read batch by batch.
 
         Raises:
             InputError: another width than the tokenizer's, or an embedding that is not finite.
@@ -102,7 +131,8 @@ class AutoEncoder(nn.Module):
 
     def _check_width(self, embeddings: np.ndarray, source: str) -> None:
         """Raise what `tokenize` raises for embeddings as a whole."""
-        if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or embeddings.dtype.kind not in "fiu":
+        is_matrix = isinstance(embeddings, (np.ndarray, WhitenedMatrix)) and embeddings.ndim == 2
+        if not is_matrix or embeddings.dtype.kind not in "fiu":
             raise ValueError(f"{source}: expected a matrix (items, width) of real numbers, found {shown(embeddings)}")
         if embeddings.shape[1] != self.embedding_width:
             raise InputError(
@@ -145,6 +175,8 @@ class AutoEncoder(nn.Module):
         digest = hashlib.sha256()
         for parameter in self.quantizer.project_in.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
+        if self.whitens:
+            digest.update(b"whitened")
         return digest.hexdigest()[:16]
 
 
@@ -160,7 +192,7 @@ def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> Auto
     check_width(width, path)
     if sum(value.numel() for value in state.values()) < width**2:  # before more is made than memory may hold
         raise InputError(f"{path} holds too few numbers for embeddings {width} wide. Give a file of ae_trainer.py.")
-    tokenizer = AutoEncoder(width)
+    tokenizer = AutoEncoder(width, WHITENS in state)
     fill_module(tokenizer, state, path)
     return tokenizer.to(device).eval()
 
@@ -199,8 +231,10 @@ def describe(report: dict[str, Any]) -> str:
     return (line + (distinct if "distinct_share" in report else "")).format(**report)
 
 
-def load_training_rows(paths: list[str]) -> np.ndarray:
+def load_training_rows(paths: list[str], whiten: bool = False) -> np.ndarray:
     """Read the rows of some embedding files that are not all zero, i.e. of items with text: (n, E) float32.
+
+    With `whiten`, those of each file are whitened by themselves.
 
     Raises:
         InputError: widths differ or do not fit, NaN, no rows, or a file that is not the one of the JSON beside it.
@@ -218,6 +252,8 @@ def load_training_rows(paths: list[str]) -> np.ndarray:
         copies = [np.array(matrix, dtype=np.float32) for matrix in matrices]
     for path, copied in zip(paths, copies, strict=True):
         check_finite(copied, 0, path)
+        if whiten:
+            copied[:] = Whitening.of(copied)(copied)
     rows = np.concatenate(copies)
     rows = rows[rows.any(axis=1)]
     if len(rows) < 2:
@@ -272,7 +308,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
         KeyboardInterrupt: says how many epochs are kept.
     """
     folder = Path(args.output)
-    rows = load_training_rows(args.embeddings)
+    rows = load_training_rows(args.embeddings, settings.whiten)
     run_metadata = {"settings": asdict(settings), "data": hashlib.blake2b(rows, digest_size=16).hexdigest()}
     model, optimizer = build(settings, rows, pick_device(args))
     first = 0
@@ -308,7 +344,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
 def build(settings: TokenizerSettings, rows: np.ndarray, device: torch.device) -> tuple[AutoEncoder, Optimizer]:
     """Make a tokenizer for rows (n, E) float32 as --init and --seed say, and its optimizer."""
     set_seed(settings.seed)
-    model = AutoEncoder(rows.shape[1])
+    model = AutoEncoder(rows.shape[1], settings.whiten)
     if settings.init == "data":
         sample = np.random.default_rng(settings.seed).permutation(len(rows))[:START_SAMPLE]
         model.start_from(rows[np.sort(sample)], settings.init_deviation)

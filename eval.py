@@ -5,7 +5,8 @@
     python eval.py --ckpt_path "ckpt/layer_3_epoch_0_model_*.pt"
 
 The loss is the mean over target tokens, in nats; the published figure, the mean of the batches' means, stands beside
-it. Ends with one line per checkpoint, best first, and the name of the best.
+it. Ends with one line per checkpoint, best first, and the name of the best. Where the folder's dataset.json says
+"targets": "last" (data_processing/make_pre_train.py), only the last item of each history is a target.
 """
 
 if __name__ == "__main__":
@@ -77,7 +78,8 @@ def main() -> None:
     by = "published" if args.protocol == "released" else "loss"
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
     append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
-    print(f"\n{len(data.sequences)} histories of {args.data_path}; loss in nats, best first")
+    targets = ", of each only the last item is a target" if data.last_only else ""
+    print(f"\n{len(data.sequences)} histories of {args.data_path}{targets}; loss in nats, best first")
     shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path]] for path in ranked}
     rows = ([str(number), *shown[path], str(path)] for number, path in enumerate(ranked, start=1))
     print_table(["rank", "loss", "mean of batch means (published)", "checkpoint"], rows)
@@ -105,7 +107,7 @@ def evaluate(
 
     Args:
         model: in evaluation mode.
-        data: histories that fit the model's window, with their catalog.
+        data: histories that fit the model's window, with their catalog; they say whether only last items are targets.
         batch_size: histories per batch.
         name: shown with the progress; None shows nothing.
         process: number of this process, which takes every `processes`-th batch.
@@ -118,7 +120,8 @@ def evaluate(
     rounds = range(0, len(sequences), batch_size * processes)
     for start in tqdm(rounds, desc=name, unit="batch", mininterval=1.0, disable=name is None):
         rows = np.arange(start, len(sequences))[process * batch_size :][:batch_size]
-        batch = training_batch(sequences.select(rows if len(rows) else np.array([0])), data.catalog)
+        selected = sequences.select(rows if len(rows) else np.array([0]))
+        batch = training_batch(selected, data.catalog, data.last_only)
         # A process that has no batch left in the last round runs along: the weights may be spread over all processes.
         output = model((batch if len(rows) else batch.without_targets()).to(device))
         if len(rows):

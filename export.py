@@ -20,6 +20,7 @@ from ae_trainer import load_tokenizer
 from model import load_model
 from utils.checkpoint import load_state, read_metadata, save_state
 from utils.cli import parser, run
+from utils.errors import InputError
 from utils.files import check_writable
 
 RELEASE_ROWS = 50_257  # rows of the token embedding: GPT-2's own vocabulary
@@ -41,7 +42,10 @@ def main() -> None:
         if heads != RELEASE_HEADS:
             print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change its code")
     else:
-        state, metadata = full_tokenizer(load_tokenizer(args.input).state_dict()), read_metadata(args.input)
+        tokenizer = load_tokenizer(args.input)
+        if tokenizer.whitens:
+            raise InputError(f"{args.input} whitens embeddings, which the published program cannot do. Export another.")
+        state, metadata = full_tokenizer(tokenizer.state_dict()), read_metadata(args.input)
     save_state(args.output, state, metadata)
     print(f"{args.output}: {len(state)} tensors, {sum(value.numel() for value in state.values()) / 1e6:.1f} M numbers")
 

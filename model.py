@@ -130,12 +130,15 @@ class RecGPT(nn.Module):
     def forward(self, batch: SeqBatch) -> LossOutput:
         """Next-item loss: the K tokens of an item predict the K codes of the next item, all at once.
 
+        Of a batch with targets at the last slots only the last block computes only these, without dropout.
+
         Raises:
             ValueError: the batch has no targets, or what `hidden` raises.
         """
         if batch.targets is None:
             raise ValueError("the batch has nothing to predict: make it with training_batch")
-        hidden, weight, targets = self.hidden(batch), self.pred_head.weight, batch.targets.flatten()  # (T, D), (T,)
+        hidden = self.hidden(batch, last=batch.last if batch.last_only else None).flatten(0, -2)  # (T, D) or (4B, D)
+        weight, targets = self.pred_head.weight, batch.targets.flatten()  # (T,) or (4B,)
         # The (T, V) logits are computed in chunks and never held. That is faster, too: a chunk stays in the cache.
         options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOGITS_AT_ONCE)
         if torch.is_autocast_enabled(hidden.device.type):  # torch does not cast for this function; sum in float32

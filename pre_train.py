@@ -4,10 +4,13 @@
     python pre_train.py --data_path data/mine --width 256 --max_steps 2000
     torchrun --nproc_per_node 2 pre_train.py --device cpu
     python pre_train.py --resume
+    python pre_train.py --init_from ckpt/recgpt_layer_3_weight.pt --data_path data/my_shop --ckpt_dir ckpt/my_shop
+    python pre_train.py --refit_of ckpt/my_shop/layer_3_best.pt --data_path data/my_shop/whole --ckpt_dir ckpt/whole
 
 Checkpoints go to --ckpt_dir: at every tenth of the first epoch, every 5,000 steps, at the end of each epoch, at
---max_steps, on SIGTERM and on Ctrl-C. --resume goes on from the one written last, with its settings unless others are
-typed; on the CPU the weights come out as if nothing had stopped the run, bit by bit.
+--max_steps, at the end of --minutes or --patience, on SIGTERM and on Ctrl-C. --resume goes on from the one written
+last, with its settings unless others are typed; on the CPU the weights come out as if nothing had stopped the run, bit
+by bit.
 
 The loop is in `train`, one step in `train_step`; the flags are in utils/training/settings.py.
 """
@@ -22,9 +25,11 @@ import contextlib
 import importlib.metadata
 import math
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -33,10 +38,11 @@ from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import evaluate
-from model import RecGPT, RecGPTConfig
+from model import RecGPT, RecGPTConfig, read_config
+from utils.checkpoint import fill_module, find_parts, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
-from utils.datasets import HELD_OUT, Interactions, check_fit, load_eval
+from utils.datasets import HELD_OUT, LAST, Interactions, Origin, check_fit, has_last_targets, load_eval
 from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODES_PER_ITEM
@@ -49,55 +55,79 @@ from utils.training.settings import FIXED, GROUPS, Settings
 from utils.training.state import Checkpoints, SavedState, find_state, first_process, step_seed
 from utils.util import set_seed
 
+CTRL_C, SIGTERM, MINUTES, PATIENCE = "Ctrl-C", "SIGTERM", "--minutes", "--patience"  # what ends a run before its plan
+
+
+class Initial(NamedTuple):
+    """The weights that --init_from names."""
+
+    state: dict[str, Tensor]
+    config: RecGPTConfig
+    origin: Origin  # what they were trained on
+    note: dict[str, Any]  # what checkpoints of the run say of them
+
+
+class Outcome(NamedTuple):
+    """How training has ended."""
+
+    progress: Progress
+    loss: float | None  # of the last step, in nats; None if no step was taken
+    ended_by: str = ""  # empty at the end of the plan
+
 
 @watch_processes()
 def main() -> None:
     """Parse, build or resume, train, report."""
     settings, saved = find_resumed(parse())
+    settings, refit = (settings, None) if saved or settings.refit_of is None else read_refit(settings.refit_of)
+    settings, initial = (settings, None) if saved or settings.init_from is None else read_initial(settings)
     check_settings(settings)
     accelerator = start_accelerator(settings)
     data, header = open_data(settings, accelerator)
-    model, optimizer = build(settings, data)
+    model, optimizer = build(settings, data, initial)
     held_out = load_held_out(settings, model, data)
     flops, window = model.flops_per_token(), model.config.window
-    metadata = run_metadata(settings, model.config, data, accelerator)
+    origins = {"init_from": initial and initial.note, "refit_of": refit}
+    if saved:
+        origins = {name: saved.metadata.get(name) for name in origins}
+    metadata = run_metadata(settings, model.config, data, accelerator, origins)
     checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata)
     plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)
     check_same_start(accelerator, saved.progress if saved else Progress(), metadata)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(saved, model, optimizer) if saved else checkpoints.begin()
     steps = plan.total_steps(progress)
+    at_most = "at most " if settings.minutes or settings.patience else ""
     accelerator.print(
         f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
-        f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); {steps} "
-        f"steps, {progress.step} of them taken; guessing from code frequencies has a loss of "
+        f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); "
+        f"{at_most}{steps} steps, {progress.step} of them taken; guessing from code frequencies has a loss of "
         f"{header['guessing_loss']:.3f} nats"
     )
     log_file = Path(settings.log_file) if accelerator.is_main_process else None
     with TimeLogger(steps, progress.step, log_file, flops=flops, track=tracker(settings, accelerator)) as logger:
         logger.log({"start": metadata["training"], "processes": accelerator.num_processes}, progress.step)
-        progress, loss, interrupted = train(
-            settings, accelerator, plan, progress, model, optimizer, checkpoints, held_out, logger
-        )
+        outcome = train(settings, accelerator, plan, progress, model, optimizer, checkpoints, held_out, logger)
     accelerator.end_training()
-    report(settings, accelerator, progress, steps, loss, interrupted)
-    if interrupted and progress.step < steps:
+    accelerator.print(report(settings, outcome, steps))
+    best = Path(settings.ckpt_dir) / best_name(settings)
+    if checkpoints.best and best.is_file():
+        loss, step = checkpoints.best["eval_loss"], checkpoints.best["step"]
+        accelerator.print(f"lowest loss on {settings.eval_path}: {loss:.4f} nats, after step {step}\nbest: {best}")
+    if outcome.ended_by == CTRL_C and outcome.progress.step < steps:
         sys.exit(INTERRUPTED)
 
 
-def report(
-    settings: Settings, accelerator: Accelerator, progress: Progress, steps: int, loss: float | None, interrupted: bool
-) -> None:
-    """Print how a run has ended: nothing to do, stopped by a signal, or finished."""
+def report(settings: Settings, outcome: Outcome, steps: int) -> str:
+    """Say how a run has ended: nothing to do, stopped by a signal, or finished."""
+    taken, loss, ended_by = outcome.progress.step, outcome.loss, outcome.ended_by
+    in_vain = f" after {settings.patience} evaluations in a row without a lower loss" if ended_by == PATIENCE else ""
     if loss is None:
-        accelerator.print(f"nothing to do: {progress.step} steps were taken")
-    elif progress.step < steps:
-        stopped_by = "Ctrl-C" if interrupted else "SIGTERM"
-        accelerator.print(f"told to stop ({stopped_by}) after step {progress.step} of {steps}: go on with --resume")
-    else:
-        accelerator.print(
-            f"finished {progress.step} steps, last loss {loss:.4f} nats; checkpoints in {settings.ckpt_dir}"
-        )
+        return f"nothing to do: {taken} steps were taken{in_vain and f', and training ended{in_vain}'}"
+    if ended_by in (CTRL_C, SIGTERM) and taken < steps:
+        return f"told to stop ({ended_by}) after step {taken} of {steps}: go on with --resume"
+    after = f" after --minutes {settings.minutes:g}" if ended_by == MINUTES else in_vain
+    return f"finished {taken} steps{after}, last loss {loss:.4f} nats; checkpoints in {settings.ckpt_dir}"
 
 
 # Training
@@ -113,30 +143,41 @@ def train(
     checkpoints: Checkpoints,
     held_out: Interactions | None,
     logger: TimeLogger,
-) -> tuple[Progress, float | None, bool]:
-    """Take the steps of the plan from `progress` on, and log, evaluate and save where that is due.
-
-    Returns:
-        Where training is, the last loss in nats (None if no step was taken), and whether Ctrl-C has stopped it.
-    """
+) -> Outcome:
+    """Take the steps of the plan from `progress` on, and log, evaluate and save where that is due."""
+    if out_of_patience(settings, checkpoints):
+        return Outcome(progress, None, PATIENCE)
     sum_over_processes = host_all_reduce(accelerator)
+    deadline = time.monotonic() + 60 * (settings.minutes or math.inf)
     unread: list[tuple[Step, Tensor]] = []  # losses that are still on the device: reading them waits for it
-    loss, interrupted = None, 0.0
+    loss, ended_by = None, ""
+
+    def evaluate_here() -> None:
+        model.eval()
+        among = (accelerator.process_index, accelerator.num_processes, sum_over_processes)
+        eval_loss = evaluate(model, held_out, settings.batch_size, None, *among).loss
+        model.train()
+        keep_best(settings, model, progress, eval_loss, checkpoints, logger)
+
     model.train()
     with StopSignal() as signals:
+        if settings.init_from and held_out and not progress.step:  # the weights may be best as they are
+            with logger.paused():
+                evaluate_here()
         for step in prefetched(plan.steps(progress), logger.waited):
             before, progress = progress, step.progress
-            targets, terminated, interrupted = sum_over_processes(step.targets, signals.terminated, signals.interrupted)
-            stopping = terminated + interrupted > 0
+            late = time.monotonic() >= deadline
+            targets, *stops = sum_over_processes(step.targets, signals.interrupted, signals.terminated, late)
+            ended_by = first_told((CTRL_C, SIGTERM, MINUTES), stops)
             lr = plan.learning_rate(step)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_learning_rate(optimizer, lr)
             torch.manual_seed(step_seed(settings.seed, progress.step, accelerator.process_index))
             step_loss = train_step(model, optimizer, step.batches, targets, accelerator, settings.max_grad_norm)
             unread.append((step, step_loss))
             logger.update(len(step.rows), targets, step.batches)
 
-            names, evaluating = plan.checkpoint_names(before, progress, stopping), plan.evaluation_due(progress)
+            names = plan.checkpoint_names(before, progress, bool(ended_by))
+            evaluating = plan.evaluation_due(progress, last=ended_by == MINUTES)
             if names or evaluating or logger.due(progress.step):
                 losses = read_losses(unread)
                 loss = losses[-1]
@@ -145,16 +186,31 @@ def train(
                 unread.clear()
             with logger.paused():
                 if evaluating:
-                    model.eval()
-                    among = (accelerator.process_index, accelerator.num_processes, sum_over_processes)
-                    eval_loss = evaluate(model, held_out, settings.batch_size, None, *among).loss
-                    model.train()
-                    keep_best(settings, model, progress, eval_loss, checkpoints, logger)
+                    evaluate_here()
+                    if not ended_by and out_of_patience(settings, checkpoints):
+                        ended_by = PATIENCE
+                        names = plan.checkpoint_names(before, progress, stopping=True)
                 if names:
                     checkpoints.save(names, model, optimizer, progress, loss)
-            if stopping:
+            if ended_by:
                 break
-    return progress, loss, interrupted > 0
+    return Outcome(progress, loss, ended_by)
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Give all parameters this learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def first_told(reasons: tuple[str, ...], told: list[float]) -> str:
+    """The first reason to stop that any process has been told, or an empty string."""
+    return next((reason for reason, processes in zip(reasons, told, strict=True) if processes), "")
+
+
+def out_of_patience(settings: Settings, checkpoints: Checkpoints) -> bool:
+    """Whether --patience evaluations in a row have not lowered the best loss."""
+    return settings.patience is not None and checkpoints.evaluations_since_best() >= settings.patience
 
 
 def train_step(
@@ -216,7 +272,14 @@ def keep_best(
     best = checkpoints.best is None or loss < checkpoints.best["eval_loss"]
     logger.log({"eval_loss": round(loss, 5), "best": best}, progress.step)
     if best:
-        checkpoints.save_best(f"layer_{settings.tf_layer}_best.pt", model, progress, loss)
+        checkpoints.save_best(best_name(settings), model, progress, loss)
+    else:
+        checkpoints.count_evaluation()
+
+
+def best_name(settings: Settings) -> str:
+    """Name of the file with the weights of the lowest loss on the held-out histories."""
+    return f"layer_{settings.tf_layer}_best.pt"
 
 
 # The command line
@@ -255,7 +318,57 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
     args, changed = parse_resumed(flags(), earlier, FIXED, saved.path)
     if first_process():
         print(f"going on from {saved.path}, step {saved.progress.step}{changed}")
+        if settings.init_from is not None:
+            print(f"--init_from {settings.init_from} is not read: the run has weights of its own")
     return settings_of(args), saved
+
+
+def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
+    """Read how the checkpoint of --refit_of was trained; returns these settings where none are typed, and a note.
+
+    Early stopping has chosen the number of its steps on targets that it must not train on. The same number of steps on
+    whole histories gives weights that have seen these targets, too.
+
+    Raises:
+        InputError: no JSON beside the checkpoint, a size typed otherwise, or other weights to start from than it had.
+    """
+    metadata = read_metadata(path)
+    if not isinstance(metadata.get("training"), dict) or not metadata.get("step"):
+        raise InputError(f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step.")
+    own = ("data_path", "eval_every", "eval_path", "patience", "log_file")  # of the new run
+    earlier = {name: value for name, value in metadata["training"].items() if name not in own}
+    earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
+    args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
+    settings = settings_of(args)
+    started = metadata.get("init_from", {}).get("content")
+    if started != (weights_content(settings.init_from) if settings.init_from else None):
+        name = metadata.get("init_from", {}).get("name", "drawn weights")
+        raise InputError(f"--refit_of {path} was started from {name}: give the same --init_from, or none as it had.")
+    note = {"name": path, "content": weights_content(path), "step": metadata["step"]}
+    return settings, note
+
+
+def weights_content(path: str) -> list[str]:
+    """Hashes of a file of weights, or of its zip parts."""
+    return [content(file) for file in find_parts(Path(path)) or [Path(path)]]
+
+
+def read_initial(settings: Settings) -> tuple[Settings, Initial]:
+    """Read the weights of --init_from; returns the settings with their sizes, and the weights.
+
+    Raises:
+        InputError: not the weights of a RecGPT model, or a size that is typed contradicts them.
+    """
+    path = settings.init_from
+    state, metadata = load_state(path), read_metadata(path)
+    config = read_config(state, metadata, path)
+    if config.window != WINDOW:
+        raise InputError(f"{path} has a window of {config.window} items; training is for {WINDOW}. Give other weights.")
+    sizes = {"tf_layer": config.layers, "width": config.width, "heads": config.heads}
+    parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
+    origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
+    note = {"name": Path(path).name, "content": weights_content(path)}
+    return replace(settings, **sizes), Initial(state, config, origin, note)
 
 
 # What a run is built of
@@ -265,8 +378,8 @@ def check_settings(settings: Settings) -> None:
     """Check that sizes fit each other, and that the files can be written, before anything else is done.
 
     Raises:
-        InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history, or
-            a folder that cannot be written.
+        InputError: the width does not divide by the heads, a GPU that is not there, batches shorter than a history,
+            patience without evaluations, or a folder that cannot be written.
     """
     heads = settings.heads or RecGPTConfig(width=settings.width).attention_heads
     if settings.width % heads:
@@ -278,6 +391,8 @@ def check_settings(settings: Settings) -> None:
     tokens = settings.tokens_per_batch
     if tokens is not None and tokens < WINDOW * CODES_PER_ITEM:
         raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
+    if settings.patience and not settings.eval_every:
+        raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
     check_writable(Path(settings.ckpt_dir) / "any.pt")
     check_writable(settings.log_file)
 
@@ -292,10 +407,16 @@ def open_data(settings: Settings, accelerator: Accelerator) -> tuple[Interaction
     return open_packed(settings.data_path)
 
 
-def build(settings: Settings, data: Interactions) -> tuple[RecGPT, Optimizer]:
-    """Make a model with weights drawn by --seed, and its optimizer; InputError for sizes that no model can have."""
+def build(settings: Settings, data: Interactions, initial: Initial | None = None) -> tuple[RecGPT, Optimizer]:
+    """Make a model with weights drawn by --seed, or the initial ones, and its optimizer.
+
+    Raises:
+        InputError: sizes that no model can have, or initial weights of other codes or embeddings than the data's.
+    """
     width = data.catalog.embeddings.shape[1]
     check_width(width, data.catalog.source)
+    if initial:
+        check_fit(initial.origin, data.origin._replace(name=settings.data_path))
     set_seed(settings.seed)
     config = RecGPTConfig(settings.tf_layer, settings.width, settings.heads or 0, width, dropout=settings.dropout)
     try:
@@ -303,6 +424,8 @@ def build(settings: Settings, data: Interactions) -> tuple[RecGPT, Optimizer]:
     except RuntimeError as error:
         sizes = f"--width {settings.width}, --tf_layer {settings.tf_layer}"
         raise InputError(f"{sizes}: no such model can be made ({reason(error)}). Give less.") from error
+    if initial:
+        fill_module(model, initial.state, initial.origin.name)
     if settings.compile:
         compile_blocks(model)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)
@@ -337,11 +460,21 @@ def tracker(settings: Settings, accelerator: Accelerator) -> Callable[[dict[str,
 
 
 def run_metadata(
-    settings: Settings, config: RecGPTConfig, data: Interactions, accelerator: Accelerator
+    settings: Settings,
+    config: RecGPTConfig,
+    data: Interactions,
+    accelerator: Accelerator,
+    origins: dict[str, Any],
 ) -> dict[str, Any]:
-    """What the JSON of every checkpoint of the run says: configuration, settings, data, tokenizer, versions."""
-    held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT] if settings.eval_every else None
-    origins = {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
+    """What the JSON of every checkpoint of the run says: configuration, settings, data, tokenizer, versions.
+
+    `origins` are notes of the weights that the run was started from, and of those that it repeats, if there are any.
+    """
+    held_out = None
+    if settings.eval_every:
+        held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT]
+        held_out += [LAST] if has_last_targets(settings.eval_path) else []
+    origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     return {
         "config": {**vars(config), "heads": config.attention_heads},
         "training": settings.to_resume(),

@@ -84,11 +84,13 @@ def main() -> None:
     tokenizer = load_tokenizer(args.vae_ckpt, device)
     model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
     source, known = test.embeddings_path, (metadata.get("encoder"), metadata.get("tokenizer"))
-    at_hand = Origin(source, test.embeddings.shape[1], noted_encoder(source), tokenizer.fingerprint())
+    encoder = tokenizer.prepared_encoder(noted_encoder(source))
+    at_hand = Origin(source, test.embeddings.shape[1], encoder, tokenizer.fingerprint())
     check_fit(Origin(args.ckpt_path, model.config.embedding_width, *known), at_hand)
-    codes = tokenizer.tokenize(test.embeddings, str(source))
+    embeddings = tokenizer.prepare(test.embeddings, str(source))
+    codes = tokenizer.tokenize(embeddings, str(source))
     candidates = protocol.candidates(codes, test.embeddings)
-    catalog = Catalog(codes, test.embeddings, source=str(source))
+    catalog = Catalog(codes, embeddings, source=str(source))
     length = min(max(args.topk), len(codes))  # of the lists: no search finds more
     trie = Trie(codes[candidates], candidates).to(device)
     if not protocol.ids_decide:

@@ -9,8 +9,6 @@ those of the data sets' texts. One data set at a time is in memory.
 """
 
 import sys
-from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 if __name__ == "__main__":
@@ -19,14 +17,9 @@ if __name__ == "__main__":
 
     end_at_ctrl_c()
 
-from tqdm import tqdm
-
 from data_processing.parts import merging
 from utils.cli import parser, run
-from utils.datasets import HISTORIES, MAPS, catalogs
-from utils.errors import InputError
-from utils.files import require_file, staged_set
-from utils.pickles import save_dict
+from utils.datasets import HISTORIES
 
 
 def main() -> None:
@@ -38,28 +31,12 @@ def main() -> None:
 
     output = Path(args.output)
     directories = merging.named_directories(args.datasets)
-    for directory in directories.values():
-        if output.is_dir() and directory.samefile(output):
-            raise InputError(f"--output {output} is one of --datasets, whose train.pkl it would replace. Name another.")
-        require_file(directory / "train.pkl", merging.REMEDY)
+    merging.check_histories_exist(directories, output)
     maps = merging.id_maps({name: merging.count_items(directory) for name, directory in directories.items()})
-    data_sets = (merging.load_histories(directories[name] / "train.pkl", len(id_map)) for name, id_map in maps.items())
-    counts = Counter()
-    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories)) as staging:
-        save_dict(staging / HISTORIES, enumerate(counted(merging.merge_histories(data_sets, maps.values()), counts)))
-        if not counts["users"]:
-            raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl has a user. {merging.REMEDY}")
-        save_dict(staging / MAPS, ((name, id_map.tolist()) for name, id_map in maps.items()))
+    data_sets = (merging.load_histories(directories[name] / HISTORIES, len(id_map)) for name, id_map in maps.items())
+    counts = merging.write_histories(output, directories, data_sets, maps, "no train.pkl has a user.")
     items = sum(map(len, maps.values()))
     print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")
-
-
-def counted(histories: Iterator[list[int]], counts: Counter) -> Iterator[list[int]]:
-    """Yield the same histories, and count users and interactions."""
-    for items in tqdm(histories, desc="histories", unit=" users"):
-        counts["users"] += 1
-        counts["interactions"] += len(items)
-        yield items
 
 
 if __name__ == "__main__":

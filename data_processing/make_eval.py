@@ -48,12 +48,14 @@ def main() -> None:
     matrices, encoder = merging.load_embeddings(directories)
     maps = list(merging.id_maps({path: len(matrix) for path, matrix in matrices.items()}).values())
     histories = [
-        draw_users(all_histories(directory, len(id_map)), args.users, args.seed)
+        merging.draw_users(all_histories(directory, len(id_map)), args.users, args.seed)
         for directory, id_map in zip(directories, maps, strict=True)
     ]
     if not any(map(len, histories)):
         raise InputError(f"--datasets {' '.join(args.datasets)}: no train.pkl or test.pkl has a user. {merging.REMEDY}")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
+    matrices = {path: tokenizer.prepare(matrix, str(path)) for path, matrix in matrices.items()}
+    encoder = tokenizer.prepared_encoder(encoder)
     codes = np.concatenate([tokenizer.tokenize(matrix, str(path)) for path, matrix in matrices.items()])
 
     output = Path(args.output)
@@ -109,13 +111,6 @@ def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences
             "read as two users each"
         )
     return train.select(np.setdiff1d(np.arange(len(train)), again))
-
-
-def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
-    """Draw at most `users` histories at random, and keep their order; all of them where `users` is None."""
-    if users is None or users >= len(histories):
-        return histories
-    return histories.select(np.sort(np.random.default_rng(seed).choice(len(histories), users, replace=False)))
 
 
 if __name__ == "__main__":

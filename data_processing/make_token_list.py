@@ -19,18 +19,12 @@ if __name__ == "__main__":
 
     end_at_ctrl_c()
 
-import numpy as np
-
-from ae_trainer import DEFAULT_TOKENIZER, codebook_report, describe, load_tokenizer
-from data_processing.parts.codes import save_token_list, tokenize_rows
+from ae_trainer import DEFAULT_TOKENIZER, WHITENED, load_tokenizer
+from data_processing.parts.codes import write_token_list
 from utils.cli import parser, run
+from utils.datasets import noted_encoder
 from utils.errors import InputError
-from utils.files import check_whole, fingerprint, identity, load_matrix, staged_directory
-from utils.fsq import CODES_PER_ITEM
-from utils.matrices import resumable_matrix
 from utils.util import add_device_flags, pick_device
-
-REMEDY = "Make it with data_processing/pre_train_data_process.py, TextEncoder_batch.py or make_dataset.py."
 
 
 def main() -> None:
@@ -49,15 +43,13 @@ def main() -> None:
     if replaced.is_file() and source.is_file() and replaced.samefile(source):
         raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
-    embeddings, known = load_matrix(args.embeddings, REMEDY), fingerprint(args.embeddings)
-    check_whole(Path(args.embeddings).with_suffix(".json"))
-    job = {"embeddings": identity(args.embeddings), "tokenizer": tokenizer.fingerprint()}
-    shape = (len(embeddings), CODES_PER_ITEM)
-    with resumable_matrix(output.with_suffix(".npy"), shape, np.int16, job) as filling:
-        tokenize_rows(tokenizer, embeddings, args.embeddings, filling)
-        with staged_directory(output.parent, first=".json") as staging:
-            save_token_list(staging / output.name, filling.matrix, tokenizer, known, filling.finish())
-        print(describe(codebook_report(filling.matrix)))
+    if tokenizer.whitens != (noted_encoder(source) or "").endswith(WHITENED):
+        raise InputError(
+            f"{args.vae_ckpt} {'whitens' if tokenizer.whitens else 'does not whiten'} embeddings, and {source} has "
+            f"{'plain' if tokenizer.whitens else 'whitened'} ones. Use make_pre_train.py, which prepares those of each "
+            "data set as the tokenizer needs them, or another tokenizer."
+        )
+    write_token_list(output, source, tokenizer)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,11 @@ if __name__ == "__main__":
 
 import numpy as np
 
-from data_processing.parts.merging import load_embeddings, merged_embeddings, named_directories
+from data_processing.parts.merging import load_embeddings, named_directories, write_embeddings
 from utils.cli import parser, run
-from utils.datasets import EMBEDDINGS, MAPS, catalogs, whole_numbers
+from utils.datasets import MAPS, catalogs, whole_numbers
 from utils.errors import InputError
-from utils.files import MANIFEST, check_whole, content, read_json, save_json, staged_directory
+from utils.files import MANIFEST, check_whole, read_json
 from utils.pickles import load_pickle
 
 MAPS_REMEDY = "Run data_processing/data_process_2.py with the same --datasets and --output first."
@@ -45,13 +45,7 @@ def main() -> None:
     known = catalogs(directories)
     if (output / MANIFEST).is_file() and read_json(output / MANIFEST).get("catalogs", known) != known:
         raise InputError(f"{output / MAPS} is of other items than {' '.join(args.datasets)} have now. {MAPS_REMEDY}")
-    merged = output / EMBEDDINGS
-    rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
-    metadata = {"encoder": encoder, "rows": rows, "width": width, "maps": content(output / MAPS), "catalogs": known}
-    in_order = [maps[name] for name in directories]
-    with merged_embeddings(merged, matrices, in_order, args.dtype) as made, staged_directory(output) as staging:
-        save_json(staging / f"{merged.stem}.json", metadata | {"files": {merged.suffix: made}})
-    print(f"{merged}: {rows} items, {width} wide, {args.dtype}")
+    write_embeddings(output, directories, matrices, encoder, maps, args.dtype)
 
 
 def load_id_maps(path: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+import ae_trainer
 from tests import runs
+from utils.errors import InputError
+from utils.whitening import Whitening
 
 STATE = "vae/vae_len4_fsq88865.resume"
 
@@ -107,3 +110,40 @@ def test_an_odd_state_is_refused(tmp_path, train, name):
     torch.save({part: value for part, value in saved(tmp_path).items() if part != name}, tmp_path / STATE)
     told = train("--resume", epochs="--epoch 3 ", expect=2).splitlines()[-1]
     assert "vae/vae_len4_fsq88865.resume" in told and "Start without --resume" in told
+
+
+def test_a_tokenizer_of_whitened_embeddings_whitens(tmp_path, capsys, monkeypatch):
+    """Each file by itself; the note stands among the weights, and the fingerprint tells it from others."""
+    generator = np.random.default_rng(0)
+    files = [tmp_path / f"{name}.npy" for name in "ab"]
+    for number, file in enumerate(files):
+        np.save(file, (generator.normal(size=(60, 32)) @ generator.normal(size=(32, 32)) + number).astype("f4"))
+    command = ["ae_trainer.py", "--embeddings", *map(str, files), "--epoch", "1", "--device", "cpu", "--whiten"]
+    monkeypatch.setattr("sys.argv", [*command, "--output", str(tmp_path / "vae")])
+    ae_trainer.main()
+    tokenizer = ae_trainer.load_tokenizer(tmp_path / "vae/vae_len4_fsq88865_ep0.pt")
+    assert tokenizer.whitens and tokenizer.prepared_encoder("X") == "X, whitened"
+    embeddings = np.load(files[0])
+    white = Whitening.of(embeddings)(embeddings)
+    np.testing.assert_array_equal(tokenizer.prepare(embeddings)[10:20], white[10:20])
+    np.testing.assert_array_equal(tokenizer.tokenize(tokenizer.prepare(embeddings)), tokenizer.tokenize(white))
+    plain = ae_trainer.AutoEncoder(32)
+    plain.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if name != ae_trainer.WHITENS})
+    assert plain.prepare(embeddings) is embeddings and plain.fingerprint() != tokenizer.fingerprint()
+
+
+def test_whitened_embeddings_are_as_wide_in_every_direction():
+    generator = np.random.default_rng(0)
+    embeddings = generator.normal(size=(500, 8)) @ generator.normal(size=(8, 8)) + 3
+    embeddings[::50] = 0
+    whitening = Whitening.of(embeddings)
+    unit = embeddings[embeddings.any(axis=1)]
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    white = (unit - unit.mean(axis=0)) @ whitening.transform
+    np.testing.assert_allclose(np.cov(white.T, bias=True), np.eye(8), atol=5e-2)
+    rows = whitening(embeddings)
+    assert not rows[::50].any()
+    np.testing.assert_allclose(np.linalg.norm(rows[1::50], axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(whitening(embeddings[7:9]), rows[7:9], "whatever chunk a row is in")
+    with pytest.raises(InputError, match="row 3: the embedding holds NaN"):
+        Whitening.of(np.vstack([embeddings[:3], np.full((1, 8), np.nan)]))

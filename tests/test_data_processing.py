@@ -20,13 +20,14 @@ from data_processing import (
     data_process_2,
     make_dataset,
     make_eval,
+    make_pre_train,
     make_token_list,
     pre_train_data_process,
 )
-from data_processing.parts import codes, encoding
+from data_processing.parts import codes, encoding, merging
 from utils import matrices
 from utils.data import Sequences
-from utils.datasets import catalogs, load_pre_train, load_test
+from utils.datasets import catalogs, check_fit, load_eval, load_pre_train, load_test
 from utils.errors import InputError
 from utils.files import content, fingerprint
 from utils.matrices import Filling
@@ -41,6 +42,7 @@ SCRIPTS = {
     "pre_train_data_process": pre_train_data_process,
     "make_dataset": make_dataset,
     "make_eval": make_eval,
+    "make_pre_train": make_pre_train,
 }
 WIDTH = 32
 
@@ -611,7 +613,7 @@ def test_make_eval(call, tmp_path, two_data_sets, tokenizer_file):
     assert json.loads((tmp_path / "eval/token_id_list_eval.json").read_text())["items"] == 8
 
     ninety = Sequences(None, np.arange(90), np.arange(91))
-    drawn = [make_eval.draw_users(ninety, 20, seed).items.tolist() for seed in (0, 0, 1)]
+    drawn = [merging.draw_users(ninety, 20, seed).items.tolist() for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2]
     assert [len(set(users)) for users in drawn] == [20, 20, 20]
     call("make_eval", *arguments, "--output", tmp_path / "few", "--users", 2)
@@ -632,6 +634,115 @@ def test_make_eval_reads_each_user_once(call, tmp_path, two_data_sets, tokenizer
     assert str(b) not in told  # nobody there is in both
     call("make_eval", "--datasets", a, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "few", "--users", 4)
     assert len({tuple(items) for items in load(tmp_path / "few/eval.pkl").values()}) == 4
+
+
+def write_log(folder: Path, embeddings: np.ndarray) -> None:
+    """A data set whose lists of train.pkl are of all lengths; items 6 and 7 are only targets, 7 only in test.pkl."""
+    train = {"a": [0, 1, 2, 6], "b": [3, 4, 6], "c": [1, 6], "d": [5]}
+    write_data_set(folder, train, {"a": [0, 1, 2, 6, 7]}, embeddings)
+
+
+def test_make_pre_train_is_the_four_scripts(call, tmp_path, two_data_sets, tokenizer_file):
+    """But for the lists, which lack their last items: all files of two data sets are the same, with their notes."""
+    directories, embeddings = two_data_sets
+    for directory, lists in zip(directories, ({"x": [0, 1, 2], "y": [2, 2]}, {0: [1, 0, 2, 2]}), strict=True):
+        save(directory / "train.pkl", lists)
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    call("make_pre_train", "--datasets", *directories, "--vae_ckpt", tokenizer_file, "--output", ours)
+    for name in ("data_process_2", "pre_train_data_process"):
+        call(name, "--datasets", *directories, "--output", theirs)
+    matrix, codes_file = theirs / "all_item_text_embeddings.npy", theirs / "token_id_list.pkl"
+    call("make_token_list", "--embeddings", matrix, "--vae_ckpt", tokenizer_file, "--output", codes_file)
+    names = {path.name for path in theirs.iterdir()}
+    assert names == {path.name for path in ours.iterdir()} - {"eval", "whole"}
+    for name in names - {"train.pkl", "dataset.json"}:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    assert load(ours / "train.pkl") == {0: [0, 1], 1: [6, 5, 7]}
+    data, held_out = load_pre_train(ours), load_eval(ours / "eval")
+    assert held_out.last_only and not load_pre_train(ours).last_only
+    check_fit(data.origin, held_out.origin)
+    assert load(ours / "eval/eval.pkl") == {0: [0, 1, 2], 1: [2, 2], 2: [6, 5, 7, 7]}
+    np.testing.assert_array_equal(held_out.catalog.embed(np.arange(6)), embeddings[[0, 1, 2, 5, 6, 7]].astype("f4"))
+    np.testing.assert_array_equal(held_out.catalog.codes, data.catalog.codes[[0, 1, 2, 5, 6, 7]])
+
+
+def test_make_pre_train_sees_no_last_item(call, tmp_path, tokenizer_file, capsys):
+    """What training reads does not change with the last items of train.pkl; nothing changes with those of test.pkl."""
+    embeddings = np.random.default_rng(1).normal(size=(8, WIDTH)).astype(np.float32)
+    outputs, a = [], tmp_path / "a"
+    for number in range(3):
+        write_log(a, embeddings)
+        if number == 1:
+            save(a / "test.pkl", {"a": [0, 1, 2, 6, 3], "z": [5, 5]})
+        if number == 2:
+            (a / "test.pkl").unlink()
+            save(a / "train.pkl", {"a": [0, 1, 2, 7], "b": [3, 4, 7], "c": [1, 7], "d": [5]})
+        outputs.append(tmp_path / str(number))
+        call("make_pre_train", "--datasets", a, "--vae_ckpt", tokenizer_file, "--output", outputs[-1])
+    assert (
+        "2 users, 5 interactions, 8 items; 2 users with fewer than three items are left out" in capsys.readouterr().out
+    )
+    assert load(outputs[0] / "train.pkl") == {0: [0, 1, 2], 1: [3, 4]}, "of one data set the ids stay"
+    assert load(outputs[0] / "eval/eval.pkl") == {0: [0, 1, 2, 6], 1: [3, 4, 6], 2: [1, 6]}
+    files = [
+        {str(path.relative_to(output)): path.read_bytes() for path in output.rglob("*") if path.is_file()}
+        for output in outputs
+    ]
+    assert files[0] == files[1]
+    assert {name for name in files[0] if files[0][name] != files[2][name]} == {
+        *("eval/eval.pkl", "eval/eval_id_map.pkl", "eval/token_id_list_eval.pkl", "eval/token_id_list_eval.json"),
+        *("eval/all_item_text_embeddings_eval.npy", "eval/all_item_text_embeddings_eval.json", "eval/dataset.json"),
+        *("whole/train.pkl", "whole/dataset.json"),
+    }
+    whole = load_pre_train(outputs[0] / "whole")
+    assert whole.sequences.lists() == [[0, 1, 2, 6], [3, 4, 6], [1, 6]]
+    assert whole.origin._replace(name="") == load_pre_train(outputs[0]).origin._replace(name="")
+
+
+def test_make_pre_train_draws_users(call, tmp_path, tokenizer_file):
+    lists = {user: [user % 8, user % 7, user % 5] for user in range(60)}
+    write_data_set(tmp_path / "a", lists, {}, np.random.default_rng(1).normal(size=(8, WIDTH)))
+
+    def drawn(*flags):
+        call(
+            "make_pre_train",
+            "--datasets",
+            tmp_path / "a",
+            "--vae_ckpt",
+            tokenizer_file,
+            "--output",
+            tmp_path / "o",
+            *flags,
+        )
+        return [list(map(tuple, load(tmp_path / f"o/{name}").values())) for name in ("train.pkl", "eval/eval.pkl")]
+
+    training, validated = drawn("--share", 0.1, "--seed", 1)
+    assert training == [items[:2] for items in validated] and len(training) == 6
+    assert drawn("--share", 0.1, "--seed", 1) == [training, validated] != drawn("--share", 0.1, "--seed", 2)
+    training, validated = drawn("--users", 20, "--eval_users", 5)
+    assert len(training) == 20 and len(validated) == 5 and {items[:2] for items in validated} <= set(training)
+
+
+def test_make_pre_train_refuses(call, tmp_path, tokenizer_file):
+    write_log(tmp_path / "a", np.random.default_rng(1).normal(size=(8, WIDTH)))
+    flags = ("make_pre_train", "--datasets", tmp_path / "a", "--vae_ckpt", tokenizer_file, "--output")
+    call(*flags, tmp_path / "o")
+    with pytest.raises(InputError, match="--output .* is one of --datasets"):
+        call(*flags, tmp_path / "a")
+    wide = tmp_path / "wide"
+    write_log(wide, np.zeros((8, 2 * WIDTH), dtype=np.float32))
+    with pytest.raises(InputError, match="embeddings are 64 wide, the tokenizer expects 32"):
+        call("make_pre_train", "--datasets", wide, "--vae_ckpt", tokenizer_file, "--output", tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    save(tmp_path / "a/train.pkl", {"c": [1, 6], "d": [5]})
+    with pytest.raises(InputError, match=r"no list of train.pkl has three items"):
+        call(*flags, tmp_path / "o")
+    assert load(tmp_path / "o/train.pkl") == {0: [0, 1, 2], 1: [3, 4]}
+    with pytest.raises(InputError, match="Run the same command again"):
+        load_eval(tmp_path / "o/eval")
+    (tmp_path / "a/train.pkl").unlink()
+    with pytest.raises(InputError, match=r"a/train.pkl does not exist.*import_dataset.py"):
+        call(*flags, tmp_path / "o")
 
 
 def test_bad_data_sets_are_named(call, tmp_path, two_data_sets, tokenizer_file):

@@ -25,7 +25,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 
 # What is run as it stands; of all other commands the parsers read the flags.
 SCRIPTS = "import_dataset make_dataset data_process_1 TextEncoder_batch data_process_2 pre_train_data_process pack"
-RUN = {f"data_processing/{name}.py" for name in f"{SCRIPTS} make_token_list make_eval".split()}
+RUN = {f"data_processing/{name}.py" for name in f"{SCRIPTS} make_token_list make_eval make_pre_train".split()}
 RUN |= {"eval.py", "predict.py", "export.py", "ae_trainer.py", "utils/plot_logs.py", "figures/pipeline.py"}
 FASTER = {"ae_trainer.py": ["--epoch", "1"]}
 LAUNCHERS = {
@@ -121,11 +121,14 @@ def small(tmp_path_factory, house) -> Path:
         shutil.copytree(house / name, folder / name)
     weights, tokenizer = folder / "ckpt/recgpt_layer_3_weight.pt", folder / "vae_ckpt/vae_len4_fsq88865_ep90.pt"
     (folder / "ckpt/layer_3_epoch_4.pt").hardlink_to(weights)
+    (folder / "ckpt/my_shop").mkdir()
+    (folder / "ckpt/my_shop/layer_3_best.pt").hardlink_to(weights)
     shutil.copytree(folder / "data/test/steam", folder / "data/test/my_shop")
 
     built = folder / "data/sample/built"
-    for name in ("ckpt", "vae_ckpt"):
+    for name in ("ckpt", "vae_ckpt", "fine_tuned"):
         (built / name).mkdir(parents=True)
+    (built / "fine_tuned/layer_3_best.pt").hardlink_to(weights)
     (built / "ckpt/layer_3_epoch_0_model_09.pt").hardlink_to(weights)
     (built / "vae_ckpt/vae_len4_fsq88865_ep30.pt").hardlink_to(tokenizer)
     (built / "eval").symlink_to(folder / "data/eval")

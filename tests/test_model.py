@@ -196,6 +196,17 @@ def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeyp
 
 
 @torch.inference_mode()
+def test_the_loss_of_last_items_only(model, catalog, sequences):
+    """That of the plain batch at the slot before each history's last item; the histories of one item take no part."""
+    batch = training_batch(sequences, catalog)
+    logits = model.logits(model.hidden(batch)).unflatten(0, (-1, 4))[batch.last]
+    expected = F.cross_entropy(logits.flatten(0, 1), batch.targets[batch.last].flatten())
+    output = model(training_batch(sequences, catalog, last_only=True).to(CPU))
+    assert output.targets == 4 * 6
+    torch.testing.assert_close(output.mean, expected, rtol=1e-6, atol=0)
+
+
+@torch.inference_mode()
 def test_cache_gives_what_the_whole_history_gives(model, catalog):
     histories = [[4, 8, 15], [16, 23, 42, 7, 9, 1], [3]]
     batch = make_batch(Sequences.of(*histories), catalog)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import pickle
 import random
 import re
 import shutil
@@ -16,13 +17,15 @@ import pytest
 import torch
 
 import pre_train
+from eval import evaluate
+from model import load_model
 from tests import runs
-from tests.conftest import House
+from tests.conftest import House, dump
 from utils import plot_logs
 from utils.data import IGNORED, training_batch
-from utils.datasets import load_pre_train
+from utils.datasets import load_eval, load_pre_train
 from utils.errors import InputError
-from utils.files import save_json
+from utils.files import content, save_json
 from utils.TimeLogger import TimeLogger
 from utils.training import processes, state
 from utils.training.plan import Plan, Progress, Step
@@ -294,6 +297,168 @@ def test_one_folder_is_of_one_run(place, undisturbed):
     process.join()
 
 
+# Starting from weights, and ending early
+
+FINE_TUNE = "--data_path ../pt --eval_path ../ev --eval_every 2 --batch_size 8 --device cpu --log_file log.jsonl "
+FINE_TUNE += "--ckpt_dir ckpt --save_every 3 --lr 1e-3 --init_from "
+WEIGHTS = "../undisturbed/ckpt/layer_1_epoch_1.pt "
+
+
+def evaluations(folder):
+    return [(found["step"], found["eval_loss"]) for found in runs.records(folder / "log.jsonl") if "eval_loss" in found]
+
+
+def test_a_run_starts_from_the_weights_of_another(place, undisturbed):
+    """Its sizes, a new optimizer, and step 0; the weights as they were may be the best."""
+    said = runs.finish(place, FINE_TUNE + WEIGHTS + "--max_steps 4 --lr 0.3")
+    assert [step for step, _ in evaluations(place)] == [0, 2, 4]
+    assert evaluations(place)[0][1] == evaluations(undisturbed)[-1][1] < evaluations(place)[1][1]
+    assert runs.same(place / "ckpt/layer_1_best.pt", undisturbed / "ckpt/layer_1_epoch_1.pt")
+    assert said.splitlines()[-2].startswith("lowest loss on ../ev: ") and said.endswith(
+        "\nbest: ckpt/layer_1_best.pt\n"
+    )
+    metadata = json.loads((place / "ckpt/layer_1_epoch_0_step_4.json").read_text())
+    assert metadata["step"] == 4 and metadata["config"]["layers"] == 1 and metadata["training"]["width"] == 64
+    known = content(undisturbed / "ckpt/layer_1_epoch_1.pt")
+    assert metadata["init_from"] == {"name": "layer_1_epoch_1.pt", "content": [known]}
+    steps = torch.load(place / "ckpt/layer_1_epoch_0_step_4.resume", weights_only=True)["optimizer"]["state"]
+    assert {int(moments["step"]) for moments in steps.values()} == {4}
+
+
+def test_a_refit_repeats_the_steps_of_the_best_weights(place, undisturbed):
+    """On the same data it gives the same weights, bit by bit; the weights it was started from must be the same."""
+    flags = FINE_TUNE.removesuffix("--init_from ") + "--tf_layer 1 --width 64 --max_steps 6"
+    runs.finish(place, flags)
+    best = json.loads((place / "ckpt/layer_1_best.json").read_text())
+    assert best["step"] > 0
+    refit = "--refit_of ckpt/layer_1_best.pt --data_path ../pt --device cpu --ckpt_dir again"
+    runs.finish(place, refit)
+    made = place / f"again/layer_1_epoch_0_step_{best['step']}.pt"
+    assert runs.same(made, place / "ckpt/layer_1_best.pt")
+    noted = json.loads(made.with_suffix(".json").read_text())
+    assert noted["refit_of"]["content"] == [content(place / "ckpt/layer_1_best.pt")]
+    assert noted["training"]["eval_every"] is None and noted["training"]["lr"] == 1e-3
+    said = runs.finish(place, f"{refit} --init_from {WEIGHTS}", expect=2)
+    assert "was started from drawn weights: give the same --init_from, or none" in said
+    (place / "ckpt/layer_1_best.json").unlink()
+    assert "does not say how it was trained" in runs.finish(place, refit, expect=2)
+
+
+def test_a_run_from_weights_resumes_without_them(place, undisturbed):
+    """Given as zip parts, as in the release, and removed: the resumed state has all that is needed."""
+    with zipfile.ZipFile(place / "all.zip", "w") as archive:
+        archive.write(undisturbed / "ckpt/layer_1_epoch_1.pt", "w.pt")
+    zipped = (place / "all.zip").read_bytes()
+    for number, part in enumerate(("aa", "ab")):
+        (place / f"w.pt.zip.part{part}").write_bytes(zipped[number * 5000 :][: None if number else 5000])
+    runs.finish(place, FINE_TUNE.replace(" ckpt ", " whole ") + "w.pt --max_steps 8")
+    runs.finish(place, FINE_TUNE + "w.pt --max_steps 5")
+    for part in place.glob("w.pt*"):
+        part.unlink()
+    runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 7")
+    said = runs.finish(place, "--ckpt_dir ckpt --resume auto --init_from w.pt --max_steps 8")
+    assert "--init_from w.pt is not read: the run has weights of its own" in said
+    assert runs.same(place / "ckpt/layer_1_epoch_0_step_8.pt", place / "whole/layer_1_epoch_0_step_8.pt")
+    for name in ("ckpt/layer_1_epoch_0_step_8.json", "whole/layer_1_epoch_0_step_8.json"):
+        note = json.loads((place / name).read_text())["init_from"]
+        assert note["name"] == "w.pt" and len(note["content"]) == 2
+    assert [step for step, _ in evaluations(place)].count(0) == 2, "once for each of the two runs"
+
+
+def test_minutes_end_a_run_and_another_start_has_minutes_of_its_own(place, undisturbed):
+    for step in (1, 2):
+        said = runs.finish(place, RUN + "--minutes 1e-5" if step == 1 else "--ckpt_dir ckpt --resume --minutes 1e-5")
+        assert "at most 42 steps" in said and f"finished {step} steps after --minutes 1e-05, last loss" in said
+        assert (place / f"ckpt/layer_1_epoch_0_step_{step}.resume").exists()
+    assert [step for step, _ in evaluations(place)] == [1, 2], "the last step is evaluated"
+    said = runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 8")
+    assert "at most" not in said, "minutes are of one start"
+    assert runs.same(place / "ckpt/layer_1_epoch_0_step_8.pt", undisturbed / "ckpt/layer_1_epoch_0_step_8.pt")
+
+
+def test_patience_ends_a_run_and_is_counted_across_starts(place, undisturbed):
+    flags = FINE_TUNE + WEIGHTS + "--lr 0.3 --patience 3 "  # at which no evaluation is as good as the first
+    said = runs.finish(place, flags + "--epoch 100")
+    assert "finished 6 steps after 3 evaluations in a row without a lower loss" in said
+    assert [step for step, _ in evaluations(place)] == [0, 2, 4, 6]
+    said = runs.finish(place, flags.replace(" ckpt ", " again ") + "--max_steps 4")
+    assert "finished 4 steps, last loss" in said
+    assert "finished 6 steps after 3" in runs.finish(place, "--ckpt_dir again --resume --max_steps 40")
+    assert runs.same(place / "again/layer_1_epoch_0_step_6.pt", place / "ckpt/layer_1_epoch_0_step_6.pt")
+    said = runs.finish(place, "--ckpt_dir again --resume")
+    assert "nothing to do: 6 steps were taken, and training ended after 3 evaluations in a row" in said
+    assert said.endswith("\nbest: again/layer_1_best.pt\n")
+    assert "finished 8 steps after 4" in runs.finish(place, "--ckpt_dir again --resume --patience 4")
+
+
+def test_processes_end_at_the_same_step(place, undisturbed):
+    """From weights; at the end of --minutes, and of --patience."""
+    flags = FINE_TUNE.replace("--batch_size 8", "--batch_size 4") + WEIGHTS
+    runs.finish_two(place, flags + "--minutes 1e-5")
+    assert "finished 1 steps after --minutes 1e-05" in (place / "said").read_text()
+    runs.finish_two(place, flags + "--lr 0.3 --patience 2")
+    assert "finished 4 steps after 2 evaluations in a row" in (place / "said").read_text()
+    assert runs.same(place / "ckpt/layer_1_best.pt", undisturbed / "ckpt/layer_1_epoch_1.pt")
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--patience 3", ("--patience counts evaluations", "Give --eval_every")),
+        ("--init_from ckpt/layer_1_epoch_1.pt --tf_layer 3", ("--tf_layer 3 contradicts", "has 1", "--init_from")),
+        ("--init_from ckpt/layer_1_epoch_1.pt --width 768", ("--width 768 contradicts", "has 64", "--init_from")),
+        ("--init_from ckpt/layer_1_epoch_1.pt --heads 4", ("--heads 4 contradicts", "has 1", "--init_from")),
+        ("--init_from ckpt/nothing.pt", ("ckpt/nothing.pt does not exist", "--init_from")),
+        ("--init_from ckpt", ("ckpt is a directory",)),
+        ("--init_from=", ("is a directory",)),
+    ],
+)
+def test_bad_starts_are_told_before_work(place, undisturbed, monkeypatch, capsys, flags, said):
+    refused(
+        place, undisturbed, monkeypatch, capsys, f"--data_path ../nowhere --ckpt_dir {place / 'new'} {flags}", *said
+    )
+    assert not (place / "new").exists()
+
+
+def test_weights_of_other_codes_or_texts_are_refused(data, place, undisturbed):
+    shutil.copytree(data / "pt", place / "pt", ignore=shutil.ignore_patterns("packed"))
+    save_json(place / "pt/token_id_list.json", {"tokenizer": "t"})
+    save_json(place / "pt/all_item_text_embeddings.json", {"encoder": "e"})
+    shutil.copy(undisturbed / "ckpt/layer_1_epoch_1.pt", place / "w.pt")
+    flags = FINE_TUNE.replace("../pt", "pt") + "w.pt --max_steps 1"
+    for known, expect, words in (
+        ({}, 0, "finished 1 steps"),
+        ({"tokenizer": "t", "encoder": "models/e"}, 0, "finished 1 steps"),
+        ({"tokenizer": "other"}, 2, "w.pt was trained on codes of tokenizer other, those of pt are of t"),
+        ({"encoder": "other"}, 2, "w.pt was trained on embeddings of the encoder other, pt has those of e"),
+    ):
+        save_json(place / "w.json", known)
+        assert words in runs.finish(place, flags, expect)
+    np.save(place / "pt/all_item_text_embeddings.npy", np.zeros((runs.ITEMS, 64), dtype=np.float32))
+    assert "pt is 64 wide, w.pt was trained on embeddings 32 wide" in runs.finish(place, flags, expect=2)
+
+
+def test_a_held_out_set_whose_last_items_are_the_targets(data, place, undisturbed):
+    """The same loss as of the plain set where every history has two items, and another where they are longer."""
+    model, _ = load_model(undisturbed / "ckpt/layer_1_epoch_1.pt", torch.device("cpu"))
+
+    def losses_of(**notes):
+        save_json(place / "ev/dataset.json", notes)
+        return [evaluate(model, load_eval(place / "ev"), size, None) for size in (3, 64)]
+
+    shutil.copytree(data / "ev", place / "ev")
+    every, last = losses_of(), losses_of(targets="last")
+    assert last[0].loss == pytest.approx(last[1].loss, rel=1e-6) and abs(last[0].loss - every[0].loss) > 1e-3
+    flags = RUN.replace("../ev", "ev") + "--max_steps 1 --eval_every 1"
+    runs.finish(place, flags)
+    held_out = json.loads((place / "ckpt/layer_1_best.json").read_text())["held_out"]
+    assert held_out[-1] == "last" and len(held_out) == 5
+    short = {user: items[-2:] for user, items in pickle.loads((data / "ev/eval.pkl").read_bytes()).items()}  # noqa: S301
+    dump(place / "ev/eval.pkl", short)
+    for plain, only_last in zip(losses_of(), losses_of(targets="last"), strict=True):
+        assert only_last == pytest.approx(plain, rel=1e-6)
+
+
 # Several processes
 
 
@@ -368,6 +533,7 @@ def test_a_sharded_model_saves_and_resumes_whole(data, place):
     [
         ("--epoch", 3, "--epoch is 2 in process 0 and 3 in process 1"),
         ("held_out", ["x"], "held_out is ['h'] in process 0 and ['x'] in process 1"),
+        ("init_from", {"name": "w.pt"}, "init_from is None in process 0 and {'name': 'w.pt'} in process 1"),
         ("epoch to begin at", 1, "epoch to begin at is 0 in process 0 and 1 in process 1"),
     ],
 )

@@ -25,11 +25,12 @@ from data_processing import (
     import_dataset,
     make_dataset,
     make_eval,
+    make_pre_train,
     make_token_list,
     pack,
     pre_train_data_process,
 )
-from data_processing.parts import encoding, merging, tables
+from data_processing.parts import codes, encoding, merging, tables
 from data_processing.parts.check import check_directory
 from model import RecGPTConfig
 from pre_train import run_metadata
@@ -45,7 +46,7 @@ from tests.test_data_processing import (
 )
 from utils import files, matrices, packed
 from utils.datasets import CODES as CODES_LIST
-from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, load_eval, load_pre_train, load_test
+from utils.datasets import DATA_SET, HELD_OUT, HISTORIES, MAPS, check_fit, load_eval, load_pre_train, load_test
 from utils.errors import InputError
 from utils.training.settings import Settings
 from utils.Trie import Trie
@@ -53,7 +54,7 @@ from utils.Trie import Trie
 SCRIPTS = (
     ae_trainer,
     *(TextEncoder_batch, data_process_1, data_process_2, import_dataset),
-    *(make_dataset, make_eval, make_token_list, pack, pre_train_data_process),
+    *(make_dataset, make_eval, make_pre_train, make_token_list, pack, pre_train_data_process),
 )
 
 
@@ -112,6 +113,18 @@ CASES = {
         lambda folder: packed.open_packed(folder.parent),
     ),
 }
+ALL = f"make_pre_train {MERGED} --device cpu --users 4 --vae_ckpt"
+AT_ONCE = {  # in several steps: a full disk may leave it half-made, and refused
+    "all for pre-training": Case(
+        [f"{ALL} 0.pt"], [f"{ALL} 0.pt --seed 1"], "out", lambda out: (load_pre_train(out), load_eval(out / "eval"))
+    ),
+    "all with another tokenizer": Case(
+        [f"{ALL} 0.pt"],
+        [f"{ALL} 1.pt --seed 1"],
+        "out",
+        lambda out: check_fit(load_pre_train(out).origin, load_eval(out / "eval").origin),
+    ),
+}
 
 
 @pytest.fixture
@@ -149,7 +162,8 @@ def world(tmp_path, monkeypatch):
 
 def state(folder: str) -> dict[str, bytes]:
     """What is in a directory, without hidden files, which nobody reads."""
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir() if not path.name.startswith(".")}
+    files = {str(path.relative_to(folder)): path for path in Path(folder).rglob("*") if path.is_file()}
+    return {name: path.read_bytes() for name, path in files.items() if "/." not in f"/{name}"}
 
 
 def failing(monkeypatch, names: tuple, at: int, fail: Callable) -> None:
@@ -195,9 +209,9 @@ def moments(name: str) -> range:
     return range(0, 99, 2 if name in ("import", "reviews") else 1)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [*CASES, *AT_ONCE])
 def test_a_data_set_that_is_made_again_is_old_or_new_or_refused(world, call, name):
-    case = CASES[name]
+    case = (CASES | AT_ONCE)[name]
     old, new = before_and_after(case, call)
     for moment in moments(name):
         renew(case)
@@ -362,7 +376,7 @@ def change_in_place(path: Path) -> None:
         (encoding, f"{OWN} given.npy", "given.npy"),
         (encoding, f"{IMPORT} given.npy", "given.npy"),
         (merging, PRE_TRAIN[1], "b/item_text_embeddings.npy"),
-        (make_token_list, "make_token_list --embeddings given.npy --output c.pkl --vae_ckpt 0.pt", "given.npy"),
+        (codes, "make_token_list --embeddings given.npy --output c.pkl --vae_ckpt 0.pt", "given.npy"),
         (packed, "pack --data_path out --dtype float16 --force", "out/all_item_text_embeddings.npy"),
     ],
 )

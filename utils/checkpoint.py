@@ -38,7 +38,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
         raise InputError(
             f"{path} does not exist, nor do parts {path.name}{PART}aa, …. Make one (models: pre_train.py, "
             "tokenizers: ae_trainer.py), fetch the release (python data_processing/data_download.py --release weights) "
-            "or name another file (models: --ckpt_path, tokenizers: --vae_ckpt)."
+            "or name another file (models: --ckpt_path or --init_from, tokenizers: --vae_ckpt)."
         )
     try:
         with _joined(parts) if parts else path.open("rb") as file:

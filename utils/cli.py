@@ -108,15 +108,17 @@ def add_settings(flags: Any, settings: type, names: Sequence[str] = ()) -> None:
 
 
 def parse_resumed(
-    made: argparse.ArgumentParser, earlier: dict[str, Any], fixed: Sequence[str], source: Path
+    made: argparse.ArgumentParser, earlier: dict[str, Any], fixed: Sequence[str], source: Path, flag: str = "--resume"
 ) -> tuple[argparse.Namespace, str]:
     """Parse the command line of a run that resumes: `earlier`, its settings by flag, stand in for what is not typed.
+
+    They come from the file `source`, which `flag` names.
 
     Returns:
         The flags, and words that list what has changed, to append to a message.
 
     Raises:
-        InputError: a flag of `fixed` is typed otherwise than in the file `source`, where `earlier` comes from.
+        InputError: a flag of `fixed` is typed otherwise than in `source`.
     """
     made.set_defaults(**earlier)
     args = made.parse_args()
@@ -124,7 +126,7 @@ def parse_resumed(
     for name in filter(changed.get, fixed):
         raise InputError(
             f"--{name} {changed[name][1]} contradicts {source}, which has {changed[name][0]}. Leave the flag out, or "
-            "start without --resume."
+            f"start without {flag}."
         )
     listed = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
     return args, f": {listed}" if listed else ""

@@ -153,6 +153,7 @@ class SeqBatch(NamedTuple):
     last: Tensor  # (B,) int64, slot of each history's last item: for a prediction in the order of the users
     groups: Groups
     targets: Tensor | None = None  # (S, K) int64, in training: the codes of each slot's next item, or IGNORED
+    last_only: bool = False  # whether the targets are those of the last slots only, (B, K)
 
     def without_targets(self) -> "SeqBatch":
         """The same batch with a loss of 0, for a process that has no batch left but must run along with the others."""
@@ -169,7 +170,7 @@ class SeqBatch(NamedTuple):
     def _on(self, move: Callable[[Tensor], Tensor]) -> "SeqBatch":
         groups = Groups(move(self.groups.padded), move(self.groups.unpadded), self.groups.shapes)
         targets = None if self.targets is None else move(self.targets)
-        return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets)
+        return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets, self.last_only)
 
 
 def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:
@@ -192,11 +193,11 @@ def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False
     return batch._replace(last=last)
 
 
-def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
+def training_batch(sequences: Sequences, catalog: Catalog, last_only: bool = False) -> SeqBatch:
     """The batch in which every item but a history's first is a target, predicted at the slot of the item before.
 
     A history's last item is a target only and is not read, so that a history of one item takes no part. The histories
-    may come in any order.
+    may come in any order. With `last_only` the last items are the only targets.
 
     Raises:
         ValueError: no history of two items, an empty one, or an item id that is none of the catalog.
@@ -208,7 +209,9 @@ def training_batch(sequences: Sequences, catalog: Catalog) -> SeqBatch:
         raise ValueError("there is no history of two items, an item to read and one to predict")
     slots = spans(sequences.offsets[rows], lengths[rows])  # (S,) where the items that are read stand
     read = Sequences(None, sequences.items[slots], cumulate(lengths[rows]))
-    return batch_of_sorted(read, catalog)._replace(targets=catalog.codes_of(sequences.items[slots + 1]))
+    batch = batch_of_sorted(read, catalog)
+    predicted_at = slots[batch.last.numpy()] if last_only else slots
+    return batch._replace(targets=catalog.codes_of(sequences.items[predicted_at + 1]), last_only=last_only)
 
 
 def batch_of_sorted(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:

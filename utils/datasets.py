@@ -21,6 +21,7 @@ MAKE_EVAL, MAKE_TEST = FETCH.format("eval", "make_eval.py"), FETCH.format("test"
 HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_embeddings.npy"
 MAPS = "item_id_maps.pkl"
 HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")
+LAST = "last"  # what dataset.json of data/eval says of "targets" where only the last item of each history is one
 DATA_SET = (  # files of a data set directory that belong together, as they have the same users and item ids
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
@@ -34,6 +35,7 @@ class Interactions(NamedTuple):
     catalog: Catalog
     tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
     encoder: str | None = None  # name of the encoder that made the embeddings, where it is known
+    last_only: bool = False  # whether the last item of each history is its only target
 
     @property
     def origin(self) -> "Origin":
@@ -268,7 +270,8 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
 def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     """Load data/eval, where items have codes by id (list or dict) and embedding rows by eval_id_map.pkl.
 
-    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their numbers in it.
+    Ids may have gaps: the catalog holds the items that occur, and their ids are replaced by their numbers in it. Where
+    dataset.json says "targets": "last", only the last item of each history is a target.
 
     Raises:
         InputError: a bad file, or an item id without codes or without a row.
@@ -297,7 +300,12 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
     catalog = Catalog(codes, embeddings, rows, str(matrix_path))
     sequences = Sequences(sequences.users, items, sequences.offsets)
-    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path))
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path), has_last_targets(folder))
+
+
+def has_last_targets(folder: str | Path) -> bool:
+    """Whether the dataset.json of a folder like data/eval says that only the last item of each history is a target."""
+    return read_json(Path(folder) / MANIFEST, missing_ok=True).get("targets") == LAST
 
 
 def dataset_folder(name: str) -> Path:

@@ -1,18 +1,40 @@
 """Several data sets merged into one: their histories and embeddings under item ids that do not clash."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from utils.data import Sequences
-from utils.datasets import check_encoded, check_ids, is_id, load_sequences, noted_encoder
+from utils.datasets import (
+    EMBEDDINGS,
+    HISTORIES,
+    MAPS,
+    catalogs,
+    check_encoded,
+    check_ids,
+    is_id,
+    load_sequences,
+    noted_encoder,
+)
 from utils.errors import InputError, shown
-from utils.files import MANIFEST, check_whole, identity, load_matrix
+from utils.files import (
+    MANIFEST,
+    check_whole,
+    content,
+    identity,
+    load_matrix,
+    require_file,
+    save_json,
+    staged_directory,
+    staged_set,
+)
 from utils.matrices import RowCopy, copy_rows, resumable_matrix
-from utils.pickles import load_pickle
+from utils.pickles import load_pickle, save_dict
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 ENCODE = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
@@ -41,6 +63,14 @@ def named_directories(paths: list[str]) -> dict[str, Path]:
             )
         named[name] = path
     return named
+
+
+def check_histories_exist(directories: dict[str, Path], output: Path) -> None:
+    """Raise InputError unless every data set has a train.pkl, and `output` is none of their directories."""
+    for directory in directories.values():
+        if output.is_dir() and directory.samefile(output):
+            raise InputError(f"--output {output} is one of --datasets, whose train.pkl it would replace. Name another.")
+        require_file(directory / HISTORIES, REMEDY)
 
 
 def load_histories(path: Path, count: int) -> Sequences:
@@ -117,6 +147,41 @@ def merge_histories(data_sets: Iterable[Sequences], maps: Iterable[np.ndarray]) 
             yield from replace(part, items=id_map[part.items]).lists()
 
 
+def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
+    """Draw at most `users` histories at random, and keep their order; all of them where `users` is None."""
+    if users is None or users >= len(histories):
+        return histories
+    return histories.select(np.sort(np.random.default_rng(seed).choice(len(histories), users, replace=False)))
+
+
+def write_histories(
+    output: Path, directories: dict[str, Path], data_sets: Iterable[Sequences], maps: dict[str, np.ndarray], empty: str
+) -> Counter:
+    """Write the merged histories as OUTPUT/train.pkl, and `maps` as item_id_maps.pkl; one data set is in memory.
+
+    Returns:
+        How many "users" and "interactions" there are.
+
+    Raises:
+        InputError: there is no history; `empty` says what was expected.
+    """
+    counts = Counter()
+    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories)) as staging:
+        save_dict(staging / HISTORIES, enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
+        if not counts["users"]:
+            raise InputError(f"--datasets {' '.join(map(str, directories.values()))}: {empty} {REMEDY}")
+        save_dict(staging / MAPS, ((name, id_map.tolist()) for name, id_map in maps.items()))
+    return counts
+
+
+def counted(histories: Iterator[list[int]], counts: Counter) -> Iterator[list[int]]:
+    """Yield the same histories, and count users and interactions."""
+    for items in tqdm(histories, desc="histories", unit=" users"):
+        counts["users"] += 1
+        counts["interactions"] += len(items)
+        yield items
+
+
 def load_embeddings(directories: Iterable[Path]) -> tuple[dict[Path, np.ndarray], str | None]:
     """Memory-map the embeddings (n, E) of each data set; returns file -> matrix, and the name of their encoder.
 
@@ -179,7 +244,12 @@ def merged_embeddings(
                 "Run data_process_2.py and TextEncoder_batch.py again, so that both see the same items."
             )
     total, width = sum(map(len, maps)), next(iter(matrices.values())).shape[1]
-    job = {"from": [identity(path) for path in matrices], "to": [[int(ids[0]), int(ids[-1])] for ids in maps]}
+    prepared = [type(matrix).__name__ for matrix in matrices.values()]
+    job = {
+        "from": [identity(path) for path in matrices],
+        "prepared": prepared,
+        "to": [[int(ids[0]), int(ids[-1])] for ids in maps],
+    }
     with resumable_matrix(output, (total, width), dtype, job) as filling:
         copies = [
             RowCopy(f"{path} as {dtype}", matrix, targets=id_map)
@@ -187,3 +257,27 @@ def merged_embeddings(
         ]
         copy_rows(filling, copies, CHUNK, label="embeddings")
         yield filling.finish()
+
+
+def write_embeddings(
+    output: Path,
+    directories: dict[str, Path],
+    matrices: dict[Path, np.ndarray],
+    encoder: str | None,
+    maps: dict[str, np.ndarray],
+    dtype: str,
+) -> Path:
+    """Write the merged matrix (N, E) as OUTPUT/all_item_text_embeddings.npy, and JSON beside it; returns its path.
+
+    `matrices` and `encoder` are what `load_embeddings` returns of the same directories. OUTPUT has the item_id_maps.pkl
+    with these `maps` already: the JSON notes its hash. Raises what `merged_embeddings` raises.
+    """
+    merged = output / EMBEDDINGS
+    rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
+    known = {"maps": content(output / MAPS), "catalogs": catalogs(directories)}
+    metadata = {"encoder": encoder, "rows": rows, "width": width, **known}
+    in_order = [maps[name] for name in directories]
+    with merged_embeddings(merged, matrices, in_order, dtype) as made, staged_directory(output) as staging:
+        save_json(staging / f"{merged.stem}.json", metadata | {"files": {merged.suffix: made}})
+    print(f"{merged}: {rows} items, {width} wide, {dtype}")
+    return merged

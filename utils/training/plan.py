@@ -145,8 +145,11 @@ class Plan:
             names.append(f"{stem}.pt")
         return names
 
-    def evaluation_due(self, progress: Progress) -> bool:
-        """Whether to evaluate on the held-out histories at `progress`: every so many steps, and after the last."""
+    def evaluation_due(self, progress: Progress, last: bool = False) -> bool:
+        """Whether to evaluate on the held-out histories at `progress`: every so many steps, and after the last.
+
+        `last` says that this is the last step for another reason than the plan's.
+        """
         settings, here = self.settings, (progress.epoch, progress.row)
-        last = here == (settings.epoch - 1, self.histories) or progress.step == settings.max_steps
+        last = last or here == (settings.epoch - 1, self.histories) or progress.step == settings.max_steps
         return bool(settings.eval_every) and (last or progress.step % settings.eval_every == 0)

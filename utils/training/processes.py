@@ -79,7 +79,7 @@ def check_same_start(accelerator: Accelerator, progress: Progress, run_metadata:
     Machines that do not share --ckpt_dir find no state, or an older one, on all but the first.
     """
     own = {f"--{name}": value for name, value in run_metadata["training"].items() if name not in PATHS}
-    own |= {name: run_metadata.get(name) for name in ("data", "tokenizer", "held_out")}
+    own |= {name: run_metadata.get(name) for name in ("data", "tokenizer", "held_out", "init_from")}
     own |= {f"{name} to begin at": value for name, value in progress._asdict().items()}
     for number, other in enumerate(gather_object([own])):
         for name, value in own.items():

@@ -12,7 +12,14 @@ LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
 FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
 TRACKERS = ("tensorboard", "trackio", "wandb")
-OF_ONE_START = ("resume", "ckpt_dir", "device")  # what a resumed run does not take from the checkpoint
+OF_ONE_START = (
+    "resume",
+    "init_from",
+    "refit_of",
+    "minutes",
+    "ckpt_dir",
+    "device",
+)  # not taken from the checkpoint by --resume
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,9 @@ class DataSettings:
     )
     epoch: int = setting(5, "passes over the histories", type=positive_int)
     max_steps: int | None = setting(None, "stop, and save, after this many steps", type=positive_int)
+    minutes: float | None = setting(
+        None, "stop, and save, after so many minutes of this start, evaluations included", type=positive_float
+    )
     seed: int = setting(0, "order of the histories, initial weights, dropout", type=seed)
 
 
@@ -69,7 +79,16 @@ class CheckpointSettings:
     resume: str | None = setting(
         None, "resume from the checkpoint written last, or from PATH; auto: start where there is none", **RESUME
     )
+    init_from: str | None = setting(
+        None, "start from these weights, with their sizes; a resumed run does not read them again", metavar="WEIGHTS"
+    )
+    refit_of: str | None = setting(
+        None, "train anew as this checkpoint was, with its settings and as many steps, on more data", metavar="CKPT"
+    )
     eval_every: int | None = setting(None, "steps between evaluations on --eval_path", type=positive_int)
+    patience: int | None = setting(
+        None, "stop, and save, when so many evaluations in a row have not lowered the best loss", type=positive_int
+    )
     eval_path: str = setting("./data/eval", "held-out histories, as eval.py reads them")
     log_file: str = setting("./logs/pre_train.jsonl", "JSON lines of the progress")
     log_with: str | None = setting(None, "also log to a tracker, in a folder beside the log", choices=TRACKERS)
