@@ -16,6 +16,7 @@ from utils.datasets import load_test
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.Trie import Trie
+from utils.whitening import unit_rows, whiten
 
 ITEMS = 7
 item_lists = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=16), min_size=1, max_size=8)
@@ -85,7 +86,7 @@ def test_ease_says_how_large_a_catalog_may_be():
 @pytest.mark.parametrize("power", [0.5, 0.25])
 def test_whitening_makes_every_direction_as_wide(power):
     rows = embeddings(200) @ np.random.default_rng(1).standard_normal((32, 32)).astype(np.float32)
-    found = scores.whiten(rows, power)
+    found = whiten(rows, power)
     known = np.array([unit(row) for row in rows[:-1]], dtype=float)
     left, widths, right = np.linalg.svd(known - known.mean(0), full_matrices=False)
     variances = widths**2 / len(known)
@@ -96,7 +97,7 @@ def test_whitening_makes_every_direction_as_wide(power):
 
 @pytest.mark.parametrize("rows", [np.zeros((3, 32)), np.ones((3, 32)), np.ones((1, 32))])
 def test_whitening_of_texts_that_do_not_differ(rows):
-    found = scores.whiten(rows)
+    found = whiten(rows)
     assert np.isfinite(found).all() and (found == found[0]).all()
 
 
@@ -108,7 +109,7 @@ def test_embeddings_that_are_not_finite_are_refused():
             with pytest.raises(InputError, match="row 3.*NaN or infinity"):
                 score(odd)
     large = embeddings(10) * np.float32(1e30)
-    assert np.allclose(scores.unit_rows(large), scores.unit_rows(embeddings(10)), atol=1e-6)
+    assert np.allclose(unit_rows(large), unit_rows(embeddings(10)), atol=1e-6)
 
 
 def every_score(log: Sequences, rows: np.ndarray) -> dict[str, scores.Scorer]:
@@ -120,7 +121,7 @@ def every_score(log: Sequences, rows: np.ndarray) -> dict[str, scores.Scorer]:
 @settings(deadline=None, max_examples=30)
 def test_scores_are_those_of_a_loop(lists, logged):
     rows, log = embeddings(), scores.LogStatistics.of(Sequences.of(*logged), ITEMS)
-    raw, white = np.array([unit(row) for row in rows]), scores.whiten(rows)
+    raw, white = np.array([unit(row) for row in rows]), whiten(rows)
     found = {name: score(Sequences.of(*lists)) for name, score in every_score(Sequences.of(*logged), rows).items()}
     for user, items in enumerate(lists):
         recent = [len(items) - 1 - items[::-1].index(item) if item in items else -np.inf for item in range(ITEMS)]

@@ -14,9 +14,10 @@ import torch
 from scipy import linalg
 from scipy.sparse import coo_array, csr_array
 
-from utils.data import Sequences, check_finite, cumulate
+from utils.data import Sequences, cumulate
 from utils.metrics import Ranks
 from utils.util import check_count, numbers_below
+from utils.whitening import unit_rows, whiten
 
 DECAY, REACH = 0.7, 12  # a history counts with 0.7^lag of its last 12 items
 PAIR_DECAY, PAIR_REACH, BACKWARDS = 0.6, 4, 0.3  # pairs of a log: 0.6^(distance - 1) up to distance 4, 0.3 of it back
@@ -25,35 +26,6 @@ EASE_ITEMS, EASE_L2 = 6_000, 100.0  # the largest catalog whose (N, N) matrix is
 SIMILARITIES = 1 << 26  # scores that are held at once: 256 MiB
 
 Scorer = Callable[[Sequences], np.ndarray]  # B histories -> (B, N) float32, higher is better, -inf: not recommended
-
-
-def unit_rows(embeddings: np.ndarray) -> np.ndarray:
-    """Embeddings (N, E) scaled to length one, float32; zero rows stay zero. InputError if one is not finite."""
-    with np.errstate(over="ignore"):
-        rows = np.asarray(embeddings, dtype=np.float32)
-    check_finite(rows, 0, "the embedding matrix")
-    largest = np.maximum(np.abs(rows).max(axis=1, keepdims=True), 1e-12)  # so that no square overflows
-    rows = rows / largest
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12) + 0.0  # -0.0 becomes 0.0
-
-
-def whiten(embeddings: np.ndarray, power: float = 0.5) -> np.ndarray:
-    """Embeddings (N, E) without their mean, and as wide in every direction (ZCA): (N, E) float32 of unit length.
-
-    They are scaled to unit length before, too. A direction of variance w is divided by w^power, after 1e-4 of the mean
-    variance is added to w. Zero rows, items without text, stay zero and count neither in the mean nor in the variances.
-    """
-    rows = unit_rows(embeddings)
-    known = rows.any(axis=1)
-    if not known.any():
-        return rows
-    centered = np.where(known[:, None], rows - rows[known].mean(axis=0, dtype=np.float64), 0).astype(np.float32)
-    variances, directions = np.linalg.eigh((centered.T @ centered).astype(np.float64) / known.sum())
-    variances = np.maximum(variances, 0)
-    scale = np.maximum(variances + 1e-4 * variances.mean(), 1e-12) ** -power
-    white = unit_rows(centered @ ((directions * scale) @ directions.T).astype(np.float32))
-    first, same = equal_rows(rows)
-    return white[first][same]  # a matrix product may round equal rows differently
 
 
 def equal_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

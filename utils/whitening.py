@@ -50,6 +50,11 @@ class Whitening(NamedTuple):
         return unit_rows(np.where(rows.any(axis=1)[:, None], white, 0))
 
 
+def whiten(embeddings: np.ndarray, power: float = POWER) -> np.ndarray:
+    """The embeddings (N, E) of a catalog, whitened: (N, E) float32 of unit length; zero rows stay zero."""
+    return Whitening.of(embeddings, power)(embeddings)
+
+
 class WhitenedMatrix:
     """A matrix of embeddings (N, E), usually memory-mapped, whose rows are whitened when they are read."""
 

@@ -134,12 +134,15 @@ class Plan:
 
     def checkpoint_names(self, before: Progress, progress: Progress, stopping: bool = False) -> list[str]:
         """Names under which to save the weights after the step from `before` to `progress`; none after most steps."""
-        names, stem = [], f"layer_{self.settings.tf_layer}_epoch_{progress.epoch}"
+        settings = self.settings
+        names, stem = [], f"layer_{settings.tf_layer}_epoch_{progress.epoch}"
+        if settings.save_last and not (stopping or self.is_last(progress)):
+            return []
         begun = before.row if before.epoch == progress.epoch else 0
         for tenth in range(1, TENTHS + 1):
             if progress.epoch == 0 and begun < -(-tenth * self.histories // TENTHS) <= progress.row:
                 names.append(f"{stem}_model_{tenth:02d}.pt")
-        if progress.step % self.settings.save_every == 0 or stopping or progress.step == self.settings.max_steps:
+        if progress.step % settings.save_every == 0 or stopping or progress.step == settings.max_steps:
             names.append(f"{stem}_step_{progress.step}.pt")
         if progress.row == self.histories:
             names.append(f"{stem}.pt")
@@ -150,6 +153,10 @@ class Plan:
 
         `last` says that this is the last step for another reason than the plan's.
         """
-        settings, here = self.settings, (progress.epoch, progress.row)
-        last = last or here == (settings.epoch - 1, self.histories) or progress.step == settings.max_steps
-        return bool(settings.eval_every) and (last or progress.step % settings.eval_every == 0)
+        last = last or self.is_last(progress)
+        return bool(self.settings.eval_every) and (last or progress.step % self.settings.eval_every == 0)
+
+    def is_last(self, progress: Progress) -> bool:
+        """Whether the plan ends at `progress`: after --max_steps steps or --epoch passes."""
+        here = (progress.epoch, progress.row)
+        return progress.step == self.settings.max_steps or here == (self.settings.epoch - 1, self.histories)
