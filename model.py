@@ -6,6 +6,7 @@ vocabulary (15,360 codes and the release's padding token, which is never read he
 embedding, R rows with one history each, Q tokens that attend to others, where they are not all T.
 """
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -98,6 +99,13 @@ class RecGPT(nn.Module):
         self.linear_layer = nn.Linear(config.embedding_width // CODES_PER_ITEM, config.width, bias=False)
         self.norm_seq = nn.LayerNorm(config.width)
         self.norm_aux = nn.LayerNorm(config.width)
+
+    def fingerprint(self) -> str:
+        """Hash of all weights, sixteen hexadecimal digits, wherever they came from."""
+        digest = hashlib.blake2b(digest_size=8)
+        for parameter in self.parameters():
+            digest.update(parameter.detach().cpu().float().numpy().tobytes())
+        return digest.hexdigest()
 
     def fuse(self, codes: Tensor, embeddings: Tensor) -> Tensor:
         """Token embedding plus auxiliary embedding of (..., S, K) codes and (..., S, E) float: (..., T, D) float."""

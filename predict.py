@@ -8,6 +8,10 @@
 --protocol corrected (default): exact search, no prediction depends on who shares the batch, and a target that ties with
 other candidates counts with its expected rank, since nothing but ids orders them.
 --protocol released: the published evaluation, to reproduce published numbers.
+
+--blend adds blends of texts, the log and RecGPT, and --output has the lists of the best informed. Their weights are in
+DATASET/blend.json. Where that is missing, or made from other files, they are fitted to train.pkl and written there;
+--blend fit fits them in any case, --blend FILE reads that file. Without train.pkl the weights of the program are used.
 """
 
 if __name__ == "__main__":
@@ -19,29 +23,47 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils import compare
+from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Blender, Domain, fit_to_log
+from utils.blend_files import SHIPPED, load_blends, obtain_blends
 from utils.cli import SWITCH, named_file, parser, positive_int, run
 from utils.data import Catalog, Sequences, cumulate, make_batch
-from utils.datasets import Origin, check_fit, dataset_folder, load_test, noted_encoder
+from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, nan_to_none
+from utils.files import atomic_write, check_writable, content, nan_to_none
 from utils.fsq import CODES_PER_ITEM
-from utils.metrics import Ranks, list_ranks
-from utils.scores import distinct_items
-from utils.search import beam_search, exact_search, leave_out, rank_found, rank_targets
+from utils.metrics import Ranks, list_ranks, score_ranks
+from utils.scores import distinct_items, whiten
+from utils.search import (
+    SCAN_USERS,
+    TopK,
+    beam_search,
+    code_table,
+    empty_topk,
+    exact_search,
+    leave_out,
+    rank_found,
+    rank_targets,
+    slot_rows,
+)
 from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
+NO_LOG_BLEND, LOG_BLEND, BEST_BLEND = "blend (no log)", "blend (its log)", "blend with RecGPT"
+BLENDS = {NO_LOG_BLEND: compare.NOTHING, LOG_BLEND: compare.LOG, BEST_BLEND: compare.LOG}  # what each needs
 
 
 def parse() -> argparse.Namespace:
@@ -64,12 +86,14 @@ def parse() -> argparse.Namespace:
     flags.add_argument(
         "--compare", type=named_file, nargs="+", default=[], metavar="NAME=FILE", help="lists like those of --output"
     )
+    flags.add_argument("--blend", nargs="?", const="auto", metavar="fit|FILE", help="rank by blends, too: see above")
     add_device_flags(flags)
     args = flags.parse_args()
     args.search = args.search or PROTOCOLS[args.protocol].search
     args.topk = sorted(set(args.topk))
-    if args.exclude_history and (args.search, args.protocol) != ("exact", "corrected"):
-        raise InputError("--exclude_history needs exact search: leave out --search beam and --protocol released.")
+    for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
+        if given and (args.search, args.protocol) != ("exact", "corrected"):
+            raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
     for path in filter(None, (args.output, args.results)):
         check_writable(path)
     return args
@@ -101,19 +125,38 @@ def main() -> None:
     left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
     find = make_search(args.search, trie, length, codes, targets, protocol.ids_decide, left_out)
     others = compare.methods_of(test, is_candidate, args.compare)
+    blends = {}
+    if args.blend:
+        made_with = {"checkpoint": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
+        network = partial(item_log_probs, model, catalog, args.test_batch_size)
+        blends = make_blenders(args, test, candidates, codes, made_with, network)
+        find = BlendSearch(find, blends[BEST_BLEND], histories, targets, length) if BEST_BLEND in blends else find
+        others |= {
+            name: compare.Method(needs, blends[name].scorer, is_candidate)
+            for name, needs in BLENDS.items()
+            if name in blends and name != BEST_BLEND
+        }
 
     started = time.perf_counter()
     batches = protocol.batches(read.lengths, args.test_batch_size)
     found = recommend(model, read, catalog, find, batches, protocol.left_padded)
     seconds = time.perf_counter() - started
     print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
+    lists = TopK(found.items, found.scores)
+    if isinstance(find, BlendSearch):
+        lists = find.lists
+    elif blends:
+        lists = blends[NO_LOG_BLEND].search(histories, length)
     if args.output:
-        write_lists(args.output, test.sequences.users, found)
+        write_lists(args.output, test.sequences.users, lists)
 
     ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
     ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
+    needs = {name: method.needs for name, method in others.items()}
+    if isinstance(find, BlendSearch):
+        ranks[BEST_BLEND], needs[BEST_BLEND] = find.ranks, BLENDS[BEST_BLEND]
     groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
-    results = compare.measure(ranks, {name: method.needs for name, method in others.items()}, groups, args.topk)
+    results = compare.measure(ranks, needs, groups, args.topk)
     compare.report(results, args.topk)
     setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
     setting |= {"exclude_history": args.exclude_history}
@@ -255,7 +298,82 @@ def recommend(
     return Found(*(torch.cat(column)[order] for column in zip(*found, strict=True)))
 
 
-def write_lists(path: str, users: np.ndarray, found: Found) -> None:
+@torch.inference_mode()
+def item_log_probs(model: RecGPT, catalog: Catalog, users: int, histories: Sequences) -> Tensor:
+    """The sum of the log-probabilities of every item's codes after B histories, (B, N) float32 on the CPU.
+
+    `users` are those of mean length in a batch, as for `batches_of_equal_work`.
+    """
+    device, read = next(model.parameters()).device, histories.last(model.config.window - 1)
+    codes = torch.from_numpy(catalog.codes).int().to(device) + slot_rows(device)
+    scores = torch.empty(len(read), len(catalog))
+    for rows in batches_of_equal_work(read.lengths, users):
+        logits = model.next_item_logits(make_batch(read.select(rows), catalog).to(device))
+        found = F.embedding_bag(codes, code_table(logits.log_softmax(-1)), mode="sum")  # (N, B)
+        scores[rows] = found[:, : len(rows)].T.cpu()
+    return scores
+
+
+def make_blenders(
+    args: argparse.Namespace,
+    test: TestSet,
+    candidates: np.ndarray,
+    codes: np.ndarray,
+    made_with: dict[str, str],
+    network: Callable[[Sequences], Tensor],
+) -> dict[str, Blender]:
+    """The blends that a data set allows, by the names of their rows.
+
+    `made_with` are the hashes of the checkpoint and the tokenizer, `network` is `item_log_probs` of histories.
+    """
+    rows = whiten(test.embeddings)
+    shipped = load_blends(SHIPPED)[NO_LOG]
+    blends = {NO_LOG_BLEND: Blender(shipped, Domain(rows), candidates, exclude_history=args.exclude_history)}
+    if test.log is None:
+        print("there is no train.pkl: the blend has the weights of the program, which were fitted on other domains")
+        return blends
+    folder = test.embeddings_path.parent
+    path = folder / "blend.json" if args.blend in ("auto", "fit") else Path(args.blend)
+    files = {"train.pkl": content(folder / "train.pkl"), "embeddings": content(test.embeddings_path)}
+    made_from = {**files, **made_with, "exclude_history": args.exclude_history}
+    mode = args.blend if args.blend in ("auto", "fit") else "read"
+    fit = partial(fit_to_log, test.log, rows, candidates, args.exclude_history, network)
+    fitted, domain = obtain_blends(path, mode, made_from, fit), Domain.of(rows, test.log)
+    for row, name in ((LOG_BLEND, WITH_LOG), (BEST_BLEND, WITH_NETWORK)):
+        blends[row] = Blender(fitted[name], domain, candidates, codes, args.exclude_history)
+    return blends
+
+
+class BlendSearch:
+    """A search as of `make_search` that also finds lists and ranks by a blend, from the same logits."""
+
+    def __init__(
+        self,
+        find: Callable[[Tensor, np.ndarray], Found],
+        blender: Blender,
+        histories: Sequences,
+        targets: np.ndarray,
+        k: int,
+    ):
+        """`histories` and `targets` (U,) are those of all users, `k` is the length of the lists."""
+        self.find, self.blender, self.histories = find, blender, histories
+        self.places = blender.places(torch.from_numpy(targets))
+        self.lists = empty_topk(len(histories), k, torch.device("cpu"))
+        self.ranks = Ranks(*torch.zeros(2, len(histories), dtype=torch.int64))
+
+    def __call__(self, logits: Tensor, rows: np.ndarray) -> Found:
+        """What `find` finds; the lists and ranks of these users are kept."""
+        log_probs = logits.log_softmax(-1).cpu()
+        for start in range(0, len(rows), SCAN_USERS):  # which bounds memory
+            users, part = rows[start : start + SCAN_USERS], log_probs[start : start + SCAN_USERS]
+            scores, top = self.blender.scores_and_top(self.histories.select(users), self.lists.items.shape[1], part)
+            found = score_ranks(scores, self.places[users])
+            for kept, column in zip((*self.lists, *self.ranks), (*top, *found), strict=True):
+                kept[users] = column
+        return self.find(logits, rows)
+
+
+def write_lists(path: str, users: np.ndarray, found: TopK) -> None:
     """Write --output: one JSON object per user with user, items and scores, in the order of the data set."""
     with atomic_write(path, "w") as file:
         for user, items, scores in zip(users.tolist(), found.items.tolist(), found.scores.tolist(), strict=True):

@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 
+import numpy as np
 import pytest
 
 from benchmarks import steady
@@ -17,6 +18,7 @@ SMALL = "--items 300 --repeats 2 --published_repeats 1 --device cpu "
 MODEL = SMALL + "--tf_layer 1 --width 64 "
 COMMANDS = {
     "search": SMALL + "--users 3 --entropy 3",
+    "blend": "--items 300 --repeats 2 --users 3 --log_users 60 --embedding_width 32",
     "predict": MODEL + "--users 6 --test_batch_size 3",
     "train": MODEL + "--batch_size 3 --published_batch_size 2",
     "processes": "--items 300 --tf_layer 1 --width 64 --length 3 --batch_size 2 --repeats 1 --reports 1",
@@ -45,6 +47,12 @@ def test_results_are_appended_and_drawn(monkeypatch, tmp_path, name):
     assert first["ratio"] > 0 and {"device", "torch", "date", "threads"} <= first.keys()
     benchmark(monkeypatch, "plot", f" --results {results} --output {tmp_path / 'plot.png'} --entropy 3")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_blend_is_timed_beside_exact_search(monkeypatch, tmp_path):
+    benchmark(monkeypatch, "blend", f" --results {tmp_path}/results.jsonl")
+    result = json.loads((tmp_path / "results.jsonl").read_text())
+    assert result["blend_over_search"] > 0 and result["search_ms_per_user"] > 0
 
 
 def test_runs_of_pre_training_are_measured(monkeypatch, tmp_path):
@@ -79,12 +87,17 @@ def worst_search(logits, trie, k):
     return exact_search(-logits, trie, k)
 
 
+def no_popularity(domain):
+    return np.zeros(len(domain.rows), dtype=np.float32)
+
+
 @pytest.mark.parametrize(
     ("name", "target", "wrong"),
     [
         ("train", "modeling_gpt2_rec.item_block_mask", causal_mask),
         ("predict", "predict.exact_search", worst_search),
         ("search", "benchmarks.search.exact_search", worst_search),
+        ("blend", "utils.blend.Domain.popularity", no_popularity),
     ],
 )
 def test_a_wrong_variant_prints_no_time(monkeypatch, capsys, name, target, wrong):

@@ -179,33 +179,56 @@ def _best_first_into(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, s
     return users[unproven]
 
 
+def block_bounds(items: int, first: int = SCAN_ITEMS) -> Iterator[tuple[int, int]]:
+    """Where the blocks of a scan begin and end: first `first` items, then SCAN_ITEMS at a time."""
+    start, size = 0, first
+    while start < items:
+        yield start, min(start + size, items)
+        start, size = start + size, SCAN_ITEMS
+
+
 def scan_scores(table: Tensor, trie: Trie, first: int = SCAN_ITEMS) -> Iterator[Tensor]:
     """Scores of all items from log-probabilities (K * V, B): first those of `first` items, (first, B), then of more."""
-    first_row = torch.arange(CODES_PER_ITEM, device=table.device, dtype=torch.int32) * VOCABULARY
-    start, size = 0, first
-    while start < len(trie):
-        yield F.embedding_bag(trie.codes[start : start + size] + first_row, table, mode="sum")
-        start, size = start + size, SCAN_ITEMS
+    first_row = slot_rows(table.device)
+    for start, end in block_bounds(len(trie), first):
+        yield F.embedding_bag(trie.codes[start:end] + first_row, table, mode="sum")
+
+
+def slot_rows(device: torch.device) -> Tensor:
+    """Where each slot's codes begin in a table (K * V, B): (K,) int32."""
+    return torch.arange(CODES_PER_ITEM, device=device, dtype=torch.int32) * VOCABULARY
+
+
+def code_table(log_probs: Tensor) -> Tensor:
+    """Log-probabilities (B, K, V) as a table with a row for each code, (K * V, B padded to a multiple of eight)."""
+    return F.pad(log_probs.permute(1, 2, 0).flatten(0, 1), (0, -len(log_probs) % 8)).contiguous()
 
 
 def scan(log_probs: Tensor, trie: Trie, k: int) -> TopK:
     """Exact search by scoring every item, from log-probabilities (B, K, V)."""
-    users, device = len(log_probs), log_probs.device
-    best, start = empty_topk(users, k, device), 0
-    table = F.pad(log_probs.permute(1, 2, 0).flatten(0, 1), (0, -users % 8)).contiguous()
-    bar = torch.full((table.shape[1],), torch.inf, device=device)  # scores to reach; the padding's columns never do
+    blocks = scan_scores(code_table(log_probs), trie, max(FIRST_ITEMS, k))
+    return best_of_blocks(blocks, trie.items, len(log_probs), k)
+
+
+def best_of_blocks(blocks: Iterator[Tensor], items: Tensor, users: int, k: int) -> TopK:
+    """The k best of all items, whose scores come in blocks: (n, B padded to a multiple of eight), at first k or more.
+
+    `items` (N,) are their ids in the order of the blocks. Ties by ascending id.
+    """
+    best, start = empty_topk(users, k, items.device), 0
     found, waiting = [], 0
-    for scores in scan_scores(table, trie, max(FIRST_ITEMS, k)):  # (items, B)
-        if not start:
+    for scores in blocks:
+        if not start:  # scores to reach; the columns of the padding never do
+            bar = torch.full((scores.shape[1],), torch.inf, device=items.device)
             bar[:users] = scores[:, :users].T.topk(min(k, len(scores))).values[:, -1]
         # Eight bool are read as one int64, because nearly all are zero: `nonzero` then has an eighth of the work.
         above = (scores >= bar).view(torch.int64)  # (items, B / 8)
         item, column = above.nonzero(as_tuple=True)
         hit, user = (scores.unflatten(1, (-1, 8))[item, column] >= bar.view(-1, 8)[column]).nonzero(as_tuple=True)
         item, user = item[hit], column[hit] * 8 + user
-        found.append((user, trie.items[start + item], scores[item, user]))
+        found.append((user, items[start + item], scores[item, user]))
         waiting, start = waiting + len(user), start + len(scores)
-        if waiting >= users * k or start == len(trie):
+        if waiting >= users * k or start == len(items):
             best = _merge(best, *(torch.cat(column) for column in zip(*found, strict=True)))
             bar[:users], found, waiting = best.scores[:, -1], [], 0
     return best

@@ -1,0 +1,95 @@
+"""Fitted blends as small JSON files: beside a data set, and the one shipped for domains without a log."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils.blend import FEATURES, KINDS, Blend, Fitted
+from utils.errors import InputError, shown
+from utils.files import check_writable, read_json, save_json
+
+VERSION = 1
+SHIPPED = Path(__file__).with_name("blend_default.json")  # benchmarks/default_blend.py makes it
+LARGEST = 1e6  # of a weight or scale
+REMEDY = "predict.py --blend fits it again."
+
+
+def obtain_blends(
+    path: Path, mode: str, made_from: dict[str, Any], fit: Callable[[], dict[str, Fitted]]
+) -> dict[str, Blend]:
+    """Read the blends of a file that were made from the files at hand, or fit them and write them there.
+
+    Args:
+        path: DATASET/blend.json, or a file that somebody named.
+        mode: "read": InputError if the file does not fit; "fit": fit in any case; "auto": fit if it does not fit.
+        made_from: names and hashes of what the weights depend on.
+        fit: called without arguments, fits them.
+    """
+    if mode == "read" or (mode == "auto" and path.is_file()):
+        try:
+            return load_blends(path, made_from)
+        except InputError as error:
+            if mode == "read":
+                raise
+            print(f"fitting the blend anew: {error}")  # noqa: T201
+    check_writable(path)
+    started = time.perf_counter()
+    fitted = fit()
+    save_blends(path, fitted, made_from)
+    seconds = time.perf_counter() - started
+    for name, (blend, users, before, after) in fitted.items():
+        weights = ", ".join(f"{feature} {weight:.2f}" for feature, weight in blend.weights.items())
+        print(  # noqa: T201
+            f"blend ({name}) fitted to the last items of {users} users of train.pkl, {before:.3f} to {after:.3f} nats "
+            f"each: {weights}"
+        )
+    print(f"{path} written after {seconds:.1f} s")  # noqa: T201
+    return {name: one.blend for name, one in fitted.items()}
+
+
+def save_blends(path: Path, blends: dict[str, Fitted], made_from: dict[str, Any]) -> None:
+    """Write fitted blends by name, and what they were made from: hashes of files, settings."""
+    listed = {
+        name: {"weights": fitted.blend.weights, "scales": fitted.blend.scales}
+        | {"users": fitted.users, "log_likelihood": {"before": fitted.before, "after": fitted.after}}
+        for name, fitted in blends.items()
+    }
+    save_json(path, {"version": VERSION, "made_from": made_from, "blends": listed})
+
+
+def load_blends(path: Path, made_from: dict[str, Any] | None = None) -> dict[str, Blend]:
+    """Read the blends of a file, by name.
+
+    Args:
+        path: a file that `save_blends` wrote.
+        made_from: what the blends must have been made from; None: anything.
+
+    Raises:
+        InputError: a damaged file, one of another version, or blends made from something else.
+    """
+    saved = read_json(path)
+    if saved.get("version") != VERSION:
+        raise InputError(f"{path} is of version {shown(saved.get('version'))}, expected {VERSION}. {REMEDY}")
+    known, blends = saved.get("made_from"), saved.get("blends")
+    if not isinstance(known, dict) or not isinstance(blends, dict) or not blends or not set(blends) <= set(KINDS):
+        raise InputError(f'{path}: expected "made_from" and "blends" with names among {KINDS}. {REMEDY}')
+    if made_from is not None and known != made_from:
+        other = [name for name in {**known, **made_from} if known.get(name) != made_from.get(name)]
+        raise InputError(f"{path} was fitted with another {' and '.join(map(shown, other))}. {REMEDY}")
+    return {name: _blend(saved, f"{path}, blend {shown(name)}") for name, saved in blends.items()}
+
+
+def _blend(saved: Any, owner: str) -> Blend:
+    """The blend of a JSON object; InputError unless its names are those of features and its numbers finite."""
+    sides = [saved.get(side) if isinstance(saved, dict) else None for side in ("weights", "scales")]
+    if not all(isinstance(side, dict) for side in sides) or sides[0].keys() != sides[1].keys() or not sides[0]:
+        raise InputError(f"{owner}: expected weights and scales of the same features. {REMEDY}")
+    for side in sides:
+        for name, value in side.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if name not in FEATURES or not number or not abs(value) <= LARGEST:  # nor NaN
+                raise InputError(f"{owner}: found {shown(name)}: {shown(value)}, expected numbers by feature. {REMEDY}")
+    if min(sides[1].values()) <= 1 / LARGEST:
+        raise InputError(f"{owner}: a scale must be above {1 / LARGEST:g}, found {min(sides[1].values())}. {REMEDY}")
+    return Blend(*sides)
