@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -45,7 +45,7 @@ from utils.errors import InputError
 from utils.files import atomic_write, check_writable, content, nan_to_none
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
-from utils.scores import distinct_items, whiten
+from utils.scores import distinct_items
 from utils.search import (
     SCAN_USERS,
     TopK,
@@ -60,6 +60,7 @@ from utils.search import (
 )
 from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device
+from utils.whitening import whiten
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
 NO_LOG_BLEND, LOG_BLEND, BEST_BLEND = "blend (no log)", "blend (its log)", "blend with RecGPT"
@@ -82,6 +83,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
     flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items and scores")
+    flags.add_argument("--per_user", metavar="FILE.npz", help="write each user's NDCG at the largest k by each method")
     flags.add_argument("--exclude_history", action="store_true", help="recommend nothing that is in the user's history")
     flags.add_argument(
         "--compare", type=named_file, nargs="+", default=[], metavar="NAME=FILE", help="lists like those of --output"
@@ -94,7 +96,7 @@ def parse() -> argparse.Namespace:
     for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
         if given and (args.search, args.protocol) != ("exact", "corrected"):
             raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
-    for path in filter(None, (args.output, args.results)):
+    for path in filter(None, (args.output, args.results, args.per_user)):
         check_writable(path)
     return args
 
@@ -128,7 +130,8 @@ def main() -> None:
     blends = {}
     if args.blend:
         made_with = {"checkpoint": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
-        network = partial(item_log_probs, model, catalog, args.test_batch_size)
+        fitted_with = load_fitted_with(metadata, args.ckpt_path, device) or model
+        network = partial(item_log_probs, fitted_with, catalog, args.test_batch_size)
         blends = make_blenders(args, test, candidates, codes, made_with, network)
         find = BlendSearch(find, blends[BEST_BLEND], histories, targets, length) if BEST_BLEND in blends else find
         others |= {
@@ -156,7 +159,10 @@ def main() -> None:
     if isinstance(find, BlendSearch):
         ranks[BEST_BLEND], needs[BEST_BLEND] = find.ranks, BLENDS[BEST_BLEND]
     groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
-    results = compare.measure(ranks, needs, groups, args.topk)
+    pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in ranks else []
+    results = compare.measure(ranks, needs, groups, args.topk, pairs)
+    if args.per_user:
+        write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
     compare.report(results, args.topk)
     setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
     setting |= {"exclude_history": args.exclude_history}
@@ -314,6 +320,27 @@ def item_log_probs(model: RecGPT, catalog: Catalog, users: int, histories: Seque
     return scores
 
 
+def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device) -> RecGPT | None:
+    """Load the model that a blend must be fitted with, where it is another than the checkpoint's; None where not.
+
+    A checkpoint of pre_train.py --refit_of has been trained on the last items of train.pkl, the targets of the fit. On
+    these it is better than it will be on others, and would get too much weight. The weights that it repeats are not.
+
+    Raises:
+        InputError: those weights are not where the JSON beside the checkpoint says, or are others.
+    """
+    noted = metadata.get("refit_of")
+    if not isinstance(noted, dict):
+        return None
+    earlier = Path(str(noted.get("name")))
+    if not earlier.is_file() or noted.get("content") != [content(earlier)]:
+        raise InputError(
+            f"{path} was trained on the last items of train.pkl, to which a blend is fitted. The fit needs the weights "
+            f"that it repeats, {earlier}, as they were. Put them back, or leave out --blend."
+        )
+    return load_model(earlier, device)[0]
+
+
 def make_blenders(
     args: argparse.Namespace,
     test: TestSet,
@@ -380,6 +407,16 @@ def write_lists(path: str, users: np.ndarray, found: TopK) -> None:
             count = sum(item >= 0 for item in items)
             line = {"user": compare.listed_name(user), "items": items[:count], "scores": scores[:count]}
             file.write(json.dumps(nan_to_none(line)) + "\n")
+
+
+def write_gains(path: str, gains: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> None:
+    """Write --per_user: NDCG (U,) of each method, and the users (U,) bool of each group, in the order of the data set.
+
+    With it the results of two runs on the same users can be compared in pairs.
+    """
+    arrays = {f"ndcg: {name}": values for name, values in gains.items()}
+    with atomic_write(path, "wb") as file:
+        np.savez_compressed(file, **arrays, **{f"group: {name}": members for name, members in groups.items()})
 
 
 if __name__ == "__main__":

@@ -32,8 +32,9 @@ from utils.datasets import load_test
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.metrics import Ranks, score_ranks, user_metrics
-from utils.scores import nearest_text, places, rank_by, whiten
+from utils.scores import nearest_text, places, rank_by
 from utils.util import print_table
+from utils.whitening import whiten
 
 K = 10  # of NDCG
 SCALE = 10.0  # of all weights, which decides no ranking: about what a fit of the first one alone gives

@@ -18,7 +18,8 @@ from utils.blend_files import SHIPPED, load_blends, obtain_blends, save_blends
 from utils.data import Sequences
 from utils.errors import InputError
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
-from utils.scores import LogStatistics, rank_by, whiten
+from utils.scores import LogStatistics, rank_by
+from utils.whitening import whiten
 
 ITEMS, WIDTH = 3000, 32
 WEIGHTS = dict(zip(FEATURES, (5.0, 2.0, 0.3, 0.7, -1.5, 2.5, 0.4, 3.0, 1.5), strict=True))

@@ -24,9 +24,10 @@ from torch import Tensor
 
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.scores import DECAY, EASE_ITEMS, REACH, LogStatistics, ease, history_weights, item_rows, places, unit_rows
+from utils.scores import DECAY, EASE_ITEMS, REACH, LogStatistics, ease, history_weights, item_rows, places
 from utils.search import FIRST_ITEMS, SCAN_USERS, TopK, best_of_blocks, block_bounds, code_table, slot_rows
 from utils.util import check_count
+from utils.whitening import unit_rows
 
 DENSE = ("text_mean", "text_last")
 SPARSE = ("in_history", "recency", "transitions", "item_cosine", "ease")

@@ -142,20 +142,33 @@ def user_groups(
     return groups
 
 
+def user_gains(ranks: dict[str, Ranks], topk: list[int]) -> dict[str, np.ndarray]:
+    """NDCG at the largest k of every user (U,) float64, by method."""
+    return {name: user_metrics(found, topk)[:, 2 * len(topk) - 1].numpy() for name, found in ranks.items()}
+
+
 def measure(
-    ranks: dict[str, Ranks], needs: dict[str, str], groups: dict[str, np.ndarray], topk: list[int]
+    ranks: dict[str, Ranks],
+    needs: dict[str, str],
+    groups: dict[str, np.ndarray],
+    topk: list[int],
+    pairs: Iterable[tuple[str, str]] = (),
 ) -> list[dict[str, Any]]:
     """Metrics of every method for every group of users, one result each; the first is the model's for the first group.
 
-    `difference` is that of NDCG at the largest k to the model's, `low` and `high` its 95 % interval.
+    `difference` is that of NDCG at the largest k to the model's, `low` and `high` its 95 % interval. `share` has the
+    same of a method to another, for `pairs` of names.
     """
-    gains = {name: user_metrics(found, topk)[:, 2 * len(topk) - 1].numpy() for name, found in ranks.items()}
+    gains = user_gains(ranks, topk)
     others = [name for name in ranks if name != MODEL]
     results = []
     for group, members in groups.items():
         users = int(members.sum())
         differences = np.array([gains[name][members] - gains[MODEL][members] for name in others])
         against = dict(zip(others, intervals(differences.reshape(len(others), users)), strict=True))
+        for method, base in pairs:
+            (found,) = intervals((gains[method] - gains[base])[None, members])
+            against[method]["share"] = {"over": base, **found}
         for method, found in ranks.items():
             accumulator = TopKAccumulator(topk)
             accumulator.accumulate(found.select(torch.from_numpy(members)))
@@ -190,6 +203,10 @@ def report(results: list[dict[str, Any]], topk: list[int]) -> None:
             table = group_table(rows, topk)
             lines += [re.sub(r"(\S+)\*", BOLD, line) for line in table] if sys.stdout.isatty() else table
             lines.append(verdict(rows, topk[-1]))
+            for row in rows:
+                if "share" in row:
+                    said = "{method} over {over}: {difference:+.4f} NDCG@{k}, interval [{low:+.4f}, {high:+.4f}]"
+                    lines.append(said.format_map({"method": row["method"], "k": topk[-1], **row["share"]}))
     print("\n".join(lines), end="\n\n")  # noqa: T201
 
 

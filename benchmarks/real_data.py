@@ -1,0 +1,315 @@
+"""What the model is worth on real data: rules, blends and training, with and without pre-training, in one command.
+
+    python benchmarks/real_data.py path/to/real --work data/real
+    python benchmarks/real_data.py path/to/real --work data/real --test steam --shares 1 --seeds 0 --device cuda --jobs 6
+    python benchmarks/real_data.py path/to/real --work data/real --report
+
+Reads of each domain DIR/DOMAIN/items.jsonl.gz and sequences.jsonl.gz, as make_dataset.py does, and its embeddings from
+DIR/embeddings/DOMAIN.npz (codes int8, scale). Every user's last item is the target; the list before it is the log.
+
+1. A tokenizer and --seeds models are trained on the PRE_TRAIN domains; CHOOSE domains choose the checkpoint.
+2. For each --test domain and each share of its users, a model is trained on their log twice, from drawn weights and
+   from the pre-trained ones, with the same settings; early stopping chooses the steps on the last items of the log, and
+   a second training of as many steps sees these, too.
+3. predict.py --blend ranks all users of the domain by every method; items of the history are no candidates.
+
+Every step is kept in --work and not repeated. --minutes M starts no step after so many minutes, and the next call goes
+on. --report prints tables from what there is, with means and deviations over seeds and paired intervals.
+"""
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the repository
+    from utils.cli import end_at_ctrl_c
+
+    end_at_ctrl_c()
+
+import argparse
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from utils.cli import parser, positive_float, positive_int, run, seed
+from utils.compare import MODEL, intervals
+from utils.files import read_jsonl, save_json, save_matrix, staged_set
+from utils.pickles import load_pickle, save_pickle
+from utils.util import print_table
+
+PRE_TRAIN = ["amazon_books", "amazon_clothing", "amazon_electronics", "amazon_health", "amazon_beauty", "amazon_toys"]
+PRE_TRAIN += ["microlens"]
+CHOOSE = ["amazon_office", "food"]
+TEST = ["yelp", "steam", "amazon_games"]
+ENCODER = "all-MiniLM-L6-v2"
+ROOT = Path(__file__).resolve().parents[1]
+
+# Chosen on CHOOSE and amazon_toys; docs/results.md says how.
+MODEL_SIZE = "--width 256 --tf_layer 3"
+PRE_TRAINING = "--batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --eval_every 500 --patience 6 --save_last"
+TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_decay 0.1 --epoch 1000 --save_last"
+STOPPING = "--patience 4"
+EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
+STARTS = ("scratch", "pre-trained")
+
+
+@dataclass
+class Step:
+    """A few commands that make one file; they are run once it is missing, and what it needs is there."""
+
+    makes: Path
+    commands: list[list[str]]
+    needs: list["Step"] = field(default_factory=list)
+
+    def run(self, deadline: float) -> bool:
+        """Run the commands unless the file exists; whether it exists then. What they print goes into a log beside."""
+        if self.makes.exists():
+            return True
+        if not all(step.makes.exists() for step in self.needs) or time.monotonic() > deadline:
+            return False
+        self.makes.parent.mkdir(parents=True, exist_ok=True)
+        log = self.makes.with_suffix(".log")
+        started = time.monotonic()
+        with log.open("a") as said:
+            for command in self.commands:
+                words = [word for part in command for word in (sorted_paths(part) if "*" in part else [part])]
+                print("$", *words, file=said, flush=True)
+                code = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=said, stderr=said).returncode
+                if code:
+                    print(f"{self.makes}: exit code {code}, see {log}", flush=True)
+                    return False
+        print(f"{self.makes} made in {time.monotonic() - started:.0f} s", flush=True)
+        return self.makes.exists()
+
+
+def sorted_paths(pattern: str) -> list[str]:
+    """The files of a pattern, by name; the pattern itself if there is none."""
+    return sorted(map(str, Path("/").glob(pattern.lstrip("/")))) or [pattern]
+
+
+def main() -> None:
+    """Prepare, train, rank, report."""
+    flags = parser(__doc__)
+    flags.add_argument("data", type=Path, metavar="DIR", help="folder of the domains")
+    flags.add_argument("--work", type=Path, required=True, metavar="DIR", help="where everything is made, and kept")
+    flags.add_argument("--test", nargs="*", default=TEST, metavar="DOMAIN", help="domains to test on")
+    flags.add_argument("--shares", type=positive_float, nargs="+", default=[0.01, 0.1, 1.0], help="of a domain's users")
+    flags.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of training, and of drawing users")
+    flags.add_argument(
+        "--compare", nargs="*", default=[], metavar="NAME", help="WORK/peers/DOMAIN/NAME.jsonl, in tables"
+    )
+    flags.add_argument("--jobs", type=positive_int, default=1, help="commands at the same time")
+    flags.add_argument("--minutes", type=positive_float, default=1e6, help="start nothing after so many")
+    flags.add_argument("--device", default="cpu", help="of training")
+    flags.add_argument("--report", action="store_true", help="only print tables of what there is")
+    args = flags.parse_args()
+    work = args.work.resolve()
+    if not args.report:
+        deadline = time.monotonic() + 60 * args.minutes
+        for domain in [*PRE_TRAIN, *CHOOSE, *args.test]:
+            make_data_set(args.data, domain, work / "sets" / domain)
+        for stage in stages(args, work):
+            with ThreadPoolExecutor(args.jobs) as pool:
+                list(pool.map(lambda step: step.run(deadline), stage))
+    report(args, work)
+
+
+def make_data_set(data: Path, domain: str, output: Path) -> None:
+    """Write a data set directory of a domain: train.pkl ends before every user's last item, the target of test.pkl."""
+    if (output / "dataset.json").exists():
+        return
+    texts = {record["id"]: record["text"] for _, record in read_jsonl(data / domain / "items.jsonl.gz", "")}
+    lists = [record["items"] for _, record in read_jsonl(data / domain / "sequences.jsonl.gz", "")]
+    with np.load(data / "embeddings" / f"{domain}.npz") as packed:
+        rows = packed["codes"].astype(np.float32) * packed["scale"].astype(np.float32)
+    lists = {user: items for user, items in enumerate(lists) if len(items) > 1}
+    names = ("train.pkl", "test.pkl", "item_text_dict.pkl")
+    with staged_set(output, names) as staging:
+        save_pickle(staging / "train.pkl", {user: items[:-1] for user, items in lists.items()})
+        save_pickle(staging / "test.pkl", lists)
+        save_pickle(staging / "item_text_dict.pkl", texts)
+        save_matrix(staging / "item_text_embeddings.npy", rows)
+        save_json(staging / "item_text_embeddings.json", {"encoder": ENCODER})
+    print(f"{output}: {len(lists)} users, {len(rows)} items")
+
+
+def share_of(source: Path, share: float, number: int, output: Path) -> int:
+    """Write the data set with the log of a share of the users, drawn by a seed; test.pkl is the same. Returns users."""
+    train = load_pickle(source / "train.pkl", dict, "")
+    users = np.random.default_rng(number).permutation(list(train))[: max(2, round(share * len(train)))]
+    if not (output / "dataset.json").exists():
+        with staged_set(output, ("train.pkl", "test.pkl")) as staging:
+            save_pickle(staging / "train.pkl", {user: train[user] for user in sorted(users.tolist())})
+            save_pickle(staging / "test.pkl", load_pickle(source / "test.pkl", dict, ""))
+            for name in ("item_text_embeddings.npy", "item_text_embeddings.json"):
+                os.link(source / name, staging / name)
+    return len(users)
+
+
+def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
+    """The steps of the experiment, those of one list independent of each other."""
+    matrices = [f"{work}/sets/{domain}/item_text_embeddings.npy" for domain in PRE_TRAIN]
+    vae = work / "tokenizer/vae_len4_fsq88865_ep10.pt"
+    fit = ["ae_trainer.py", "--embeddings", *matrices, "--output", str(vae.parent), "--epoch", "11", "--whiten"]
+    tokenizer = Step(vae, [[*fit, "--device", args.device]])
+    yield [tokenizer]
+
+    sets = [f"{work}/sets/{domain}" for domain in PRE_TRAIN]
+    made = make_pre_train(sets, vae, work / "pre_train")
+    chosen = [f"{work}/sets/{domain}" for domain in CHOOSE]
+    held_out = ["data_processing/make_eval.py", "--datasets", *chosen, "--users", "5000", "--vae_ckpt", str(vae)]
+    held_out = Step(work / "eval/dataset.json", [[*held_out, "--output", f"{work}/eval"]], [tokenizer])
+    yield [Step(work / "pre_train/whole/token_id_list.json", [made], [tokenizer]), held_out]
+
+    starts = {}
+    for number in args.seeds:
+        folder = work / f"pre_trained/{number}"
+        # Whole lists: the domains of pre-training are not tested.
+        command = pre_train(work / "pre_train/whole", folder, number, args.device, f"{MODEL_SIZE} {PRE_TRAINING}")
+        starts[number] = Step(folder / "layer_3_best.pt", [[*command, "--eval_path", f"{work}/eval"]], [held_out])
+    yield list(starts.values())
+
+    runs = [
+        Run(work, domain, share, number, start, args.device, args.compare)
+        for share in sorted(args.shares, reverse=True)
+        for number in args.seeds
+        for domain in args.test
+        for start in STARTS
+    ]
+    for domain, share, number in dict.fromkeys((one.domain, one.share, one.seed) for one in runs):
+        share_of(work / "sets" / domain, share, number, Run(work, domain, share, number, "", "").data_set)
+    yield list({one.data: one.make_data(vae) for one in runs}.values())
+    yield [one.train(vae, starts[one.seed]) for one in runs]
+
+
+def make_pre_train(sets: list[str], vae: Path, output: Path) -> list[str]:
+    """The command that makes training data of data sets."""
+    command = ["data_processing/make_pre_train.py", "--datasets", *sets, "--vae_ckpt", str(vae)]
+    return [*command, "--output", str(output), "--eval_users", "2000"]
+
+
+def pre_train(data: Path, folder: Path, number: int, device: str, settings: str) -> list[str]:
+    """The command that trains on a folder of data."""
+    paths = ["--data_path", str(data), "--ckpt_dir", str(folder), "--log_file", str(folder / "log.jsonl")]
+    exact = ["--mixed_precision", "bf16"] if device == "cuda" else []
+    return ["pre_train.py", *settings.split(), *paths, "--seed", str(number), "--device", device, *exact]
+
+
+@dataclass
+class Run:
+    """One training on a share of a domain's users, and what it leads to."""
+
+    work: Path
+    domain: str
+    share: float
+    seed: int
+    start: str  # of STARTS
+    device: str
+    compare: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"{self.domain}/{self.share:g}/{self.seed}"
+
+    @property
+    def data_set(self) -> Path:
+        """The data set with the log of the share's users."""
+        return self.work / "shares" / self.name / self.domain
+
+    @property
+    def data(self) -> Path:
+        """What training reads."""
+        return self.work / "data" / self.name
+
+    @property
+    def folder(self) -> Path:
+        """Where weights and results are."""
+        return self.work / "runs" / self.name / self.start
+
+    @property
+    def results(self) -> Path:
+        return self.folder / "users.npz"
+
+    def make_data(self, vae: Path) -> Step:
+        """Make what training reads."""
+        return Step(self.data / "whole/token_id_list.json", [make_pre_train([str(self.data_set)], vae, self.data)])
+
+    def train(self, vae: Path, start: Step) -> Step:
+        """Train until validation no longer improves, repeat that on whole histories, and rank every user."""
+        histories = len(load_pickle(self.data_set / "train.pkl", dict, ""))
+        every = max(20, round(histories / 128 / EVALUATIONS))
+        stopping = f"{STOPPING} --eval_every {every} --eval_path {self.data}/eval"
+        initial = ["--init_from", str(start.makes)] if self.start == "pre-trained" else MODEL_SIZE.split()
+        trained, whole = self.folder / "trained", self.folder / "whole"
+        fit = [*pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"), *initial]
+        again = pre_train(self.data / "whole", whole, self.seed, self.device, f"--refit_of {trained}/layer_3_best.pt")
+        again += initial[:2] if self.start == "pre-trained" else []
+        lists = [f"{name}={self.work}/peers/{self.domain}/{name}.jsonl" for name in self.compare]
+        rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
+        rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
+        rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path", f"{whole}/*_step_*.pt"]
+        rank += ["--compare", *lists] if lists else []
+        needs = [start] if self.start == "pre-trained" else []
+        return Step(self.results, [fit, again, rank], needs)
+
+
+# Tables
+
+
+def report(args: argparse.Namespace, work: Path) -> None:
+    """Print, for each domain and share, NDCG@10 of every method, and the differences that matter, with intervals."""
+    for domain in args.test:
+        for share in sorted(args.shares):
+            found = {
+                start: [gains(Run(work, domain, share, number, start, "").results) for number in args.seeds]
+                for start in STARTS
+            }
+            found = {start: [one for one in seeds if one] for start, seeds in found.items()}
+            if any(found.values()):
+                print(f"\n{domain}, {share:.0%} of the users: NDCG@10, mean and deviation over seeds")
+                print_domain(found)
+
+
+def gains(path: Path) -> dict[str, np.ndarray]:
+    """NDCG@10 of every user with a new target (U,), by method; empty where the results are not there."""
+    if not path.exists():
+        return {}
+    with np.load(path) as saved:
+        members = saved["group: target is new"]
+        return {name.removeprefix("ndcg: "): saved[name][members] for name in saved.files if name.startswith("ndcg: ")}
+
+
+def print_domain(found: dict[str, list[dict[str, np.ndarray]]]) -> None:
+    """Print the methods of a domain and share, of which those with the model stand there once for each start."""
+    rows, means = [], {}
+    for start, seeds in found.items():
+        for name in seeds[0] if seeds else ():
+            label = f"{name}, {start}" if MODEL in name else name
+            values = [one[name].mean() for one in seeds]
+            means[label] = np.mean([one[name] for one in seeds], axis=0)  # of each user, over seeds
+            row = [label, float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")]
+            rows += [row] if label not in [other[0] for other in rows] else []
+    print_table(["method", "NDCG@10", "deviation"], sorted(rows, key=lambda row: row[1]))
+    blended = "blend with RecGPT, scratch"
+    pairs = [("RecGPT, pre-trained", "RecGPT, scratch"), (blended, "blend (its log)"), (blended, "SASRec")]
+    pairs += [("blend with RecGPT, pre-trained", blended)]
+    for left, right in pairs:
+        if left in means and right in means:
+            (one,) = intervals((means[left] - means[right])[None])
+            ratio = means[left].mean() / max(1e-9, means[right].mean())
+            bounds = f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
+            print(f"{left} over {right}: {bounds}, {ratio:.2f} times")
+    singles = {name: values.mean() for name, values in means.items() if not name.startswith("blend")}
+    best = max(singles, key=singles.get)
+    for name, values in means.items():
+        if name.startswith("blend"):
+            print(f"{name}: {values.mean() / singles[best]:.2f} times the best single method, {best}")
+
+
+if __name__ == "__main__":
+    run(main)
