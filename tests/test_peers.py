@@ -95,6 +95,16 @@ def test_popular_items(monkeypatch, folder):
         assert row["scores"][row["items"].index(FUTURE)] == 0.0, "its only occurrences are targets"
 
 
+def test_short_lists(monkeypatch, folder, capsys):
+    """Lists of train.pkl may be empty, as in cold starts; those of test.pkl need a history, as predict.py says."""
+    (folder / "train.pkl").write_bytes(pickle.dumps({"nobody": [], **TRAIN}))
+    (folder / "test.pkl").write_bytes(pickle.dumps({"short": [1], "b": [1, 2]}))
+    with pytest.raises(SystemExit):
+        lists_of(monkeypatch, folder, "--model", "popular")
+    assert "--drop_short" in capsys.readouterr().err
+    assert list(lists_of(monkeypatch, folder, "--model", "popular", "--drop_short")) == ["b"]
+
+
 def test_validation_takes_some_of_many_users(monkeypatch):
     monkeypatch.setattr(peers, "VALIDATION_USERS", 5)
     train = Sequences.of(*([user, 100 + user] for user in range(20)), [7])

@@ -52,7 +52,7 @@ class Peer(NamedTuple):
 def main() -> None:
     """Read, choose a setting, train with it, write lists."""
     args = parse()
-    train, histories, items = read(dataset_folder(args.dataset))
+    train, histories, items = read(dataset_folder(args.dataset), args.drop_short)
     started = time.perf_counter()
     recommend = popular = most_popular(train, items)
     if args.model != "popular":
@@ -80,6 +80,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--minutes", type=positive_float, help="end the choice of a setting after so many")
     flags.add_argument("--epochs", type=positive_int, help="train for so many; nothing is chosen")
     flags.add_argument("--seed", type=seed_number, default=0)
+    flags.add_argument("--drop_short", action="store_true", help="leave out test users with fewer than two items")
     add_device_flags(flags)
     args = flags.parse_args()
     if args.epochs and args.model in ("ease", "popular"):
@@ -88,12 +89,12 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def read(folder: Path) -> tuple[Sequences, Sequences, int]:
+def read(folder: Path, drop_short: bool) -> tuple[Sequences, Sequences, int]:
     """The lists of train.pkl, those of test.pkl without their targets, and the number N of items of the catalog."""
     embeddings = folder / "item_text_embeddings.npy"
     count = len(load_matrix(embeddings, MAKE_TEST))
-    train = load_sequences(folder / "train.pkl", MAKE_TEST, shortest=1)
-    test = load_sequences(folder / "test.pkl", MAKE_TEST)
+    train = load_sequences(folder / "train.pkl", MAKE_TEST, drop_short=True, shortest=1)
+    test = load_sequences(folder / "test.pkl", MAKE_TEST, drop_short)
     for name, sequences in (("train.pkl", train), ("test.pkl", test)):
         check_ids(sequences, count, folder / name, str(embeddings))
     return train, test.split_targets()[0], count
