@@ -47,7 +47,7 @@ def script_first(words: list[str]) -> list[str]:
     """`python -m utils.plot_logs …` and `python eval.py …` as utils/plot_logs.py … and eval.py …"""
     if words[:2] == ["python", "-m"]:
         return [f"{words[2].replace('.', '/')}.py", *words[3:]]
-    return words[1:] if words[0] == "python" else words
+    return words[1:] if words[0] in ("python", ".venv-peers/bin/python") else words
 
 
 def read(monkeypatch, words: list[str], complete: bool = True) -> None:
