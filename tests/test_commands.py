@@ -215,7 +215,7 @@ FLAGS = {
     "gradient_accumulation_steps gradient_checkpointing fsdp save_every keep resume eval_every eval_path log_with",
     "eval.py": "data_path ckpt_path tf_layer test_batch_size protocol drop_short results device gpu",
     "predict.py": "dataset ckpt_path vae_ckpt tf_layer test_batch_size cold protocol search topk drop_short "
-    "results output exclude_history compare device gpu",
+    "results output exclude_history blend compare device gpu",
     "ae_trainer.py": "embeddings output epoch batch_size lr init init_deviation seed resume device gpu",
 }
 
