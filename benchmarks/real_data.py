@@ -1,7 +1,7 @@
 """What the model is worth on real data: rules, blends and training, with and without pre-training, in one command.
 
     python benchmarks/real_data.py path/to/real --work data/real
-    python benchmarks/real_data.py path/to/real --work data/real --test steam --shares 1 --seeds 0 --device cuda --jobs 6
+    python benchmarks/real_data.py path/to/real --work data/real --test steam --shares 1 --device cuda --jobs 6
     python benchmarks/real_data.py path/to/real --work data/real --report
 
 Reads of each domain DIR/DOMAIN/items.jsonl.gz and sequences.jsonl.gz, as make_dataset.py does, and its embeddings from
@@ -35,10 +35,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
+from data_processing.parts.merging import count_items
 from utils.cli import parser, positive_float, positive_int, run, seed
-from utils.compare import MODEL, intervals
+from utils.compare import MODEL, intervals, load_lists, user_gains, user_groups
+from utils.datasets import load_sequences
 from utils.files import read_jsonl, save_json, save_matrix, staged_set
+from utils.metrics import list_ranks
 from utils.pickles import load_pickle, save_pickle
 from utils.util import print_table
 
@@ -51,7 +55,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Chosen on CHOOSE and amazon_toys; docs/results.md says how.
 MODEL_SIZE = "--width 256 --tf_layer 3"
-PRE_TRAINING = "--batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --eval_every 500 --patience 6 --save_last"
+PRE_TRAINING = (
+    "--tokens_per_batch 32768 --lr 1e-3 --max_grad_norm 1 --epoch 20 --eval_every 270 --patience 5 --save_last"
+)
 TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_decay 0.1 --epoch 1000 --save_last"
 STOPPING = "--patience 4"
 EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
@@ -97,6 +103,8 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("data", type=Path, metavar="DIR", help="folder of the domains")
     flags.add_argument("--work", type=Path, required=True, metavar="DIR", help="where everything is made, and kept")
+    flags.add_argument("--pre_train", nargs="+", default=PRE_TRAIN, metavar="DOMAIN", help="domains to pre-train on")
+    flags.add_argument("--choose", nargs="+", default=CHOOSE, metavar="DOMAIN", help="domains that choose a checkpoint")
     flags.add_argument("--test", nargs="*", default=TEST, metavar="DOMAIN", help="domains to test on")
     flags.add_argument("--shares", type=positive_float, nargs="+", default=[0.01, 0.1, 1.0], help="of a domain's users")
     flags.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of training, and of drawing users")
@@ -111,16 +119,19 @@ def main() -> None:
     work = args.work.resolve()
     if not args.report:
         deadline = time.monotonic() + 60 * args.minutes
-        for domain in [*PRE_TRAIN, *CHOOSE, *args.test]:
-            make_data_set(args.data, domain, work / "sets" / domain)
+        for domain in [*args.pre_train, *args.choose, *args.test]:
+            make_data_set(args.data, domain, work / "sets" / domain, args.users)
         for stage in stages(args, work):
             with ThreadPoolExecutor(args.jobs) as pool:
                 list(pool.map(lambda step: step.run(deadline), stage))
     report(args, work)
 
 
-def make_data_set(data: Path, domain: str, output: Path) -> None:
-    """Write a data set directory of a domain: train.pkl ends before every user's last item, the target of test.pkl."""
+def make_data_set(data: Path, domain: str, output: Path, users: int) -> None:
+    """Write a data set directory of a domain: train.pkl ends before every user's last item, the target of test.pkl.
+
+    At most so many `users` are in test.pkl, always the same.
+    """
     if (output / "dataset.json").exists():
         return
     texts = {record["id"]: record["text"] for _, record in read_jsonl(data / domain / "items.jsonl.gz", "")}
@@ -128,10 +139,11 @@ def make_data_set(data: Path, domain: str, output: Path) -> None:
     with np.load(data / "embeddings" / f"{domain}.npz") as packed:
         rows = packed["codes"].astype(np.float32) * packed["scale"].astype(np.float32)
     lists = {user: items for user, items in enumerate(lists) if len(items) > 1}
+    tested = np.sort(np.random.default_rng(0).permutation(list(lists))[:users]).tolist()
     names = ("train.pkl", "test.pkl", "item_text_dict.pkl")
     with staged_set(output, names) as staging:
         save_pickle(staging / "train.pkl", {user: items[:-1] for user, items in lists.items()})
-        save_pickle(staging / "test.pkl", lists)
+        save_pickle(staging / "test.pkl", {user: lists[user] for user in tested})
         save_pickle(staging / "item_text_dict.pkl", texts)
         save_matrix(staging / "item_text_embeddings.npy", rows)
         save_json(staging / "item_text_embeddings.json", {"encoder": ENCODER})
@@ -153,15 +165,15 @@ def share_of(source: Path, share: float, number: int, output: Path) -> int:
 
 def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
     """The steps of the experiment, those of one list independent of each other."""
-    matrices = [f"{work}/sets/{domain}/item_text_embeddings.npy" for domain in PRE_TRAIN]
+    matrices = [f"{work}/sets/{domain}/item_text_embeddings.npy" for domain in args.pre_train]
     vae = work / "tokenizer/vae_len4_fsq88865_ep10.pt"
     fit = ["ae_trainer.py", "--embeddings", *matrices, "--output", str(vae.parent), "--epoch", "11", "--whiten"]
     tokenizer = Step(vae, [[*fit, "--device", args.device]])
     yield [tokenizer]
 
-    sets = [f"{work}/sets/{domain}" for domain in PRE_TRAIN]
+    sets = [f"{work}/sets/{domain}" for domain in args.pre_train]
     made = make_pre_train(sets, vae, work / "pre_train")
-    chosen = [f"{work}/sets/{domain}" for domain in CHOOSE]
+    chosen = [f"{work}/sets/{domain}" for domain in args.choose]
     held_out = ["data_processing/make_eval.py", "--datasets", *chosen, "--users", "5000", "--vae_ckpt", str(vae)]
     held_out = Step(work / "eval/dataset.json", [[*held_out, "--output", f"{work}/eval"]], [tokenizer])
     yield [Step(work / "pre_train/whole/token_id_list.json", [made], [tokenizer]), held_out]
@@ -170,21 +182,27 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
     for number in args.seeds:
         folder = work / f"pre_trained/{number}"
         # Whole lists: the domains of pre-training are not tested.
-        command = pre_train(work / "pre_train/whole", folder, number, args.device, f"{MODEL_SIZE} {PRE_TRAINING}")
+        settings = f"{MODEL_SIZE} {PRE_TRAINING} {limit(args)}"
+        command = pre_train(work / "pre_train/whole", folder, number, args.device, settings)
         starts[number] = Step(folder / "layer_3_best.pt", [[*command, "--eval_path", f"{work}/eval"]], [held_out])
     yield list(starts.values())
 
     runs = [
-        Run(work, domain, share, number, start, args.device, args.compare)
+        Run(work, domain, share, number, start, args.device, limit(args))
         for share in sorted(args.shares, reverse=True)
         for number in args.seeds
         for domain in args.test
         for start in STARTS
     ]
     for domain, share, number in dict.fromkeys((one.domain, one.share, one.seed) for one in runs):
-        share_of(work / "sets" / domain, share, number, Run(work, domain, share, number, "", "").data_set)
+        share_of(work / "sets" / domain, share, number, Run(work, domain, share, number, "").data_set)
     yield list({one.data: one.make_data(vae) for one in runs}.values())
     yield [one.train(vae, starts[one.seed]) for one in runs]
+
+
+def limit(args: argparse.Namespace) -> str:
+    """The flags that bound the time of a training."""
+    return f"--minutes {args.train_minutes}" if args.train_minutes else ""
 
 
 def make_pre_train(sets: list[str], vae: Path, output: Path) -> list[str]:
@@ -209,11 +227,12 @@ class Run:
     share: float
     seed: int
     start: str  # of STARTS
-    device: str
-    compare: list[str] = field(default_factory=list)
+    device: str = ""
+    limit: str = ""
 
     @property
     def name(self) -> str:
+        """Domain, share and seed, as a path."""
         return f"{self.domain}/{self.share:g}/{self.seed}"
 
     @property
@@ -233,6 +252,7 @@ class Run:
 
     @property
     def results(self) -> Path:
+        """What each user gets by each method, as predict.py --per_user writes it."""
         return self.folder / "users.npz"
 
     def make_data(self, vae: Path) -> Step:
@@ -243,17 +263,15 @@ class Run:
         """Train until validation no longer improves, repeat that on whole histories, and rank every user."""
         histories = len(load_pickle(self.data_set / "train.pkl", dict, ""))
         every = max(20, round(histories / 128 / EVALUATIONS))
-        stopping = f"{STOPPING} --eval_every {every} --eval_path {self.data}/eval"
+        stopping = f"{STOPPING} {self.limit} --eval_every {every} --eval_path {self.data}/eval"
         initial = ["--init_from", str(start.makes)] if self.start == "pre-trained" else MODEL_SIZE.split()
         trained, whole = self.folder / "trained", self.folder / "whole"
         fit = [*pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"), *initial]
         again = pre_train(self.data / "whole", whole, self.seed, self.device, f"--refit_of {trained}/layer_3_best.pt")
         again += initial[:2] if self.start == "pre-trained" else []
-        lists = [f"{name}={self.work}/peers/{self.domain}/{name}.jsonl" for name in self.compare]
         rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
         rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
         rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path", f"{whole}/*_step_*.pt"]
-        rank += ["--compare", *lists] if lists else []
         needs = [start] if self.start == "pre-trained" else []
         return Step(self.results, [fit, again, rank], needs)
 
@@ -266,13 +284,14 @@ def report(args: argparse.Namespace, work: Path) -> None:
     for domain in args.test:
         for share in sorted(args.shares):
             found = {
-                start: [gains(Run(work, domain, share, number, start, "").results) for number in args.seeds]
+                start: [gains(Run(work, domain, share, number, start).results) for number in args.seeds]
                 for start in STARTS
             }
             found = {start: [one for one in seeds if one] for start, seeds in found.items()}
             if any(found.values()):
+                peers = {name: peer_gains(work, domain, name) for name in args.compare}
                 print(f"\n{domain}, {share:.0%} of the users: NDCG@10, mean and deviation over seeds")
-                print_domain(found)
+                print_domain({**found, "": [peers] if peers else []})
 
 
 def gains(path: Path) -> dict[str, np.ndarray]:
@@ -282,6 +301,17 @@ def gains(path: Path) -> dict[str, np.ndarray]:
     with np.load(path) as saved:
         members = saved["group: target is new"]
         return {name.removeprefix("ndcg: "): saved[name][members] for name in saved.files if name.startswith("ndcg: ")}
+
+
+def peer_gains(work: Path, domain: str, name: str) -> np.ndarray:
+    """The same of another recommender's lists, which was trained on the whole log of the domain."""
+    test = load_sequences(work / "sets" / domain / "test.pkl", "")
+    lists = load_lists(work / "peers" / domain / f"{name}.jsonl", test.users, count_items(work / "sets" / domain))
+    histories, targets = test.split_targets()
+    new = user_groups(histories, targets, None, exclude=True)["target is new"]
+    longest = max(map(len, lists.values()))
+    padded = torch.tensor([[*lists[user], *[-1] * (longest - len(lists[user]))] for user in test.users[new].tolist()])
+    return user_gains({name: list_ranks(padded, torch.from_numpy(targets[new]))}, [10])[name]
 
 
 def print_domain(found: dict[str, list[dict[str, np.ndarray]]]) -> None:

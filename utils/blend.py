@@ -356,7 +356,12 @@ def fit(domains: Iterable[Iterable[Chunk]], names: tuple[str, ...], l2: float = 
     start = np.zeros(len(scales))
     bounds = [(None if name == "in_history" else 0, None) for name in names]
     options = {"maxiter": 100, "ftol": 1e-7}
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # chunks are small: threads that wait for each other took ten times as long
+    try:
+        found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
+    finally:
+        torch.set_num_threads(threads)
     kept = [number for number, name in enumerate(names) if varies[number] and found[number]]
     weights, scale = ({names[number]: float(side[number]) for number in kept} for side in (found, scales))
     before, after = (-float(objective(weights, 0)[0]) for weights in (start, found))
