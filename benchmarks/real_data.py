@@ -55,9 +55,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Chosen on CHOOSE and amazon_toys; docs/results.md says how.
 MODEL_SIZE = "--width 256 --tf_layer 3"
-PRE_TRAINING = (
-    "--tokens_per_batch 32768 --lr 1e-3 --max_grad_norm 1 --epoch 20 --eval_every 270 --patience 5 --save_last"
-)
+PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --eval_every 270 --patience 5 --save_last"
 TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_decay 0.1 --epoch 1000 --save_last"
 STOPPING = "--patience 4"
 EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
