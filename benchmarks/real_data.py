@@ -55,7 +55,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # Chosen on CHOOSE and amazon_toys; docs/results.md says how.
 MODEL_SIZE = "--width 256 --tf_layer 3"
-PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --eval_every 270 --patience 5 --save_last"
+PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
+PRE_TRAINING += " --eval_every 270 --patience 5"
 TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_decay 0.1 --epoch 1000 --save_last"
 STOPPING = "--patience 4"
 EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
@@ -106,9 +107,9 @@ def main() -> None:
     flags.add_argument("--test", nargs="*", default=TEST, metavar="DOMAIN", help="domains to test on")
     flags.add_argument("--shares", type=positive_float, nargs="+", default=[0.01, 0.1, 1.0], help="of a domain's users")
     flags.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of training, and of drawing users")
-    flags.add_argument(
-        "--compare", nargs="*", default=[], metavar="NAME", help="WORK/peers/DOMAIN/NAME.jsonl, in tables"
-    )
+    flags.add_argument("--users", type=positive_int, default=20_000, help="of a domain that are tested, at most")
+    flags.add_argument("--train_minutes", type=positive_float, help="of every training, at most; not of its repetition")
+    flags.add_argument("--compare", nargs="*", default=[], metavar="NAME", help="lists WORK/peers/DOMAIN/NAME.jsonl")
     flags.add_argument("--jobs", type=positive_int, default=1, help="commands at the same time")
     flags.add_argument("--minutes", type=positive_float, default=1e6, help="start nothing after so many")
     flags.add_argument("--device", default="cpu", help="of training")
