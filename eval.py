@@ -22,16 +22,23 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
-from model import load_model
+from model import RecGPT, load_model
 from utils.checkpoint import find_checkpoints
 from utils.cli import parser, positive_int, run
-from utils.data import training_batch
+from utils.data import make_batch, training_batch
 from utils.datasets import Interactions, Origin, check_fit, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
+from utils.fsq import CODES_PER_ITEM
+from utils.metrics import user_metrics
+from utils.search import exact_search, rank_targets
+from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device, print_table
+
+TOP = 10  # of the NDCG by which fine-tuning may choose its best weights
 
 
 class EvalLoss(NamedTuple):
@@ -39,6 +46,7 @@ class EvalLoss(NamedTuple):
 
     loss: float  # mean over all target tokens
     published: float  # mean of the batches' means
+    ndcg: float | None = None  # NDCG@10 of the last items among the whole catalog, where it was asked for
 
 
 def parse() -> argparse.Namespace:
@@ -77,10 +85,12 @@ def main() -> None:
 
     by = "published" if args.protocol == "released" else "loss"
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
-    append_results(args.results, ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked))
+    found = ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked)
+    found = ({name: value for name, value in one.items() if value is not None} for one in found)
+    append_results(args.results, found)
     targets = ", of each only the last item is a target" if data.last_only else ""
     print(f"\n{len(data.sequences)} histories of {args.data_path}{targets}; loss in nats, best first")
-    shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path]] for path in ranked}
+    shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path][:2]] for path in ranked}
     rows = ([str(number), *shown[path], str(path)] for number, path in enumerate(ranked, start=1))
     print_table(["rank", "loss", "mean of batch means (published)", "checkpoint"], rows)
     if not math.isfinite(getattr(losses[ranked[0]], by)):
@@ -129,6 +139,36 @@ def evaluate(
             means, batches = means + output.mean.item(), batches + 1
     total, targets, means, batches = sum_over_processes(total, targets, means, batches)
     return EvalLoss(total / targets, means / batches)
+
+
+@torch.no_grad()
+def evaluate_ranking(
+    model: RecGPT,
+    data: Interactions,
+    catalog: Trie,
+    batch_size: int,
+    process: int = 0,
+    processes: int = 1,
+    sum_over_processes: Callable[..., Sequence[float]] = lambda *numbers: numbers,
+) -> EvalLoss:
+    """Loss and NDCG@10 of the last item of every history, ranked among all items of a catalog.
+
+    The loss of fine-tuning rises again while the ranking still improves: it punishes the certainty of wrong guesses,
+    not their order. The arguments are those of `evaluate`, and the catalog on the model's device; no process waits for
+    another but at the end.
+    """
+    histories, targets = data.sequences.split_targets()
+    total, gains, means, batches = 0.0, 0.0, 0.0, 0
+    for start in range(process * batch_size, len(targets), processes * batch_size):
+        rows = np.arange(start, min(start + batch_size, len(targets)))
+        batch = make_batch(histories.select(rows), data.catalog).to(catalog.items.device)
+        logits, wanted = model.next_item_logits(batch), data.catalog.codes_of(targets[rows]).to(catalog.items.device)
+        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
+        ranks = rank_targets(logits, catalog, exact_search(logits, catalog, TOP), wanted)
+        gains += user_metrics(ranks, [TOP])[:, 1].sum().item()
+        total, means, batches = total + loss, means + loss / wanted.numel(), batches + 1
+    total, gains, means, batches = sum_over_processes(total, gains, means, batches)
+    return EvalLoss(total / len(targets) / CODES_PER_ITEM, means / batches, gains / len(targets))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from decoder import check_width
-from eval import evaluate
+from eval import EvalLoss, evaluate, evaluate_ranking
 from model import RecGPT, RecGPTConfig, read_config
 from utils.checkpoint import fill_module, find_parts, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
@@ -51,8 +51,9 @@ from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
 from utils.training.plan import Plan, Progress, Step
 from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
-from utils.training.settings import FIXED, GROUPS, Settings
+from utils.training.settings import FIXED, GROUPS, LOSS, NDCG, Settings
 from utils.training.state import Checkpoints, SavedState, find_state, first_process, step_seed
+from utils.Trie import Trie
 from utils.util import set_seed
 
 CTRL_C, SIGTERM, MINUTES, PATIENCE = "Ctrl-C", "SIGTERM", "--minutes", "--patience"  # what ends a run before its plan
@@ -85,7 +86,7 @@ def main() -> None:
     accelerator = start_accelerator(settings)
     data, header = open_data(settings, accelerator)
     model, optimizer = build(settings, data, initial)
-    held_out = load_held_out(settings, model, data)
+    evaluation = make_evaluation(settings, accelerator, load_held_out(settings, model, data), data)
     flops, window = model.flops_per_token(), model.config.window
     origins = {"init_from": initial and initial.note, "refit_of": refit}
     if saved:
@@ -107,13 +108,15 @@ def main() -> None:
     log_file = Path(settings.log_file) if accelerator.is_main_process else None
     with TimeLogger(steps, progress.step, log_file, flops=flops, track=tracker(settings, accelerator)) as logger:
         logger.log({"start": metadata["training"], "processes": accelerator.num_processes}, progress.step)
-        outcome = train(settings, accelerator, plan, progress, model, optimizer, checkpoints, held_out, logger)
+        outcome = train(settings, accelerator, plan, progress, model, optimizer, checkpoints, evaluation, logger)
     accelerator.end_training()
     accelerator.print(report(settings, outcome, steps))
     best = Path(settings.ckpt_dir) / best_name(settings)
     if checkpoints.best and best.is_file():
-        loss, step = checkpoints.best["eval_loss"], checkpoints.best["step"]
-        accelerator.print(f"lowest loss on {settings.eval_path}: {loss:.4f} nats, after step {step}\nbest: {best}")
+        found = "lowest loss on {}: {eval_loss:.4f} nats, after step {step}"
+        if settings.best_by == NDCG:
+            found = "highest NDCG@10 on {}: {eval_ndcg:.4f}, after step {step}"
+        accelerator.print(found.format(settings.eval_path, **checkpoints.best) + f"\nbest: {best}")
     if outcome.ended_by == CTRL_C and outcome.progress.step < steps:
         sys.exit(INTERRUPTED)
 
@@ -121,7 +124,7 @@ def main() -> None:
 def report(settings: Settings, outcome: Outcome, steps: int) -> str:
     """Say how a run has ended: nothing to do, stopped by a signal, or finished."""
     taken, loss, ended_by = outcome.progress.step, outcome.loss, outcome.ended_by
-    in_vain = f" after {settings.patience} evaluations in a row without a lower loss" if ended_by == PATIENCE else ""
+    in_vain = f" after {settings.patience} evaluations in a row without a better one" if ended_by == PATIENCE else ""
     if loss is None:
         return f"nothing to do: {taken} steps were taken{in_vain and f', and training ended{in_vain}'}"
     if ended_by in (CTRL_C, SIGTERM) and taken < steps:
@@ -141,7 +144,7 @@ def train(
     model: nn.Module,
     optimizer: Optimizer,
     checkpoints: Checkpoints,
-    held_out: Interactions | None,
+    evaluation: Callable[[nn.Module], EvalLoss] | None,
     logger: TimeLogger,
 ) -> Outcome:
     """Take the steps of the plan from `progress` on, and log, evaluate and save where that is due."""
@@ -154,14 +157,13 @@ def train(
 
     def evaluate_here() -> None:
         model.eval()
-        among = (accelerator.process_index, accelerator.num_processes, sum_over_processes)
-        eval_loss = evaluate(model, held_out, settings.batch_size, None, *among).loss
+        found = evaluation(model)
         model.train()
-        keep_best(settings, model, progress, eval_loss, checkpoints, logger)
+        keep_best(settings, model, progress, found, checkpoints, logger)
 
     model.train()
     with StopSignal() as signals:
-        if settings.init_from and held_out and not progress.step:  # the weights may be best as they are
+        if settings.init_from and evaluation and not progress.step:  # the weights may be best as they are
             with logger.paused():
                 evaluate_here()
         for step in prefetched(plan.steps(progress), logger.waited):
@@ -197,6 +199,24 @@ def train(
     return Outcome(progress, loss, ended_by)
 
 
+def make_evaluation(
+    settings: Settings, accelerator: Accelerator, held_out: Interactions | None, data: Interactions
+) -> Callable[[nn.Module], EvalLoss] | None:
+    """The function that evaluates a model on the held-out histories as --best_by says; None without them.
+
+    For NDCG their last items are ranked among all items of `data`, those that are trained on.
+    """
+    if held_out is None:
+        return None
+    among = (accelerator.process_index, accelerator.num_processes, host_all_reduce(accelerator))
+    if settings.best_by == LOSS:
+        return lambda model: evaluate(model, held_out, settings.batch_size, None, *among)
+    catalog = Trie(data.catalog.codes).to(accelerator.device)
+    return lambda model: evaluate_ranking(
+        accelerator.unwrap_model(model), held_out, catalog, settings.batch_size, *among
+    )
+
+
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Give all parameters this learning rate."""
     for group in optimizer.param_groups:
@@ -209,7 +229,7 @@ def first_told(reasons: tuple[str, ...], told: list[float]) -> str:
 
 
 def out_of_patience(settings: Settings, checkpoints: Checkpoints) -> bool:
-    """Whether --patience evaluations in a row have not lowered the best loss."""
+    """Whether --patience evaluations in a row have found nothing better."""
     return settings.patience is not None and checkpoints.evaluations_since_best() >= settings.patience
 
 
@@ -257,24 +277,38 @@ def read_losses(unread: list[tuple[Step, Tensor]]) -> list[float]:
 
 
 def keep_best(
-    settings: Settings, model: nn.Module, progress: Progress, loss: float, checkpoints: Checkpoints, logger: TimeLogger
+    settings: Settings,
+    model: nn.Module,
+    progress: Progress,
+    found: EvalLoss,
+    checkpoints: Checkpoints,
+    logger: TimeLogger,
 ) -> None:
-    """Log the loss on the held-out histories; save the weights as layer_3_best.pt if it is the lowest so far.
+    """Log what was found on the held-out histories; save the weights as layer_3_best.pt if they are the best so far.
 
-    InputError if it is not finite.
+    InputError if the loss is not finite.
     """
+    loss = found.loss
     if not math.isfinite(loss):
         raise InputError(
             f"the loss on {settings.eval_path} is {loss} after step {progress.step}. Lower --lr or give "
             "--max_grad_norm, or mend the embeddings there, and go on from the last checkpoint (--resume), which is "
             "kept."
         )
-    best = checkpoints.best is None or loss < checkpoints.best["eval_loss"]
-    logger.log({"eval_loss": round(loss, 5), "best": best}, progress.step)
+    values = {"eval_loss": loss} if found.ndcg is None else {"eval_loss": loss, "eval_ndcg": found.ndcg}
+    best = checkpoints.best is None or is_better(values, checkpoints.best)
+    logger.log({**{name: round(value, 5) for name, value in values.items()}, "best": best}, progress.step)
     if best:
-        checkpoints.save_best(best_name(settings), model, progress, loss)
+        checkpoints.save_best(best_name(settings), model, progress, values)
     else:
         checkpoints.count_evaluation()
+
+
+def is_better(values: dict[str, float], best: dict[str, Any]) -> bool:
+    """Whether an evaluation found a higher NDCG than the best so far or, where that is not measured, a lower loss."""
+    if "eval_ndcg" in values:
+        return values["eval_ndcg"] > best["eval_ndcg"]
+    return values["eval_loss"] < best["eval_loss"]
 
 
 def best_name(settings: Settings) -> str:
@@ -335,7 +369,7 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
     metadata = read_metadata(path)
     if not isinstance(metadata.get("training"), dict) or not metadata.get("step"):
         raise InputError(f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step.")
-    own = ("data_path", "eval_every", "eval_path", "patience", "log_file")  # of the new run
+    own = ("data_path", "eval_every", "eval_path", "patience", "best_by", "log_file")  # of the new run
     earlier = {name: value for name, value in metadata["training"].items() if name not in own}
     earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
     args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
@@ -391,6 +425,8 @@ def check_settings(settings: Settings) -> None:
     tokens = settings.tokens_per_batch
     if tokens is not None and tokens < WINDOW * CODES_PER_ITEM:
         raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
+    if settings.best_by == NDCG and settings.fsdp:
+        raise InputError("--best_by ndcg ranks with whole models, and --fsdp has none. Leave one of them out.")
     if settings.patience and not settings.eval_every:
         raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
     check_writable(Path(settings.ckpt_dir) / "any.pt")
@@ -447,6 +483,11 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
         return None
     held_out = load_eval(settings.eval_path, settings.drop_short)
     check_fit(data.origin._replace(name=settings.data_path), held_out.origin)
+    if settings.best_by == NDCG and not held_out.last_only:
+        raise InputError(
+            f"--best_by ndcg ranks last items that training has not seen, and {settings.eval_path} does not say that "
+            "it has such. Make both folders with make_pre_train.py, or leave the flag out."
+        )
     return held_out._replace(sequences=held_out.sequences.last(model.config.window))
 
 
@@ -474,6 +515,7 @@ def run_metadata(
     if settings.eval_every:
         held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT]
         held_out += [LAST] if has_last_targets(settings.eval_path) else []
+        held_out += [settings.best_by] if settings.best_by != LOSS else []
     origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     return {
         "config": {**vars(config), "heads": config.attention_heads},

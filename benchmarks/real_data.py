@@ -9,8 +9,8 @@ DIR/embeddings/DOMAIN.npz (codes int8, scale). Every user's last item is the tar
 
 1. A tokenizer and --seeds models are trained on the PRE_TRAIN domains; CHOOSE domains choose the checkpoint.
 2. For each --test domain and each share of its users, a model is trained on their log twice, from drawn weights and
-   from the pre-trained ones, with the same settings; early stopping chooses the steps on the last items of the log, and
-   a second training of as many steps sees these, too.
+   from the pre-trained ones, with the same settings; NDCG@10 on the last items of the log chooses the number of steps,
+   and a second training of as many steps sees these items, too.
 3. predict.py --blend ranks all users of the domain by every method; items of the history are no candidates.
 
 Every step is kept in --work and not repeated. --minutes M starts no step after so many minutes, and the next call goes
@@ -58,7 +58,7 @@ MODEL_SIZE = "--width 256 --tf_layer 3"
 PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
 PRE_TRAINING += " --eval_every 270 --patience 5"
 TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_decay 0.1 --epoch 1000 --save_last"
-STOPPING = "--patience 4"
+STOPPING = "--best_by ndcg --patience 4"  # the loss rises long before the ranking gets worse
 EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
 STARTS = ("scratch", "pre-trained")
 
@@ -107,6 +107,7 @@ def main() -> None:
     flags.add_argument("--test", nargs="*", default=TEST, metavar="DOMAIN", help="domains to test on")
     flags.add_argument("--shares", type=positive_float, nargs="+", default=[0.01, 0.1, 1.0], help="of a domain's users")
     flags.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of training, and of drawing users")
+    flags.add_argument("--starts", nargs="+", default=STARTS, choices=STARTS, help="of training on a domain")
     flags.add_argument("--users", type=positive_int, default=20_000, help="of a domain that are tested, at most")
     flags.add_argument("--train_minutes", type=positive_float, help="of every training, at most; not of its repetition")
     flags.add_argument("--compare", nargs="*", default=[], metavar="NAME", help="lists WORK/peers/DOMAIN/NAME.jsonl")
@@ -184,14 +185,14 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
         settings = f"{MODEL_SIZE} {PRE_TRAINING} {limit(args)}"
         command = pre_train(work / "pre_train/whole", folder, number, args.device, settings)
         starts[number] = Step(folder / "layer_3_best.pt", [[*command, "--eval_path", f"{work}/eval"]], [held_out])
-    yield list(starts.values())
+    yield list(starts.values()) if "pre-trained" in args.starts else []
 
     runs = [
         Run(work, domain, share, number, start, args.device, limit(args))
         for share in sorted(args.shares, reverse=True)
         for number in args.seeds
         for domain in args.test
-        for start in STARTS
+        for start in args.starts
     ]
     for domain, share, number in dict.fromkeys((one.domain, one.share, one.seed) for one in runs):
         share_of(work / "sets" / domain, share, number, Run(work, domain, share, number, "").data_set)
@@ -284,7 +285,7 @@ def report(args: argparse.Namespace, work: Path) -> None:
         for share in sorted(args.shares):
             found = {
                 start: [gains(Run(work, domain, share, number, start).results) for number in args.seeds]
-                for start in STARTS
+                for start in args.starts
             }
             found = {start: [one for one in seeds if one] for start, seeds in found.items()}
             if any(found.values()):

@@ -22,7 +22,7 @@ from model import load_model
 from tests import runs
 from tests.conftest import House, dump
 from utils import plot_logs
-from utils.data import IGNORED, training_batch
+from utils.data import IGNORED, make_batch, training_batch
 from utils.datasets import load_eval, load_pre_train
 from utils.errors import InputError
 from utils.files import content, save_json
@@ -344,6 +344,42 @@ def test_a_refit_repeats_the_steps_of_the_best_weights(place, undisturbed):
     assert "does not say how it was trained" in runs.finish(place, refit, expect=2)
 
 
+def test_the_best_weights_by_ndcg(place, undisturbed):
+    """NDCG@10 as of brute force over the catalog, and the loss of the same targets; --resume goes on with it."""
+    flags = (
+        "--data_path ../pt --batch_size 8 --device cpu --log_file log.jsonl --ckpt_dir ckpt --tf_layer 1 --width 64 "
+    )
+    flags += "--lr 1e-3 --eval_every 3 --best_by ndcg "
+    assert "does not say that it has such" in runs.finish(place, flags + "--eval_path ../ev --max_steps 3", expect=2)
+    shutil.copytree(place / "../ev", place / "last")
+    (place / "last/dataset.json").write_text('{"targets": "last"}')
+    said = runs.finish(place, flags + "--eval_path last --max_steps 12")
+    logged = [one for one in runs.records(place / "log.jsonl") if "eval_ndcg" in one]
+    assert [one["step"] for one in logged] == [3, 6, 9, 12]
+    best = json.loads((place / "ckpt/layer_1_best.json").read_text())
+    assert best["best"]["eval_ndcg"] == best["eval_ndcg"]
+    assert best["eval_ndcg"] == pytest.approx(max(one["eval_ndcg"] for one in logged), abs=1e-5)
+    assert f"highest NDCG@10 on last: {best['eval_ndcg']:.4f}, after step {best['step']}" in said
+
+    model, _ = load_model(place / "ckpt/layer_1_best.pt", torch.device("cpu"))
+    held_out, codes = load_eval(place / "last"), load_pre_train(place / "../pt").catalog.codes.astype(np.int64)
+    histories, targets = held_out.sequences.split_targets()
+    with torch.no_grad():
+        log_probs = model.next_item_logits(make_batch(histories, held_out.catalog)).log_softmax(-1).numpy()
+    wanted, user = held_out.catalog.codes_of(targets).numpy(), np.arange(len(targets))
+    scores = sum(log_probs[:, slot, codes[:, slot]] for slot in range(4))  # (B, N)
+    own = sum(log_probs[user, slot, wanted[:, slot]] for slot in range(4))
+    above, tied = (scores > own[:, None] + 1e-5).sum(1), (abs(scores - own[:, None]) <= 1e-5).sum(1)
+    gains = [
+        sum(1 / math.log2(rank + 2) for rank in range(first, min(first + ties, 10))) / ties
+        for first, ties in zip(above.tolist(), tied.tolist(), strict=True)
+    ]
+    assert best["eval_ndcg"] == pytest.approx(np.mean(gains), abs=1e-6)
+    assert best["eval_loss"] == pytest.approx(-own.mean() / 4, abs=1e-5)
+    runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 15")
+    assert [one["step"] for one in runs.records(place / "log.jsonl") if "eval_ndcg" in one][-1] == 15
+
+
 def test_a_run_from_weights_resumes_without_them(place, undisturbed):
     """Given as zip parts, as in the release, and removed: the resumed state has all that is needed."""
     with zipfile.ZipFile(place / "all.zip", "w") as archive:
@@ -379,7 +415,7 @@ def test_minutes_end_a_run_and_another_start_has_minutes_of_its_own(place, undis
 def test_patience_ends_a_run_and_is_counted_across_starts(place, undisturbed):
     flags = FINE_TUNE + WEIGHTS + "--lr 0.3 --patience 3 "  # at which no evaluation is as good as the first
     said = runs.finish(place, flags + "--epoch 100")
-    assert "finished 6 steps after 3 evaluations in a row without a lower loss" in said
+    assert "finished 6 steps after 3 evaluations in a row without a better one" in said
     assert [step for step, _ in evaluations(place)] == [0, 2, 4, 6]
     said = runs.finish(place, flags.replace(" ckpt ", " again ") + "--max_steps 4")
     assert "finished 4 steps, last loss" in said

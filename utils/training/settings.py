@@ -11,6 +11,7 @@ from utils.cli import SWITCH, fraction, non_negative_float, positive_float, posi
 LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
 FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
+BEST_BY = LOSS, NDCG = ("loss", "ndcg")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ONE_START = (
     "resume",
@@ -87,8 +88,11 @@ class CheckpointSettings:
         None, "train anew as this checkpoint was, with its settings and as many steps, on more data", metavar="CKPT"
     )
     eval_every: int | None = setting(None, "steps between evaluations on --eval_path", type=positive_int)
+    best_by: str = setting(
+        "loss", "which weights are best; ndcg: NDCG@10 of last items, on data of make_pre_train.py", choices=BEST_BY
+    )
     patience: int | None = setting(
-        None, "stop, and save, when so many evaluations in a row have not lowered the best loss", type=positive_int
+        None, "stop, and save, when so many evaluations in a row have found nothing better", type=positive_int
     )
     eval_path: str = setting("./data/eval", "held-out histories, as eval.py reads them")
     log_file: str = setting("./logs/pre_train.jsonl", "JSON lines of the progress")

@@ -183,7 +183,7 @@ class Checkpoints:
         earlier = [start for start, _ in map(_age, self.folder.glob(f"*{ENDING}")) if start < math.inf]
         self.starts = 1 + max(earlier, default=0)  # number of this start of a run in the folder
         self.written: list[list[str]] = []  # of each save of this run, in order, the names of its checkpoints
-        self.best: dict[str, Any] | None = None  # step and loss of the lowest evaluation loss, on what, how long ago
+        self.best: dict[str, Any] | None = None  # step and values of the best evaluation, on what, how long ago
 
     def begin(self) -> Progress:
         """Start a new run; say so when it will replace checkpoints of an earlier one."""
@@ -231,21 +231,21 @@ class Checkpoints:
         save_tensors((self.folder / names[-1]).with_suffix(ENDING), state)
         self.remove_old()
 
-    def save_best(self, name: str, model: nn.Module, progress: Progress, loss: float) -> None:
-        """Write the weights with the lowest evaluation loss so far, `loss` in nats."""
+    def save_best(self, name: str, model: nn.Module, progress: Progress, values: dict[str, float]) -> None:
+        """Write the best weights so far; `values` has "eval_loss" in nats and, where they are ranked, "eval_ndcg"."""
         held_out = self.run_metadata.get("held_out")
-        self.best = {"step": progress.step, "eval_loss": loss, "held_out": held_out, "evaluations_since": 0}
+        self.best = {"step": progress.step, **values, "held_out": held_out, "evaluations_since": 0}
         weights = get_model_state_dict(model, options=WHOLE)
         if self.accelerator.is_main_process:
             check_weights(weights, progress.step)
-            save_state(self.folder / name, weights, self.metadata(progress, eval_loss=loss))
+            save_state(self.folder / name, weights, self.metadata(progress, **values))
 
     def count_evaluation(self) -> None:
-        """Count an evaluation that has not lowered the best loss."""
+        """Count an evaluation that has found nothing better."""
         self.best = {**self.best, "evaluations_since": self.evaluations_since_best() + 1}
 
     def evaluations_since_best(self) -> int:
-        """How many evaluations in a row have not lowered the best loss."""
+        """How many evaluations in a row have found nothing better."""
         return (self.best or {}).get("evaluations_since", 0)
 
     def metadata(self, progress: Progress, **losses: float) -> dict[str, Any]:
