@@ -61,6 +61,11 @@ TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_
 STOPPING = "--best_by ndcg --patience 4"  # the loss rises long before the ranking gets worse
 EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
 STARTS = ("scratch", "pre-trained")
+LEVELS = {  # what a method needs: 0 nothing of the domain, 1 its log, 2 training on it; 2 if it is not here
+    **dict.fromkeys(("repeat recent", "nearest text", "whitened text", "blend (no log)"), 0),
+    **dict.fromkeys(("popularity", "transitions", "item cosine", "EASE", "blend (its log)"), 1),
+    **{f"blend with RecGPT, {start}": 2 for start in STARTS},
+}
 
 
 @dataclass
@@ -289,7 +294,7 @@ def report(args: argparse.Namespace, work: Path) -> None:
             }
             found = {start: [one for one in seeds if one] for start, seeds in found.items()}
             if any(found.values()):
-                peers = {name: peer_gains(work, domain, name) for name in args.compare}
+                peers = {name: peer_gains(work, domain, name) for name in args.compare if share == 1}
                 print(f"\n{domain}, {share:.0%} of the users: NDCG@10, mean and deviation over seeds")
                 print_domain({**found, "": [peers] if peers else []})
 
@@ -334,11 +339,15 @@ def print_domain(found: dict[str, list[dict[str, np.ndarray]]]) -> None:
             ratio = means[left].mean() / max(1e-9, means[right].mean())
             bounds = f"{one['difference']:+.4f} [{one['low']:+.4f}, {one['high']:+.4f}]"
             print(f"{left} over {right}: {bounds}, {ratio:.2f} times")
-    singles = {name: values.mean() for name, values in means.items() if not name.startswith("blend")}
-    best = max(singles, key=singles.get)
-    for name, values in means.items():
-        if name.startswith("blend"):
-            print(f"{name}: {values.mean() / singles[best]:.2f} times the best single method, {best}")
+    for name, level in LEVELS.items():
+        singles = {
+            other: values.mean()
+            for other, values in means.items()
+            if not other.startswith("blend") and LEVELS.get(other, 2) <= level
+        }
+        if name in means and name.startswith("blend"):
+            best = max(singles, key=singles.get)
+            print(f"{name}: {means[name].mean() / singles[best]:.2f} times the best single method, {best}")
 
 
 if __name__ == "__main__":

@@ -45,13 +45,13 @@ def main() -> None:
     print(f"wrote {args.output}")
 
 
-def figure_for(output: str, columns: int = 1, **options: Any) -> tuple[Any, Any]:
+def figure_for(output: str, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
     """Make a matplotlib figure and its axes; raise InputError if it cannot be written to `output`, by its ending."""
     import matplotlib.pyplot as plt
 
     plt.switch_backend("Agg")
     check_writable(output)
-    figure, axes = plt.subplots(1, columns, layout="constrained", **options)
+    figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
     formats = figure.canvas.get_supported_filetypes()
     if Path(output).suffix[1:] not in formats:
         raise InputError(f"--output {output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
