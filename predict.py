@@ -105,6 +105,67 @@ def main() -> None:
     """Load, rank, compare, report."""
     args = parse()
     protocol = PROTOCOLS[args.protocol]
+    test, model, catalog, candidates, made_with, fitted_with = load(args, protocol)
+    length = min(max(args.topk), len(catalog))  # of the lists: no search finds more
+    trie = Trie(catalog.codes[candidates], candidates).to(next(model.parameters()).device)
+    if not protocol.ids_decide:
+        print_ties(trie)
+    histories, targets = test.sequences.split_targets()
+    read = histories.last(model.config.window - 1)
+    is_candidate = np.isin(np.arange(len(catalog)), candidates)
+    left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
+    find = make_search(args.search, trie, length, catalog.codes, targets, protocol.ids_decide, left_out)
+    others = compare.methods_of(test, is_candidate, args.compare)
+    blends = {}
+    if args.blend:
+        network = partial(item_log_probs, fitted_with, catalog, args.test_batch_size)
+        blends = make_blenders(args, test, candidates, catalog.codes, made_with, network)
+        if BEST_BLEND in blends:
+            find = BlendSearch(find, blends[BEST_BLEND], histories, targets, length)
+        for name in (name for name in blends if name != BEST_BLEND):
+            others[name] = compare.Method(BLENDS[name], blends[name].scorer, is_candidate)
+
+    started = time.perf_counter()
+    batches = protocol.batches(read.lengths, args.test_batch_size)
+    found = recommend(model, read, catalog, find, batches, protocol.left_padded)
+    seconds = time.perf_counter() - started
+    print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
+    ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
+    ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
+    lists, needs = TopK(found.items, found.scores), {name: method.needs for name, method in others.items()}
+    if BEST_BLEND in blends:
+        lists, ranks[BEST_BLEND], needs[BEST_BLEND] = find.lists, find.ranks, BLENDS[BEST_BLEND]
+    elif blends:
+        lists = blends[NO_LOG_BLEND].search(histories, length)
+
+    groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
+    pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in blends else []
+    results = compare.measure(ranks, needs, groups, args.topk, pairs)
+    if args.output:
+        write_lists(args.output, test.sequences.users, lists)
+    if args.per_user:
+        write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
+    names = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")
+    setting = {name: getattr(args, name) for name in names}
+    compare.report(results, args.topk)
+    append_results(args.results, ({**setting, **result} for result in results))
+    ours = results[0]
+    print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
+
+
+class Loaded(NamedTuple):
+    """What prediction reads."""
+
+    test: TestSet
+    model: RecGPT
+    catalog: Catalog
+    candidates: np.ndarray  # (M,) int64, ascending, items that may be recommended
+    made_with: dict[str, str]  # hashes of the checkpoint and the tokenizer, on which a blend depends
+    fitted_with: RecGPT  # the model with which a blend is fitted
+
+
+def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
+    """Load data set, tokenizer and checkpoint, check that they fit each other, and tokenize the catalog."""
     test = load_test(dataset_folder(args.dataset), args.cold, args.drop_short)
     device = pick_device(args)
     tokenizer = load_tokenizer(args.vae_ckpt, device)
@@ -116,59 +177,10 @@ def main() -> None:
     embeddings = tokenizer.prepare(test.embeddings, str(source))
     codes = tokenizer.tokenize(embeddings, str(source))
     candidates = protocol.candidates(codes, test.embeddings)
+    made_with = {"checkpoint": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
+    fitted_with = load_fitted_with(metadata, args.ckpt_path, device) if args.blend else None
     catalog = Catalog(codes, embeddings, source=str(source))
-    length = min(max(args.topk), len(codes))  # of the lists: no search finds more
-    trie = Trie(codes[candidates], candidates).to(device)
-    if not protocol.ids_decide:
-        print_ties(trie)
-    histories, targets = test.sequences.split_targets()
-    read = histories.last(model.config.window - 1)
-    is_candidate = np.isin(np.arange(len(codes)), candidates)
-    left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
-    find = make_search(args.search, trie, length, codes, targets, protocol.ids_decide, left_out)
-    others = compare.methods_of(test, is_candidate, args.compare)
-    blends = {}
-    if args.blend:
-        made_with = {"checkpoint": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
-        fitted_with = load_fitted_with(metadata, args.ckpt_path, device) or model
-        network = partial(item_log_probs, fitted_with, catalog, args.test_batch_size)
-        blends = make_blenders(args, test, candidates, codes, made_with, network)
-        find = BlendSearch(find, blends[BEST_BLEND], histories, targets, length) if BEST_BLEND in blends else find
-        others |= {
-            name: compare.Method(needs, blends[name].scorer, is_candidate)
-            for name, needs in BLENDS.items()
-            if name in blends and name != BEST_BLEND
-        }
-
-    started = time.perf_counter()
-    batches = protocol.batches(read.lengths, args.test_batch_size)
-    found = recommend(model, read, catalog, find, batches, protocol.left_padded)
-    seconds = time.perf_counter() - started
-    print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
-    lists = TopK(found.items, found.scores)
-    if isinstance(find, BlendSearch):
-        lists = find.lists
-    elif blends:
-        lists = blends[NO_LOG_BLEND].search(histories, length)
-    if args.output:
-        write_lists(args.output, test.sequences.users, lists)
-
-    ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
-    ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
-    needs = {name: method.needs for name, method in others.items()}
-    if isinstance(find, BlendSearch):
-        ranks[BEST_BLEND], needs[BEST_BLEND] = find.ranks, BLENDS[BEST_BLEND]
-    groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
-    pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in ranks else []
-    results = compare.measure(ranks, needs, groups, args.topk, pairs)
-    if args.per_user:
-        write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
-    compare.report(results, args.topk)
-    setting = {"dataset": args.dataset, "cold": args.cold, "protocol": args.protocol, "search": args.search}
-    setting |= {"exclude_history": args.exclude_history}
-    append_results(args.results, ({**setting, "ckpt_path": args.ckpt_path, **result} for result in results))
-    ours = results[0]
-    print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
+    return Loaded(test, model, catalog, candidates, made_with, fitted_with or model)
 
 
 def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
