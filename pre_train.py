@@ -368,7 +368,9 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
     """
     metadata = read_metadata(path)
     if not isinstance(metadata.get("training"), dict) or not metadata.get("step"):
-        raise InputError(f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step.")
+        raise InputError(
+            f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step. Use it as it is."
+        )
     own = ("data_path", "eval_every", "eval_path", "patience", "best_by", "log_file")  # of the new run
     earlier = {name: value for name, value in metadata["training"].items() if name not in own}
     earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}

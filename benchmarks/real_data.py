@@ -87,19 +87,13 @@ class Step:
         started = time.monotonic()
         with log.open("a") as said:
             for command in self.commands:
-                words = [word for part in command for word in (sorted_paths(part) if "*" in part else [part])]
-                print("$", *words, file=said, flush=True)
-                code = subprocess.run([sys.executable, *words], cwd=ROOT, stdout=said, stderr=said).returncode
+                print("$", *command, file=said, flush=True)
+                code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=said, stderr=said).returncode
                 if code:
                     print(f"{self.makes}: exit code {code}, see {log}", flush=True)
                     return False
         print(f"{self.makes} made in {time.monotonic() - started:.0f} s", flush=True)
         return self.makes.exists()
-
-
-def sorted_paths(pattern: str) -> list[str]:
-    """The files of a pattern, by name; the pattern itself if there is none."""
-    return sorted(map(str, Path("/").glob(pattern.lstrip("/")))) or [pattern]
 
 
 def main() -> None:
@@ -276,7 +270,7 @@ class Run:
         again += initial[:2] if self.start == "pre-trained" else []
         rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
         rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
-        rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path", f"{whole}/*_step_*.pt"]
+        rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path", f"{whole}/layer_3_last.pt"]
         needs = [start] if self.start == "pre-trained" else []
         return Step(self.results, [fit, again, rank], needs)
 

@@ -136,8 +136,8 @@ def test_checkpoints_at_the_published_moments():
     assert plan.checkpoint_names(reached[5], reached[6], stopping=True) == ["layer_3_epoch_0_step_7.pt"]
     few = Plan(plan.data, Settings(save_last=True, epoch=2), window=256)
     saved = [few.checkpoint_names(before, progress) for before, progress in pairwise([Progress(), *reached])]
-    assert not any(saved[:-1]) and saved[-1] == ["layer_3_epoch_1.pt"]
-    assert few.checkpoint_names(reached[5], reached[6], stopping=True) == ["layer_3_epoch_0_step_7.pt"]
+    assert not any(saved[:-1]) and saved[-1] == ["layer_3_last.pt"]
+    assert few.checkpoint_names(reached[5], reached[6], stopping=True) == ["layer_3_last.pt"]
 
 
 @pytest.mark.parametrize("protocol", ["corrected", "released"])

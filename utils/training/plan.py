@@ -135,9 +135,9 @@ class Plan:
     def checkpoint_names(self, before: Progress, progress: Progress, stopping: bool = False) -> list[str]:
         """Names under which to save the weights after the step from `before` to `progress`; none after most steps."""
         settings = self.settings
+        if settings.save_last:
+            return [f"layer_{settings.tf_layer}_last.pt"] if stopping or self.is_last(progress) else []
         names, stem = [], f"layer_{settings.tf_layer}_epoch_{progress.epoch}"
-        if settings.save_last and not (stopping or self.is_last(progress)):
-            return []
         begun = before.row if before.epoch == progress.epoch else 0
         for tenth in range(1, TENTHS + 1):
             if progress.epoch == 0 and begun < -(-tenth * self.histories // TENTHS) <= progress.row:

@@ -74,7 +74,7 @@ class CheckpointSettings:
 
     ckpt_dir: str = setting("./ckpt", "folder for the checkpoints, made if need be")
     save_every: int = setting(5000, "steps between checkpoints", type=positive_int)
-    save_last: bool = setting(False, "write no checkpoint on the way, only the last and the best", **SWITCH)
+    save_last: bool = setting(False, "write only the last checkpoint, layer_3_last.pt, and the best", **SWITCH)
     keep: int | None = setting(
         None, "keep the last K saves and the best; by default all, two to resume from", type=positive_int, metavar="K"
     )
