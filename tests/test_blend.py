@@ -15,8 +15,10 @@ from model import RecGPT, RecGPTConfig
 from tests.conftest import dump
 from utils.blend import FEATURES, NETWORK, NO_LOG, Blend, Blender, Domain, fit, fit_to_log, neighbours, prepare
 from utils.blend_files import SHIPPED, load_blends, obtain_blends, save_blends
+from utils.checkpoint import save_state
 from utils.data import Sequences
 from utils.errors import InputError
+from utils.files import content
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.scores import LogStatistics, rank_by
 from utils.whitening import whiten
@@ -249,6 +251,31 @@ def test_predict_fits_once_and_again_when_the_log_changes(shop):
     assert all(set(items).isdisjoint(lists[user][:-1]) for user, items in excluded.items())
     with pytest.raises(InputError, match="--blend needs exact search"):
         predict_with("--blend --protocol released")
+
+
+def test_a_repeated_training_is_blended_by_the_weights_that_it_repeats(shop, tmp_path):
+    """It has seen the targets of the fit, on which it is better than it will be on others."""
+    folder, _, predict_with = shop
+    torch.manual_seed(5)
+    torch.save(RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=WIDTH)).state_dict(), tmp_path / "earlier.pt")
+    fitted = {}
+    for name in ("model.pt", "earlier.pt"):
+        predict_with(f"--blend fit --ckpt_path {tmp_path}/{name}")
+        fitted[name] = json.loads((folder / "blend.json").read_text())["blends"]
+    assert fitted["model.pt"] != fitted["earlier.pt"]
+
+    noted = {"refit_of": {"name": str(tmp_path / "earlier.pt"), "content": [content(tmp_path / "earlier.pt")]}}
+    save_state(tmp_path / "model.pt", torch.load(tmp_path / "model.pt", weights_only=True), noted)
+    predict_with("--blend")
+    found = json.loads((folder / "blend.json").read_text())
+    assert found["blends"] == fitted["earlier.pt"]
+    assert "written" not in predict_with("--blend")[0]
+    torch.save(torch.load(tmp_path / "model.pt", weights_only=True), tmp_path / "earlier.pt")
+    for _ in range(2):
+        with pytest.raises(InputError, match="was trained on the last items of train.pkl.*earlier.pt, as they were"):
+            predict_with("--blend")
+        (tmp_path / "earlier.pt").unlink(missing_ok=True)
+    predict_with("")  # the model by itself needs them not
 
 
 def test_predict_uses_the_shipped_weights_without_a_log(shop):

@@ -125,6 +125,22 @@ def test_lists_of_its_own_are_ranked_as_the_model_is(shop, flags):
     assert "\ntraining\n  copy" in shop.printed
 
 
+@pytest.mark.parametrize("flags", ["", "--exclude_history"])
+def test_the_gains_of_each_user_have_the_means_of_the_table(shop, flags):
+    results = shop.predict(f"--topk 3 10 --per_user {shop.folder}/users.npz {flags}")
+    with np.load(shop.folder / "users.npz") as saved:
+        names = {f"ndcg: {found['method']}" for found in results} | {f"group: {found['group']}" for found in results}
+        assert set(saved.files) == names
+        for found in results:
+            gains, members = saved[f"ndcg: {found['method']}"], saved[f"group: {found['group']}"]
+            assert gains.shape == members.shape == (USERS,) and members.sum() == found["users"]
+            assert gains[members].mean() == pytest.approx(found["ndcg@10"], abs=1e-6), found["method"]
+            if found["needs"]:
+                assert (gains - saved["ndcg: RecGPT"])[members].mean() == pytest.approx(found["difference"], abs=1e-6)
+        new = [items[-1] not in items[:-1] for items in shop.lists.values()]
+        assert saved["group: target is new"].tolist() == new
+
+
 def test_lists_that_do_not_fit(shop):
     good = {user: [1, 2] for user in shop.lists}
     for lists, said in (
