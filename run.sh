@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Pre-train on data/pre_train where it exists; otherwise on the embedded sample, and go on to its prediction table.
+# Pre-train on data/pre_train where it exists; otherwise on the embedded sample, and go on to fine-tuning and a table.
 # Further arguments go to pre_train.py, for example: bash run.sh --max_steps 200, or bash run.sh --resume
 set -euo pipefail
 cd "$(dirname "$0")"
@@ -65,7 +65,19 @@ sample() {
     echo "== cold start: users with one to three items"
     python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best" --cold True
     echo "== zero-shot: all users"
-    python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best"
+    python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$best" \
+        --output "$built/zero_shot.jsonl"
+
+    echo "== fine-tuning on the log of pets"
+    python data_processing/make_pre_train.py --datasets "$built/pets" --vae_ckpt "$tokenizer" --output "$built/pets_log"
+    rm -rf "$built/fine_tuned"
+    pre_train --init_from "$best" --data_path "$built/pets_log" --eval_path "$built/pets_log/eval" --save_last \
+        --batch_size 40 --epoch 12 --lr 2e-3 --eval_every 15 --best_by ndcg --patience 4 --ckpt_dir "$built/fine_tuned" \
+        --log_file logs/fine_tuned.jsonl
+
+    echo "== all of them on pets: RecGPT is fine-tuned, RecGPT zero-shot was trained on other domains only"
+    python predict.py --dataset "$built/pets" --vae_ckpt "$tokenizer" --ckpt_path "$built/fine_tuned/layer_3_best.pt" \
+        --blend --compare "RecGPT zero-shot=$built/zero_shot.jsonl"
 }
 
 main() {

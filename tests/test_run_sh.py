@@ -16,6 +16,7 @@ case "$*" in
     *make_dataset.py*) mkdir -p data/sample/built ;;
     ae_trainer.py*) echo "$*" ;;
     eval.py*) echo best: it ;;
+    predict.py*) echo "$*" ;;
 esac
 """
 ACCELERATE = """#!/bin/bash
@@ -71,6 +72,19 @@ def test_the_sample_goes_on_where_there_is_something_to_go_on_with(tmp_path, sta
     assert state.exists() == (goes_on or folder == "mine")
     assert (SAMPLE in said) == (not goes_on) and flags in said
     assert ("--init_deviation 0.3 --resume" in said) == goes_on, "the tokenizer, too"
+
+
+def test_the_sample_is_fine_tuned_from_the_chosen_weights_and_ends_with_one_table(start):
+    """What is typed is for pre-training: fine-tuning has settings of its own."""
+    said, errors = start("--max_steps 5").communicate(timeout=60)
+    pre_training, fine_tuning = [line for line in said.splitlines() if line.startswith("typed: ")]
+    assert "--max_steps 5" in pre_training and "--init_from" not in pre_training
+    assert "--max_steps" not in fine_tuning and "--init_from it --data_path data/sample/built/pets_log" in fine_tuning
+    _, zero_shot, last = [line for line in said.splitlines() if line.startswith("predict.py")]
+    assert "--ckpt_path it --output data/sample/built/zero_shot.jsonl" in zero_shot
+    assert "fine_tuned/" in last and last.endswith(
+        "--blend --compare RecGPT zero-shot=data/sample/built/zero_shot.jsonl"
+    )
 
 
 @pytest.mark.parametrize(("flags", "goes_on"), [("--resume auto", True), ("--resume=auto --ckpt_dir new", False)])
