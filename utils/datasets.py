@@ -22,6 +22,7 @@ HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_
 MAPS = "item_id_maps.pkl"
 HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")
 LAST = "last"  # what dataset.json of data/eval says of "targets" where only the last item of each history is one
+SEEN = "targets_of"  # in the dataset.json of make_pre_train.py's OUTPUT/whole: hash of the eval.pkl with its targets
 DATA_SET = (  # files of a data set directory that belong together, as they have the same users and item ids
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
@@ -336,8 +337,25 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     log = load_sequences(train_path, MAKE_TEST, shortest=0) if train_path.is_file() else None
     if log:
         check_ids(log, len(embeddings), train_path, str(embeddings_path))
+        tell_leaks(log, sequences, train_path, path)
     times = None if cold else load_last_times(folder / "test_times.pkl", sequences, path)
     return TestSet(sequences, embeddings, embeddings_path, log or None, times)
+
+
+def tell_leaks(log: Sequences, test: Sequences, log_path: Path, test_path: Path) -> None:
+    """Print how many users have their whole list of the test, with its target, in the log: it must end before that.
+
+    Fewer than one in a hundred are not told: where each file has numbered its users for itself, short lists may agree.
+    """
+    logged = {user: row for row, user in enumerate(log.users)}
+    rows = np.array([(row, logged[user]) for row, user in enumerate(test.users) if user in logged], dtype=np.int64)
+    shared, same = test.select(rows.reshape(-1, 2)[:, 0]), log.select(rows.reshape(-1, 2)[:, 1])
+    leaks = sum(there[: len(here)] == here for here, there in zip(shared.lists(), same.lists(), strict=True))
+    if leaks > len(test) / 100:
+        print(  # noqa: T201
+            f"Warning: {log_path} has the whole list of {leaks} of {len(test)} users of {test_path}, with the target. "
+            "Whatever learns from it knows these answers: leave their last items out of it."
+        )
 
 
 def load_last_times(path: Path, sequences: Sequences, owner: Path) -> np.ndarray | None:

@@ -155,9 +155,16 @@ def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
 
 
 def write_histories(
-    output: Path, directories: dict[str, Path], data_sets: Iterable[Sequences], maps: dict[str, np.ndarray], empty: str
+    output: Path,
+    directories: dict[str, Path],
+    data_sets: Iterable[Sequences],
+    maps: dict[str, np.ndarray],
+    empty: str,
+    **notes: str,
 ) -> Counter:
     """Write the merged histories as OUTPUT/train.pkl, and `maps` as item_id_maps.pkl; one data set is in memory.
+
+    `notes` go into OUTPUT/dataset.json.
 
     Returns:
         How many "users" and "interactions" there are.
@@ -166,7 +173,7 @@ def write_histories(
         InputError: there is no history; `empty` says what was expected.
     """
     counts = Counter()
-    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories)) as staging:
+    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories), **notes) as staging:
         save_dict(staging / HISTORIES, enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
         if not counts["users"]:
             raise InputError(f"--datasets {' '.join(map(str, directories.values()))}: {empty} {REMEDY}")
