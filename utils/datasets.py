@@ -12,6 +12,7 @@ from utils.errors import InputError, shown
 from utils.files import MANIFEST, check_whole, content, load_matrix, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.pickles import load_pickle
+from utils.whitening import WHITENED
 
 FETCH = "Fetch it (python data_processing/data_download.py --release {}) or make it ({})."
 MAKE_PRE_TRAIN = FETCH.format("pre_train", "README, Your own data")
@@ -202,7 +203,14 @@ def noted_encoder(embeddings: Path) -> str | None:
     """Name of the encoder in the JSON beside a matrix, or None; InputError if that is damaged or of another matrix."""
     metadata = embeddings.with_suffix(".json")
     check_whole(metadata)
-    return read_json(metadata, missing_ok=True).get("encoder")
+    encoder = read_json(metadata, missing_ok=True).get("encoder")
+    return encoder if isinstance(encoder, str) else None
+
+
+def is_whitened(embeddings: Path) -> bool:
+    """Whether the JSON beside a matrix says that its rows were whitened."""
+    noted = (noted_encoder(embeddings) or "").endswith(WHITENED)
+    return noted or read_json(embeddings.with_suffix(".json"), missing_ok=True).get("whitened") is True
 
 
 class Origin(NamedTuple):
@@ -226,7 +234,14 @@ def check_fit(trained: Origin, found: Origin) -> None:
             "Encode both with one sentence encoder."
         )
     encoders = [origin.encoder for origin in (trained, found) if isinstance(origin.encoder, str) and origin.encoder]
-    if len(encoders) == 2 and Path(encoders[0]).name != Path(encoders[1]).name:
+    bare = {Path(encoder.removesuffix(WHITENED)).name for encoder in encoders}
+    whitened = ["whitened" if encoder.endswith(WHITENED) else "plain" for encoder in encoders]
+    if len(bare) == 1 and len(set(whitened)) == 2:
+        problems.append(
+            f"{trained.name} was trained on {whitened[0]} embeddings, those of {found.name} are {whitened[1]}, as the "
+            "tokenizer prepares them. Use the tokenizer it was trained with."
+        )
+    elif len(bare) == 2:
         problems.append(
             f"{trained.name} was trained on embeddings of the encoder {trained.encoder}, {found.name} has those of "
             f"{found.encoder}. Encode the texts with the first; if it is the same under two names, mend "

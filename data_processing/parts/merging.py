@@ -35,6 +35,7 @@ from utils.files import (
 )
 from utils.matrices import RowCopy, copy_rows, resumable_matrix
 from utils.pickles import load_pickle, save_dict
+from utils.whitening import WhitenedMatrix
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 ENCODE = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
@@ -283,6 +284,8 @@ def write_embeddings(
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
     known = {"maps": content(output / MAPS), "catalogs": catalogs(directories)}
     metadata = {"encoder": encoder, "rows": rows, "width": width, **known}
+    if any(isinstance(matrix, WhitenedMatrix) for matrix in matrices.values()):  # also where no encoder is known
+        metadata["whitened"] = True
     in_order = [maps[name] for name in directories]
     with merged_embeddings(merged, matrices, in_order, dtype) as made, staged_directory(output) as staging:
         save_json(staging / f"{merged.stem}.json", metadata | {"files": {merged.suffix: made}})
