@@ -43,7 +43,7 @@ from model import RecGPT, RecGPTConfig, read_config
 from utils.checkpoint import fill_module, find_parts, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
-from utils.datasets import HELD_OUT, LAST, SEEN, Interactions, Origin, check_fit, has_last_targets, load_eval
+from utils.datasets import HELD_OUT, LAST, SEEN, Interactions, Origin, check_fit, has_last_targets, is_id, load_eval
 from utils.errors import InputError, reason
 from utils.files import MANIFEST, check_writable, content, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
@@ -370,7 +370,8 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         InputError: no JSON beside the checkpoint, a size typed otherwise, or other weights to start from than it had.
     """
     metadata = read_metadata(path)
-    if not isinstance(metadata.get("training"), dict) or not metadata.get("step"):
+    noted = metadata.get("training"), metadata.get("config", {}), metadata.get("init_from", {})
+    if not all(isinstance(one, dict) for one in noted) or not is_id(metadata.get("step")) or metadata["step"] < 1:
         raise InputError(f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step.")
     own = ("data_path", "eval_every", "eval_path", "patience", "best_by", "log_file")  # of the new run
     earlier = {name: value for name, value in metadata["training"].items() if name not in own}

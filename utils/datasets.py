@@ -320,8 +320,15 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
 
 
 def has_last_targets(folder: str | Path) -> bool:
-    """Whether the dataset.json of a folder like data/eval says that only the last item of each history is a target."""
-    return read_json(Path(folder) / MANIFEST, missing_ok=True).get("targets") == LAST
+    """Whether the dataset.json of a folder like data/eval says that only the last item of each history is a target.
+
+    InputError if it says something else of them.
+    """
+    path = Path(folder) / MANIFEST
+    targets = read_json(path, missing_ok=True).get("targets")
+    if targets not in (None, LAST):
+        raise InputError(f'{path}: "targets" is {shown(targets)}, expected "{LAST}" or nothing. Mend or remove it.')
+    return targets == LAST
 
 
 def dataset_folder(name: str) -> Path:
