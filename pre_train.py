@@ -440,6 +440,12 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
     note = {"name": Path(path).name, "content": weights_content(path)}
+    judged_by = Path(settings.eval_path) / HELD_OUT[0]
+    if SEEN in metadata and settings.eval_every and judged_by.is_file() and metadata[SEEN] == content(judged_by):
+        raise InputError(
+            f"--init_from {path} was trained on the targets of {settings.eval_path}, which would judge it. Start from "
+            "weights that have not seen them, or leave out --eval_every."
+        )
     return replace(settings, **sizes), Initial(state, config, origin, note)
 
 
@@ -570,6 +576,7 @@ def run_metadata(
         held_out += [LAST] if has_last_targets(settings.eval_path) else []
         held_out += [settings.best_by] if settings.best_by != LOSS else []
     origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
+    origins[SEEN] = targets_seen(settings)
     return {
         "config": {**vars(config), "heads": config.attention_heads},
         "training": settings.to_resume(),

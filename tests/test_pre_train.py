@@ -375,6 +375,9 @@ def test_targets_that_training_has_seen_judge_nothing(place, data):
     (place / "whole/dataset.json").write_text(json.dumps(seen))
     said = runs.finish(place, RUN.replace("../pt", "whole"), expect=2)
     assert "whole has the targets of ../ev: training would see what it is judged by" in said
+    runs.finish(place, MODEL.replace("../pt", "whole") + "--max_steps 1")
+    said = runs.finish(place, FINE_TUNE.replace(" ckpt ", " again ") + "ckpt/layer_1_epoch_0_step_1.pt", expect=2)
+    assert "was trained on the targets of ../ev, which would judge it" in said
 
 
 def test_the_best_weights_by_ndcg(place, undisturbed):
