@@ -49,19 +49,19 @@ from utils.cli import (
     setting,
 )
 from utils.data import check_finite
+from utils.datasets import is_whitened
 from utils.errors import InputError, reason, shown
-from utils.files import check_whole, check_writable, load_matrix, lock_folder
+from utils.files import check_writable, load_matrix, lock_folder
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
-from utils.whitening import WhitenedMatrix, Whitening
+from utils.whitening import WHITENED, WhitenedMatrix, Whitening
 
 NAME = "vae_len4_fsq88865"
 STATE = f"{NAME}.resume"  # beside the weights of the last checkpoint
 FIXED = ("init", "init_deviation", "whiten", "seed")  # settings that a resumed training cannot change
 DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
 WHITENS = "whitening"  # among the weights of a tokenizer that whitens embeddings
-WHITENED = ", whitened"  # ends the name of an encoder whose embeddings were whitened
 CHECKPOINT_EVERY = 10  # epochs
 ROUNDING = 1e-12  # variance of float32 rounding, with a margin, as a part of the numbers' mean square
 START_SAMPLE = 50_000  # items that the starting directions are computed from
@@ -237,10 +237,12 @@ def load_training_rows(paths: list[str], whiten: bool = False) -> np.ndarray:
     With `whiten`, those of each file are whitened by themselves.
 
     Raises:
-        InputError: widths differ or do not fit, NaN, no rows, or a file that is not the one of the JSON beside it.
+        InputError: widths differ or do not fit, NaN, no rows, a file that is not the one of the JSON beside it, or one
+            that has been whitened.
     """
     for path in paths:
-        check_whole(Path(path).with_suffix(".json"))
+        if is_whitened(Path(path)):
+            raise InputError(f"{path} was whitened before. Give item_text_embeddings.npy of each data set.")
     matrices = [load_matrix(path, REMEDY) for path in paths]
     for path, matrix in zip(paths, matrices, strict=True):
         check_width(matrix.shape[1], path)

@@ -31,6 +31,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -42,10 +43,10 @@ from model import RecGPT, RecGPTConfig, read_config
 from utils.checkpoint import fill_module, find_parts, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
-from utils.datasets import HELD_OUT, LAST, Interactions, Origin, check_fit, has_last_targets, load_eval
+from utils.datasets import HELD_OUT, LAST, SEEN, Interactions, Origin, check_fit, has_last_targets, is_id, load_eval
 from utils.errors import InputError, reason
-from utils.files import check_writable, content
-from utils.fsq import CODES_PER_ITEM
+from utils.files import MANIFEST, check_writable, content, read_json
+from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.packed import data_fingerprint, is_current, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
@@ -85,6 +86,8 @@ def main() -> None:
     check_settings(settings)
     accelerator = start_accelerator(settings)
     data, header = open_data(settings, accelerator)
+    if refit:
+        check_refit(settings, data, accelerator.num_processes)
     model, optimizer = build(settings, data, initial)
     evaluation = make_evaluation(settings, accelerator, load_held_out(settings, model, data), data)
     flops, window = model.flops_per_token(), model.config.window
@@ -367,7 +370,8 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         InputError: no JSON beside the checkpoint, a size typed otherwise, or other weights to start from than it had.
     """
     metadata = read_metadata(path)
-    if not isinstance(metadata.get("training"), dict) or not metadata.get("step"):
+    noted = metadata.get("training"), metadata.get("config", {}), metadata.get("init_from", {})
+    if not all(isinstance(one, dict) for one in noted) or not is_id(metadata.get("step")) or metadata["step"] < 1:
         raise InputError(
             f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step. Use it as it is."
         )
@@ -376,12 +380,45 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
     earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
     args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
     settings = settings_of(args)
+    check_kept(settings, "--refit_of", path)
     started = metadata.get("init_from", {}).get("content")
     if started != (weights_content(settings.init_from) if settings.init_from else None):
         name = metadata.get("init_from", {}).get("name", "drawn weights")
         raise InputError(f"--refit_of {path} was started from {name}: give the same --init_from, or none as it had.")
     note = {"name": path, "content": weights_content(path), "step": metadata["step"]}
     return settings, note
+
+
+def check_refit(settings: Settings, data: Interactions, processes: int) -> None:
+    """InputError unless a run repeats, on the data at hand, the steps of the checkpoint of --refit_of."""
+    path = settings.refit_of
+    metadata = read_metadata(path)
+    width = metadata.get("config", {}).get("embedding_width", data.origin.width)
+    earlier = Origin(path, width, metadata.get("encoder"), metadata.get("tokenizer"))
+    check_fit(earlier, data.origin._replace(name=settings.data_path))
+    seen, chosen_on = targets_seen(settings), metadata.get("held_out")
+    if seen and chosen_on and seen not in chosen_on:
+        raise InputError(
+            f"--refit_of {path} was chosen on other targets than {settings.data_path} has. Give the folder whole of "
+            "the data that it was trained on, or make that anew and train again."
+        )
+    passes = metadata.get("processes", processes) * metadata["training"].get("gradient_accumulation_steps", 1)
+    if passes != processes * settings.gradient_accumulation_steps:
+        raise InputError(
+            f"--refit_of {path} was trained by {metadata['processes']} process(es), and here are {processes}: a step "
+            "would read another number of histories. Start as many, or make up for it by --gradient_accumulation_steps."
+        )
+
+
+def targets_seen(settings: Settings) -> str | None:
+    """Hash of the eval.pkl whose targets the histories of --data_path have, where make_pre_train.py says so."""
+    return read_json(Path(settings.data_path) / MANIFEST, missing_ok=True).get(SEEN)
+
+
+def check_kept(settings: Settings, flag: str, path: str) -> None:
+    """InputError if a run may replace a checkpoint that it starts from, or repeats, by one of its own."""
+    if Path(path).name.startswith("layer_") and Path(path).resolve().parent == Path(settings.ckpt_dir).resolve():
+        raise InputError(f"{flag} {path} is in --ckpt_dir, where this run may replace it. Give another --ckpt_dir.")
 
 
 def weights_content(path: str) -> list[str]:
@@ -393,9 +430,10 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     """Read the weights of --init_from; returns the settings with their sizes, and the weights.
 
     Raises:
-        InputError: not the weights of a RecGPT model, or a size that is typed contradicts them.
+        InputError: not the weights of a RecGPT model, in --ckpt_dir, or a size that is typed contradicts them.
     """
     path = settings.init_from
+    check_kept(settings, "--init_from", path)
     state, metadata = load_state(path), read_metadata(path)
     config = read_config(state, metadata, path)
     if config.window != WINDOW:
@@ -404,6 +442,12 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
     note = {"name": Path(path).name, "content": weights_content(path)}
+    judged_by = Path(settings.eval_path) / HELD_OUT[0]
+    if SEEN in metadata and settings.eval_every and judged_by.is_file() and metadata[SEEN] == content(judged_by):
+        raise InputError(
+            f"--init_from {path} was trained on the targets of {settings.eval_path}, which would judge it. Start from "
+            "weights that have not seen them, or leave out --eval_every."
+        )
     return replace(settings, **sizes), Initial(state, config, origin, note)
 
 
@@ -479,18 +523,33 @@ def compile_blocks(model: RecGPT) -> None:
 def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Interactions | None:
     """Load the histories of --eval_path, cut to the window; None without --eval_every.
 
-    InputError if their codes or embeddings were not made as those of the training data.
+    InputError if their codes or embeddings were not made as those of the training data, or training sees the targets.
     """
     if not settings.eval_every:
         return None
     held_out = load_eval(settings.eval_path, settings.drop_short)
     check_fit(data.origin._replace(name=settings.data_path), held_out.origin)
+    if targets_seen(settings) == content(Path(settings.eval_path) / HELD_OUT[0]):
+        raise InputError(
+            f"{settings.data_path} has the targets of {settings.eval_path}: training would see what it is judged by. "
+            "Train on the folder above, or leave out --eval_every."
+        )
     if settings.best_by == NDCG and not held_out.last_only:
         raise InputError(
             f"--best_by ndcg ranks last items that training has not seen, and {settings.eval_path} does not say that "
             "it has such. Make both folders with make_pre_train.py, or leave the flag out."
         )
+    if settings.best_by == NDCG and not np.isin(*map(code_numbers, (held_out, data))).all():
+        raise InputError(
+            f"--best_by ndcg ranks among the items of {settings.data_path}, and {settings.eval_path} has others. Give "
+            "the folder eval of the same data, or leave the flag out."
+        )
     return held_out._replace(sequences=held_out.sequences.last(model.config.window))
+
+
+def code_numbers(data: Interactions) -> np.ndarray:
+    """One number (N,) int64 for the four codes of each item of a catalog."""
+    return data.catalog.codes.astype(np.int64) @ CODEBOOK_SIZE ** np.arange(CODES_PER_ITEM)
 
 
 def tracker(settings: Settings, accelerator: Accelerator) -> Callable[[dict[str, float], int], None] | None:
@@ -519,6 +578,7 @@ def run_metadata(
         held_out += [LAST] if has_last_targets(settings.eval_path) else []
         held_out += [settings.best_by] if settings.best_by != LOSS else []
     origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
+    origins[SEEN] = targets_seen(settings)
     return {
         "config": {**vars(config), "heads": config.attention_heads},
         "training": settings.to_resume(),

@@ -96,9 +96,17 @@ def parse() -> argparse.Namespace:
     for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
         if given and (args.search, args.protocol) != ("exact", "corrected"):
             raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
+    check_names(args.compare)
     for path in filter(None, (args.output, args.results, args.per_user)):
         check_writable(path)
     return args
+
+
+def check_names(files: Iterable[tuple[str, Path]]) -> None:
+    """InputError if a file of --compare has the name of a blend, whose row would stand in its place."""
+    for name, path in files:
+        if name in BLENDS:
+            raise InputError(f"--compare {name}={path}: there is a row {name} already. Choose another name.")
 
 
 def main() -> None:
@@ -177,10 +185,11 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     embeddings = tokenizer.prepare(test.embeddings, str(source))
     codes = tokenizer.tokenize(embeddings, str(source))
     candidates = protocol.candidates(codes, test.embeddings)
-    made_with = {"checkpoint": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
-    fitted_with = load_fitted_with(metadata, args.ckpt_path, device) if args.blend else None
+    fitted_with = (load_fitted_with(metadata, args.ckpt_path, device) if args.blend else None) or model
+    made_with = {"checkpoint": model.fingerprint(), "fitted with": fitted_with.fingerprint()}
+    made_with["tokenizer"] = tokenizer.fingerprint()
     catalog = Catalog(codes, embeddings, source=str(source))
-    return Loaded(test, model, catalog, candidates, made_with, fitted_with or model)
+    return Loaded(test, model, catalog, candidates, made_with, fitted_with)
 
 
 def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
@@ -363,7 +372,7 @@ def make_blenders(
 ) -> dict[str, Blender]:
     """The blends that a data set allows, by the names of their rows.
 
-    `made_with` are the hashes of the checkpoint and the tokenizer, `network` is `item_log_probs` of histories.
+    `made_with` are the hashes of the weights and the tokenizer, `network` is `item_log_probs` of histories.
     """
     rows = whiten(test.embeddings)
     shipped = load_blends(SHIPPED)[NO_LOG]
@@ -377,7 +386,8 @@ def make_blenders(
     made_from = {**files, **made_with, "exclude_history": args.exclude_history}
     mode = args.blend if args.blend in ("auto", "fit") else "read"
     fit = partial(fit_to_log, test.log, rows, candidates, args.exclude_history, network)
-    fitted, domain = obtain_blends(path, mode, made_from, fit), Domain.of(rows, test.log)
+    fitted = obtain_blends(path, mode, made_from, fit, (WITH_LOG, WITH_NETWORK))
+    domain = Domain.of(rows, test.log)
     for row, name in ((LOG_BLEND, WITH_LOG), (BEST_BLEND, WITH_NETWORK)):
         blends[row] = Blender(fitted[name], domain, candidates, codes, args.exclude_history)
     return blends

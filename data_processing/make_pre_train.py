@@ -37,8 +37,8 @@ from data_processing.parts import merging
 from data_processing.parts.codes import save_token_list, write_token_list
 from utils.cli import finite_number, parser, positive_int, run, seed
 from utils.data import Sequences
-from utils.datasets import CODES, HELD_OUT, HISTORIES, LAST
-from utils.files import fingerprint, load_matrix, save_json, save_matrix, staged_set
+from utils.datasets import CODES, HELD_OUT, HISTORIES, LAST, SEEN
+from utils.files import content, fingerprint, load_matrix, save_json, save_matrix, staged_set
 from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 
@@ -86,7 +86,8 @@ def main() -> None:
     embeddings = merging.write_embeddings(output, directories, matrices, encoder, maps, args.dtype)
     codes = write_token_list(output / CODES, embeddings, tokenizer)
     write_eval(output / "eval", split.held_out, load_matrix(embeddings, ""), codes, tokenizer, encoder)
-    merging.write_histories(output / "whole", directories, split.whole_lists(directories, maps), maps, EMPTY)
+    seen = {SEEN: content(output / "eval" / HELD_OUT[0])}
+    merging.write_histories(output / "whole", directories, split.whole_lists(directories, maps), maps, EMPTY, **seen)
     for path in (embeddings, output / CODES):
         for made in path.parent.glob(f"{path.stem}.*"):
             link(made, output / "whole" / made.name)

@@ -19,10 +19,10 @@ if __name__ == "__main__":
 
     end_at_ctrl_c()
 
-from ae_trainer import DEFAULT_TOKENIZER, WHITENED, load_tokenizer
+from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from data_processing.parts.codes import write_token_list
 from utils.cli import parser, run
-from utils.datasets import noted_encoder
+from utils.datasets import is_whitened
 from utils.errors import InputError
 from utils.util import add_device_flags, pick_device
 
@@ -43,7 +43,7 @@ def main() -> None:
     if replaced.is_file() and source.is_file() and replaced.samefile(source):
         raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
     tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
-    if tokenizer.whitens != (noted_encoder(source) or "").endswith(WHITENED):
+    if tokenizer.whitens != is_whitened(source):
         raise InputError(
             f"{args.vae_ckpt} {'whitens' if tokenizer.whitens else 'does not whiten'} embeddings, and {source} has "
             f"{'plain' if tokenizer.whitens else 'whitened'} ones. Use make_pre_train.py, which prepares those of each "

@@ -129,6 +129,9 @@ def test_a_tokenizer_of_whitened_embeddings_whitens(tmp_path, capsys, monkeypatc
     np.testing.assert_array_equal(tokenizer.tokenize(tokenizer.prepare(embeddings)), tokenizer.tokenize(white))
     plain = ae_trainer.AutoEncoder(32)
     plain.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if name != ae_trainer.WHITENS})
+    files[0].with_suffix(".json").write_text('{"whitened": true}')
+    with pytest.raises(InputError, match=r"a\.npy was whitened before"):
+        ae_trainer.load_training_rows(files)
     assert plain.prepare(embeddings) is embeddings and plain.fingerprint() != tokenizer.fingerprint()
 
 

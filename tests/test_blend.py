@@ -180,6 +180,16 @@ def test_files_round_trip_and_stale_ones_are_fitted_again(saved, capsys):
     assert obtain_blends(path, "fit", other, lambda: fitted)
 
 
+def test_blends_that_are_asked_for_must_be_there(saved):
+    path, fitted = saved
+    at_hand = {"train.pkl": "abc", "exclude_history": False}
+    with pytest.raises(InputError, match="no blend 'log and RecGPT'. predict.py --blend fits it again"):
+        load_blends(path, at_hand, ("log", "log and RecGPT"))
+    assert obtain_blends(path, "auto", at_hand, lambda: fitted, ("log and RecGPT",)) == {"log": fitted["log"].blend}
+    with pytest.raises(InputError, match="elsewhere.json does not exist"):
+        load_blends(path.with_name("elsewhere.json"))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -190,6 +200,7 @@ def test_files_round_trip_and_stale_ones_are_fitted_again(saved, capsys):
         ({"blends": {"log": {"weights": {}, "scales": {}}}}, "weights and scales"),
         ({"blends": {"log": {"weights": {"popularity": 1}, "scales": {"recency": 1}}}}, "the same features"),
         ({"blends": {"log": {"weights": {"spam": 1}, "scales": {"spam": 1}}}}, "spam"),
+        ({"blends": {"log": {"weights": {"recgpt": 1}, "scales": {"recgpt": 1}}}}, "recgpt"),
         ({"blends": {"log": {"weights": {"recency": True}, "scales": {"recency": 1}}}}, "True"),
         ({"blends": {"log": {"weights": {"recency": "1"}, "scales": {"recency": 1}}}}, "numbers"),
         ({"blends": {"log": {"weights": {"recency": float("nan")}, "scales": {"recency": 1}}}}, "None"),
@@ -276,6 +287,46 @@ def test_a_repeated_training_is_blended_by_the_weights_that_it_repeats(shop, tmp
             predict_with("--blend")
         (tmp_path / "earlier.pt").unlink(missing_ok=True)
     predict_with("")  # the model by itself needs them not
+
+
+def test_a_blend_belongs_to_the_weights_it_was_fitted_with(shop, tmp_path):
+    """What the JSON says of the same checkpoint decides whether others than its own weights are used for the fit."""
+    folder, _, predict_with = shop
+    predict_with("--blend")
+    torch.manual_seed(1)
+    torch.save(RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=WIDTH)).state_dict(), tmp_path / "first.pt")
+    note = {"refit_of": {"name": str(tmp_path / "first.pt"), "content": [content(tmp_path / "first.pt")]}}
+    (tmp_path / "model.json").write_text(json.dumps(note))
+    assert "was fitted with another 'fitted with'" in predict_with("--blend")[0]
+    assert "anew" not in predict_with("--blend")[0]
+
+
+def test_a_log_with_the_targets_is_told(shop):
+    folder, lists, predict_with = shop
+    assert "Warning" not in predict_with("")[0]
+    dump(folder / "train.pkl", {user: [*items, 1] if user < 3 else items[:-1] for user, items in lists.items()})
+    assert "the whole list of 3 of 40 users" in predict_with("")[0]
+    dump(folder / "train.pkl", {user + USERS: items for user, items in lists.items()})
+    assert "Warning" not in predict_with("")[0]
+
+
+def test_a_single_item(shop):
+    folder, lists, predict_with = shop
+    embeddings = np.load(folder / "item_text_embeddings.npy")
+    embeddings[1:] = 0
+    np.save(folder / "item_text_embeddings.npy", embeddings)
+    dump(folder / "test.pkl", {user: [0, *items] for user, items in lists.items()})
+    dump(folder / "train.pkl", dict.fromkeys(lists, [1, 0]))
+    assert set(map(tuple, predict_with("--blend")[1].values())) == {(0,)}
+
+
+def test_names_of_blends_are_taken(shop, tmp_path):
+    _, _, predict_with = shop
+    predict_with("")
+    (tmp_path / "lists.jsonl").rename(tmp_path / "other.jsonl")
+    assert " blend " in predict_with(f"--blend --compare blend={tmp_path}/other.jsonl")[0]
+    with pytest.raises(InputError, match="there is a row blend with RecGPT already"):
+        predict.check_names([("blend with RecGPT", tmp_path / "other.jsonl")])
 
 
 def test_predict_uses_the_shipped_weights_without_a_log(shop):

@@ -694,6 +694,8 @@ def test_make_pre_train_sees_no_last_item(call, tmp_path, tokenizer_file, capsys
         *("eval/all_item_text_embeddings_eval.npy", "eval/all_item_text_embeddings_eval.json", "eval/dataset.json"),
         *("whole/train.pkl", "whole/dataset.json"),
     }
+    noted = json.loads((outputs[0] / "whole/dataset.json").read_text())
+    assert noted["targets_of"] == content(outputs[0] / "eval/eval.pkl")
     whole = load_pre_train(outputs[0] / "whole")
     assert whole.sequences.lists() == [[0, 1, 2, 6], [3, 4, 6], [1, 6]]
     assert whole.origin._replace(name="") == load_pre_train(outputs[0]).origin._replace(name="")

@@ -178,7 +178,7 @@ class Blender:
     def scores_and_top(self, histories: Sequences, k: int, log_probs: Tensor | None = None) -> tuple[Tensor, TopK]:
         """As `scores`, and the lists of `search`, at once."""
         scores = self.scores(histories, log_probs)
-        blocks = F.pad(scores, (0, 0, 0, -len(scores) % 8)).T.contiguous()
+        blocks = F.pad(scores, (0, 0, 0, -len(scores) % 8)).T.clone(memory_format=torch.contiguous_format)
         return scores, self._listed(best_of_blocks(iter([blocks]), self.items, len(scores), k))
 
     def places(self, items: Tensor) -> Tensor:
@@ -338,7 +338,10 @@ def fit(domains: Iterable[Iterable[Chunk]], names: tuple[str, ...], l2: float = 
     domains = [chunks for chunks in map(list, domains) if chunks]
     users = [sum(len(chunk.targets) for chunk in chunks) for chunks in domains]
     if not domains:
-        raise InputError("no user of train.pkl has two items and a last one that may be recommended: nothing to fit")
+        raise InputError(
+            "no user of train.pkl has two items and a last one that may be recommended: nothing to fit a blend to. "
+            "Leave out --blend."
+        )
     squares = [sum(len(chunk.targets) * chunk.squares() for chunk in chunks) / sum(users) for chunks in domains]
     scales = np.sqrt(sum(squares))
     varies = scales > 0

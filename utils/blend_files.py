@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from utils.blend import FEATURES, KINDS, Blend, Fitted
+from utils.blend import FEATURES, KINDS, NETWORK, WITH_NETWORK, Blend, Fitted
 from utils.errors import InputError, shown
-from utils.files import check_writable, read_json, save_json
+from utils.files import check_writable, read_json, require_file, save_json
 
 VERSION = 1
 SHIPPED = Path(__file__).with_name("blend_default.json")  # benchmarks/default_blend.py makes it
@@ -16,7 +16,11 @@ REMEDY = "predict.py --blend fits it again."
 
 
 def obtain_blends(
-    path: Path, mode: str, made_from: dict[str, Any], fit: Callable[[], dict[str, Fitted]]
+    path: Path,
+    mode: str,
+    made_from: dict[str, Any],
+    fit: Callable[[], dict[str, Fitted]],
+    names: tuple[str, ...] = (),
 ) -> dict[str, Blend]:
     """Read the blends of a file that were made from the files at hand, or fit them and write them there.
 
@@ -25,10 +29,11 @@ def obtain_blends(
         mode: "read": InputError if the file does not fit; "fit": fit in any case; "auto": fit if it does not fit.
         made_from: names and hashes of what the weights depend on.
         fit: called without arguments, fits them.
+        names: of the blends that must be there.
     """
     if mode == "read" or (mode == "auto" and path.is_file()):
         try:
-            return load_blends(path, made_from)
+            return load_blends(path, made_from, names)
         except InputError as error:
             if mode == "read":
                 raise
@@ -58,17 +63,18 @@ def save_blends(path: Path, blends: dict[str, Fitted], made_from: dict[str, Any]
     save_json(path, {"version": VERSION, "made_from": made_from, "blends": listed})
 
 
-def load_blends(path: Path, made_from: dict[str, Any] | None = None) -> dict[str, Blend]:
+def load_blends(path: Path, made_from: dict[str, Any] | None = None, names: tuple[str, ...] = ()) -> dict[str, Blend]:
     """Read the blends of a file, by name.
 
     Args:
         path: a file that `save_blends` wrote.
         made_from: what the blends must have been made from; None: anything.
+        names: of the blends that must be there.
 
     Raises:
-        InputError: a damaged file, one of another version, or blends made from something else.
+        InputError: no file, a damaged one, one of another version, or blends made from something else.
     """
-    saved = read_json(path)
+    saved = read_json(require_file(path, REMEDY))
     if saved.get("version") != VERSION:
         raise InputError(f"{path} is of version {shown(saved.get('version'))}, expected {VERSION}. {REMEDY}")
     known, blends = saved.get("made_from"), saved.get("blends")
@@ -77,18 +83,21 @@ def load_blends(path: Path, made_from: dict[str, Any] | None = None) -> dict[str
     if made_from is not None and known != made_from:
         other = [name for name in {**known, **made_from} if known.get(name) != made_from.get(name)]
         raise InputError(f"{path} was fitted with another {' and '.join(map(shown, other))}. {REMEDY}")
-    return {name: _blend(saved, f"{path}, blend {shown(name)}") for name, saved in blends.items()}
+    if missing := [name for name in names if name not in blends]:
+        raise InputError(f"{path} has no blend {shown(missing[0])}. {REMEDY}")
+    return {name: _blend(saved, name, f"{path}, blend {shown(name)}") for name, saved in blends.items()}
 
 
-def _blend(saved: Any, owner: str) -> Blend:
-    """The blend of a JSON object; InputError unless its names are those of features and its numbers finite."""
+def _blend(saved: Any, kind: str, owner: str) -> Blend:
+    """The blend of a JSON object; InputError unless its names are features of its kind and its numbers finite."""
+    features = set(FEATURES) - (set() if kind == WITH_NETWORK else {NETWORK})
     sides = [saved.get(side) if isinstance(saved, dict) else None for side in ("weights", "scales")]
     if not all(isinstance(side, dict) for side in sides) or sides[0].keys() != sides[1].keys() or not sides[0]:
         raise InputError(f"{owner}: expected weights and scales of the same features. {REMEDY}")
     for side in sides:
         for name, value in side.items():
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if name not in FEATURES or not number or not abs(value) <= LARGEST:  # nor NaN
+            if name not in features or not number or not abs(value) <= LARGEST:  # nor NaN
                 raise InputError(f"{owner}: found {shown(name)}: {shown(value)}, expected numbers by feature. {REMEDY}")
     if min(sides[1].values()) <= 1 / LARGEST:
         raise InputError(f"{owner}: a scale must be above {1 / LARGEST:g}, found {min(sides[1].values())}. {REMEDY}")

@@ -234,7 +234,9 @@ def verdict(rows: list[dict[str, Any]], k: int) -> str:
     others = [row for row in rows if row["needs"]]
     best = max(others, key=lambda row: row[name])
     rival, difference, low, high = f"{best['method']} ({best['needs']})", best["difference"], best["low"], best["high"]
-    if low > 0:
+    if np.isnan(low):
+        said = f"one user is too few to compare {MODEL} with others"
+    elif low > 0:
         said = f"{MODEL} loses to {rival} by {difference:.4f} NDCG@{k}, interval [{low:.4f}, {high:.4f}]"
     elif high < 0:
         said = f"{MODEL} beats all others, {rival} by {-difference:.4f} NDCG@{k}, interval [{-high:.4f}, {-low:.4f}]"

@@ -12,6 +12,7 @@ from utils.errors import InputError, shown
 from utils.files import MANIFEST, check_whole, content, load_matrix, read_json
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.pickles import load_pickle
+from utils.whitening import WHITENED
 
 FETCH = "Fetch it (python data_processing/data_download.py --release {}) or make it ({})."
 MAKE_PRE_TRAIN = FETCH.format("pre_train", "README, Your own data")
@@ -22,6 +23,7 @@ HISTORIES, CODES, EMBEDDINGS = "train.pkl", "token_id_list.pkl", "all_item_text_
 MAPS = "item_id_maps.pkl"
 HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")
 LAST = "last"  # what dataset.json of data/eval says of "targets" where only the last item of each history is one
+SEEN = "targets_of"  # in the dataset.json of make_pre_train.py's OUTPUT/whole: hash of the eval.pkl with its targets
 DATA_SET = (  # files of a data set directory that belong together, as they have the same users and item ids
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
@@ -201,7 +203,14 @@ def noted_encoder(embeddings: Path) -> str | None:
     """Name of the encoder in the JSON beside a matrix, or None; InputError if that is damaged or of another matrix."""
     metadata = embeddings.with_suffix(".json")
     check_whole(metadata)
-    return read_json(metadata, missing_ok=True).get("encoder")
+    encoder = read_json(metadata, missing_ok=True).get("encoder")
+    return encoder if isinstance(encoder, str) else None
+
+
+def is_whitened(embeddings: Path) -> bool:
+    """Whether the JSON beside a matrix says that its rows were whitened."""
+    noted = (noted_encoder(embeddings) or "").endswith(WHITENED)
+    return noted or read_json(embeddings.with_suffix(".json"), missing_ok=True).get("whitened") is True
 
 
 class Origin(NamedTuple):
@@ -225,7 +234,14 @@ def check_fit(trained: Origin, found: Origin) -> None:
             "Encode both with one sentence encoder."
         )
     encoders = [origin.encoder for origin in (trained, found) if isinstance(origin.encoder, str) and origin.encoder]
-    if len(encoders) == 2 and Path(encoders[0]).name != Path(encoders[1]).name:
+    bare = {Path(encoder.removesuffix(WHITENED)).name for encoder in encoders}
+    whitened = ["whitened" if encoder.endswith(WHITENED) else "plain" for encoder in encoders]
+    if len(bare) == 1 and len(set(whitened)) == 2:
+        problems.append(
+            f"{trained.name} was trained on {whitened[0]} embeddings, those of {found.name} are {whitened[1]}, as the "
+            "tokenizer prepares them. Use the tokenizer it was trained with."
+        )
+    elif len(bare) == 2:
         problems.append(
             f"{trained.name} was trained on embeddings of the encoder {trained.encoder}, {found.name} has those of "
             f"{found.encoder}. Encode the texts with the first; if it is the same under two names, mend "
@@ -304,8 +320,15 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
 
 
 def has_last_targets(folder: str | Path) -> bool:
-    """Whether the dataset.json of a folder like data/eval says that only the last item of each history is a target."""
-    return read_json(Path(folder) / MANIFEST, missing_ok=True).get("targets") == LAST
+    """Whether the dataset.json of a folder like data/eval says that only the last item of each history is a target.
+
+    InputError if it says something else of them.
+    """
+    path = Path(folder) / MANIFEST
+    targets = read_json(path, missing_ok=True).get("targets")
+    if targets not in (None, LAST):
+        raise InputError(f'{path}: "targets" is {shown(targets)}, expected "{LAST}" or nothing. Mend or remove it.')
+    return targets == LAST
 
 
 def dataset_folder(name: str) -> Path:
@@ -336,8 +359,25 @@ def load_test(folder: Path, cold: bool, drop_short: bool = False) -> TestSet:
     log = load_sequences(train_path, MAKE_TEST, shortest=0) if train_path.is_file() else None
     if log:
         check_ids(log, len(embeddings), train_path, str(embeddings_path))
+        tell_leaks(log, sequences, train_path, path)
     times = None if cold else load_last_times(folder / "test_times.pkl", sequences, path)
     return TestSet(sequences, embeddings, embeddings_path, log or None, times)
+
+
+def tell_leaks(log: Sequences, test: Sequences, log_path: Path, test_path: Path) -> None:
+    """Print how many users have their whole list of the test, with its target, in the log: it must end before that.
+
+    Fewer than one in a hundred are not told: where each file has numbered its users for itself, short lists may agree.
+    """
+    logged = {user: row for row, user in enumerate(log.users)}
+    rows = np.array([(row, logged[user]) for row, user in enumerate(test.users) if user in logged], dtype=np.int64)
+    shared, same = test.select(rows.reshape(-1, 2)[:, 0]), log.select(rows.reshape(-1, 2)[:, 1])
+    leaks = sum(there[: len(here)] == here for here, there in zip(shared.lists(), same.lists(), strict=True))
+    if leaks > len(test) / 100:
+        print(  # noqa: T201
+            f"Warning: {log_path} has the whole list of {leaks} of {len(test)} users of {test_path}, with the target. "
+            "Whatever learns from it knows these answers: leave their last items out of it."
+        )
 
 
 def load_last_times(path: Path, sequences: Sequences, owner: Path) -> np.ndarray | None:

@@ -11,6 +11,7 @@ import numpy as np
 from utils.data import check_finite
 
 POWER = 0.5  # a direction of variance w is divided by w^0.5; 0 would leave it as it is
+WHITENED = ", whitened"  # ends the name of an encoder whose embeddings were whitened
 LEAST = 1e-4  # of the mean variance is added to each, so that directions of mere rounding stay small
 CHUNK = 1 << 14  # rows that are in memory at once
 

@@ -35,6 +35,7 @@ from utils.files import (
 )
 from utils.matrices import RowCopy, copy_rows, resumable_matrix
 from utils.pickles import load_pickle, save_dict
+from utils.whitening import WhitenedMatrix
 
 REMEDY = "Make it with data_processing/data_process_1.py, import_dataset.py or make_dataset.py."
 ENCODE = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
@@ -155,9 +156,16 @@ def draw_users(histories: Sequences, users: int | None, seed: int) -> Sequences:
 
 
 def write_histories(
-    output: Path, directories: dict[str, Path], data_sets: Iterable[Sequences], maps: dict[str, np.ndarray], empty: str
+    output: Path,
+    directories: dict[str, Path],
+    data_sets: Iterable[Sequences],
+    maps: dict[str, np.ndarray],
+    empty: str,
+    **notes: str,
 ) -> Counter:
     """Write the merged histories as OUTPUT/train.pkl, and `maps` as item_id_maps.pkl; one data set is in memory.
+
+    `notes` go into OUTPUT/dataset.json.
 
     Returns:
         How many "users" and "interactions" there are.
@@ -166,7 +174,7 @@ def write_histories(
         InputError: there is no history; `empty` says what was expected.
     """
     counts = Counter()
-    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories)) as staging:
+    with staged_set(output, (HISTORIES, MAPS), catalogs=catalogs(directories), **notes) as staging:
         save_dict(staging / HISTORIES, enumerate(counted(merge_histories(data_sets, maps.values()), counts)))
         if not counts["users"]:
             raise InputError(f"--datasets {' '.join(map(str, directories.values()))}: {empty} {REMEDY}")
@@ -276,6 +284,8 @@ def write_embeddings(
     rows, width = sum(map(len, matrices.values())), next(iter(matrices.values())).shape[1]
     known = {"maps": content(output / MAPS), "catalogs": catalogs(directories)}
     metadata = {"encoder": encoder, "rows": rows, "width": width, **known}
+    if any(isinstance(matrix, WhitenedMatrix) for matrix in matrices.values()):  # also where no encoder is known
+        metadata["whitened"] = True
     in_order = [maps[name] for name in directories]
     with merged_embeddings(merged, matrices, in_order, dtype) as made, staged_directory(output) as staging:
         save_json(staging / f"{merged.stem}.json", metadata | {"files": {merged.suffix: made}})
