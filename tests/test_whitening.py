@@ -78,7 +78,7 @@ def test_tokenizer_and_model_read_whitened_embeddings(folder, monkeypatch, capsy
 
     plain = f"--vae_ckpt {folder}/plain/vae_len4_fsq88865_ep0.pt --device cpu"
     said = refused(capsys, "predict", f"--dataset {folder}/other --ckpt_path {folder}/ckpt/layer_1_last.pt {plain}")
-    assert "E, whitened" in said
+    assert "was trained on codes of tokenizer" in said and "Name the first with --vae_ckpt" in said
 
 
 def test_what_cannot_whiten_refuses(folder, capsys):
