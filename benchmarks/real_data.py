@@ -30,7 +30,7 @@ import argparse
 import os
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
@@ -41,7 +41,7 @@ from data_processing.parts.merging import count_items
 from utils.cli import parser, positive_float, positive_int, run, seed
 from utils.compare import MODEL, intervals, load_lists, user_gains, user_groups
 from utils.datasets import load_sequences
-from utils.files import read_jsonl, save_json, save_matrix, staged_set
+from utils.files import read_json, read_jsonl, save_json, save_matrix, staged_set
 from utils.metrics import list_ranks
 from utils.pickles import load_pickle, save_pickle
 from utils.util import print_table
@@ -73,7 +73,7 @@ class Step:
     """A few commands that make one file; they are run once it is missing, and what it needs is there."""
 
     makes: Path
-    commands: list[list[str]]
+    commands: list[list[str] | Callable[[], list[str]]]  # a function is called when it is a command's turn
     needs: list["Step"] = field(default_factory=list)
 
     def run(self, deadline: float) -> bool:
@@ -87,6 +87,9 @@ class Step:
         started = time.monotonic()
         with log.open("a") as said:
             for command in self.commands:
+                command = command() if callable(command) else command
+                if not command:
+                    continue
                 print("$", *command, file=said, flush=True)
                 code = subprocess.run([sys.executable, *command], cwd=ROOT, stdout=said, stderr=said).returncode
                 if code:
@@ -270,9 +273,17 @@ class Run:
         again += initial[:2] if self.start == "pre-trained" else []
         rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
         rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
-        rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path", f"{whole}/layer_3_last.pt"]
+        rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path"]
         needs = [start] if self.start == "pre-trained" else []
-        return Step(self.results, [fit, again, rank], needs)
+
+        def untouched() -> bool:
+            """Whether the weights that training started from were the best: there is nothing to repeat."""
+            return read_json(trained / "layer_3_best.json")["step"] == 0
+
+        def rank_best() -> list[str]:
+            return [*rank, str(trained / "layer_3_best.pt" if untouched() else whole / "layer_3_last.pt")]
+
+        return Step(self.results, [fit, lambda: [] if untouched() else again, rank_best], needs)
 
 
 # Tables
