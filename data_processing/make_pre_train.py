@@ -77,7 +77,8 @@ def main() -> None:
 
     split = Split(args.users, args.share, max(1, args.eval_users // len(directories)), args.seed)
     training = split.training_lists(directories, maps)
-    (output / "eval" / HELD_OUT[0]).unlink(missing_ok=True)  # of an earlier run: its targets may be in the new lists
+    for earlier in (output / "eval" / HELD_OUT[0], output / "whole" / HISTORIES):  # must not stand beside new lists
+        earlier.unlink(missing_ok=True)
     counts = merging.write_histories(output, directories, training, maps, EMPTY)
     print(
         f"{output}: {counts['users']} users, {counts['interactions']} interactions, {sum(map(len, maps.values()))} "
@@ -86,11 +87,12 @@ def main() -> None:
     embeddings = merging.write_embeddings(output, directories, matrices, encoder, maps, args.dtype)
     codes = write_token_list(output / CODES, embeddings, tokenizer)
     write_eval(output / "eval", split.held_out, load_matrix(embeddings, ""), codes, tokenizer, encoder)
-    seen = {SEEN: content(output / "eval" / HELD_OUT[0])}
-    merging.write_histories(output / "whole", directories, split.whole_lists(directories, maps), maps, EMPTY, **seen)
+    (output / "whole").mkdir(exist_ok=True)
     for path in (embeddings, output / CODES):
         for made in path.parent.glob(f"{path.stem}.*"):
             link(made, output / "whole" / made.name)
+    seen = {SEEN: content(output / "eval" / HELD_OUT[0])}
+    merging.write_histories(output / "whole", directories, split.whole_lists(directories, maps), maps, EMPTY, **seen)
 
 
 @dataclass

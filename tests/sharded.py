@@ -23,7 +23,7 @@ def main() -> None:
     data, _ = pre_train.open_data(settings, accelerator)
     model, optimizer = pre_train.build(settings, data)
     plan = Plan(data, settings, model.config.window, accelerator.process_index, accelerator.num_processes)
-    metadata = pre_train.run_metadata(settings, model.config, data, accelerator)
+    metadata = pre_train.run_metadata(settings, model.config, data, accelerator, {})
     checkpoints = Checkpoints(settings.ckpt_dir, None, accelerator, metadata)
     model, optimizer = accelerator.prepare(model, optimizer)
     assert type(next(model.parameters())).__name__ == "DTensor"

@@ -116,13 +116,19 @@ CASES = {
 ALL = f"make_pre_train {MERGED} --device cpu --users 4 --vae_ckpt"
 AT_ONCE = {  # in several steps: a full disk may leave it half-made, and refused
     "all for pre-training": Case(
-        [f"{ALL} 0.pt"], [f"{ALL} 0.pt --seed 1"], "out", lambda out: (load_pre_train(out), load_eval(out / "eval"))
+        [f"{ALL} 0.pt"],
+        [f"{ALL} 0.pt --seed 1"],
+        "out",
+        lambda out: (load_pre_train(out), load_eval(out / "eval"), load_pre_train(out / "whole")),
     ),
     "all with another tokenizer": Case(
         [f"{ALL} 0.pt"],
         [f"{ALL} 1.pt --seed 1"],
         "out",
-        lambda out: check_fit(load_pre_train(out).origin, load_eval(out / "eval").origin),
+        lambda out: [
+            check_fit(load_pre_train(out).origin, other.origin)
+            for other in (load_eval(out / "eval"), load_pre_train(out / "whole"))
+        ],
     ),
 }
 
@@ -423,9 +429,9 @@ def test_the_best_so_far_is_of_the_very_held_out_histories(world, call, few_samp
     packed.pack("out")
     settings = Settings(eval_every=1, eval_path="out", data_path="out")
     config, accelerator = RecGPTConfig(layers=1, width=64, embedding_width=WIDTH), argparse.Namespace(num_processes=1)
-    known = run_metadata(settings, config, packed.open_packed("out")[0], accelerator)["held_out"]
+    known = run_metadata(settings, config, packed.open_packed("out")[0], accelerator, {})["held_out"]
     change_in_place(Path("out/eval.pkl"))
-    assert run_metadata(settings, config, packed.open_packed("out")[0], accelerator)["held_out"] != known
+    assert run_metadata(settings, config, packed.open_packed("out")[0], accelerator, {})["held_out"] != known
 
 
 def test_a_checkpoint_knows_the_encoder_of_its_embeddings(world, call):
@@ -436,7 +442,7 @@ def test_a_checkpoint_knows_the_encoder_of_its_embeddings(world, call):
     packed.pack("out")
     settings = Settings(data_path="out")
     config, accelerator = RecGPTConfig(layers=1, width=64, embedding_width=WIDTH), argparse.Namespace(num_processes=1)
-    assert run_metadata(settings, config, packed.open_packed("out")[0], accelerator)["encoder"] == "one"
+    assert run_metadata(settings, config, packed.open_packed("out")[0], accelerator, {})["encoder"] == "one"
 
 
 def test_tables_are_of_the_very_file(tmp_path, few_samples):
