@@ -42,7 +42,7 @@ TOP = 10  # of the NDCG by which fine-tuning may choose its best weights
 
 
 class EvalLoss(NamedTuple):
-    """Losses of one checkpoint, in nats."""
+    """Losses of one checkpoint, in nats, and its NDCG."""
 
     loss: float  # mean over all target tokens
     published: float  # mean of the batches' means

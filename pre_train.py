@@ -40,16 +40,17 @@ from torch.optim import Optimizer
 from decoder import check_width
 from eval import EvalLoss, evaluate, evaluate_ranking
 from model import RecGPT, RecGPTConfig, read_config
-from utils.checkpoint import fill_module, find_parts, load_state, read_metadata
+from utils.checkpoint import fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import HELD_OUT, LAST, SEEN, Interactions, Origin, check_fit, has_last_targets, is_id, load_eval
 from utils.errors import InputError, reason
-from utils.files import MANIFEST, check_writable, content, read_json
+from utils.files import check_writable, content
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.packed import data_fingerprint, is_current, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
+from utils.training.origins import check_kept, check_refit, targets_seen, weights_content
 from utils.training.plan import Plan, Progress, Step
 from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
 from utils.training.settings import FIXED, GROUPS, LOSS, NDCG, Settings
@@ -315,7 +316,7 @@ def is_better(values: dict[str, float], best: dict[str, Any]) -> bool:
 
 
 def best_name(settings: Settings) -> str:
-    """Name of the file with the weights of the lowest loss on the held-out histories."""
+    """Name of the file with the best weights by the held-out histories."""
     return f"layer_{settings.tf_layer}_best.pt"
 
 
@@ -387,43 +388,6 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         raise InputError(f"--refit_of {path} was started from {name}: give the same --init_from, or none as it had.")
     note = {"name": path, "content": weights_content(path), "step": metadata["step"]}
     return settings, note
-
-
-def check_refit(settings: Settings, data: Interactions, processes: int) -> None:
-    """InputError unless a run repeats, on the data at hand, the steps of the checkpoint of --refit_of."""
-    path = settings.refit_of
-    metadata = read_metadata(path)
-    width = metadata.get("config", {}).get("embedding_width", data.origin.width)
-    earlier = Origin(path, width, metadata.get("encoder"), metadata.get("tokenizer"))
-    check_fit(earlier, data.origin._replace(name=settings.data_path))
-    seen, chosen_on = targets_seen(settings), metadata.get("held_out")
-    if seen and chosen_on and seen not in chosen_on:
-        raise InputError(
-            f"--refit_of {path} was chosen on other targets than {settings.data_path} has. Give the folder whole of "
-            "the data that it was trained on, or make that anew and train again."
-        )
-    passes = metadata.get("processes", processes) * metadata["training"].get("gradient_accumulation_steps", 1)
-    if passes != processes * settings.gradient_accumulation_steps:
-        raise InputError(
-            f"--refit_of {path} was trained by {metadata['processes']} process(es), and here are {processes}: a step "
-            "would read another number of histories. Start as many, or make up for it by --gradient_accumulation_steps."
-        )
-
-
-def targets_seen(settings: Settings) -> str | None:
-    """Hash of the eval.pkl whose targets the histories of --data_path have, where make_pre_train.py says so."""
-    return read_json(Path(settings.data_path) / MANIFEST, missing_ok=True).get(SEEN)
-
-
-def check_kept(settings: Settings, flag: str, path: str) -> None:
-    """InputError if a run may replace a checkpoint that it starts from, or repeats, by one of its own."""
-    if Path(path).name.startswith("layer_") and Path(path).resolve().parent == Path(settings.ckpt_dir).resolve():
-        raise InputError(f"{flag} {path} is in --ckpt_dir, where this run may replace it. Give another --ckpt_dir.")
-
-
-def weights_content(path: str) -> list[str]:
-    """Hashes of a file of weights, or of its zip parts."""
-    return [content(file) for file in find_parts(Path(path)) or [Path(path)]]
 
 
 def read_initial(settings: Settings) -> tuple[Settings, Initial]:

@@ -20,7 +20,6 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -36,16 +35,17 @@ from tqdm import tqdm
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from model import RecGPT, load_model
 from utils import compare
-from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Blender, Domain, fit_to_log
-from utils.blend_files import SHIPPED, load_blends, obtain_blends
+from utils.blend import Blender
+from utils.blend_files import make_blenders
 from utils.cli import SWITCH, named_file, parser, positive_int, run
+from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
 from utils.data import Catalog, Sequences, cumulate, make_batch
 from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, content, nan_to_none
+from utils.files import atomic_write, check_writable, content
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
-from utils.scores import distinct_items
+from utils.scores import Statistics, distinct_items
 from utils.search import (
     SCAN_USERS,
     TopK,
@@ -63,8 +63,6 @@ from utils.util import add_device_flags, append_results, pick_device
 from utils.whitening import whiten
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
-NO_LOG_BLEND, LOG_BLEND, BEST_BLEND = "blend (no log)", "blend (its log)", "blend with RecGPT"
-BLENDS = {NO_LOG_BLEND: compare.NOTHING, LOG_BLEND: compare.LOG, BEST_BLEND: compare.LOG}  # what each needs
 
 
 def parse() -> argparse.Namespace:
@@ -96,17 +94,9 @@ def parse() -> argparse.Namespace:
     for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
         if given and (args.search, args.protocol) != ("exact", "corrected"):
             raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
-    check_names(args.compare)
     for path in filter(None, (args.output, args.results, args.per_user)):
         check_writable(path)
     return args
-
-
-def check_names(files: Iterable[tuple[str, Path]]) -> None:
-    """InputError if a file of --compare has the name of a blend, whose row would stand in its place."""
-    for name, path in files:
-        if name in BLENDS:
-            raise InputError(f"--compare {name}={path}: there is a row {name} already. Choose another name.")
 
 
 def main() -> None:
@@ -123,15 +113,18 @@ def main() -> None:
     is_candidate = np.isin(np.arange(len(catalog)), candidates)
     left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
     find = make_search(args.search, trie, length, catalog.codes, targets, protocol.ids_decide, left_out)
-    others = compare.methods_of(test, is_candidate, args.compare)
+    known = Statistics.of(whiten(test.embeddings), test.log)
+    others = compare.methods_of(test, is_candidate, known, args.compare)
     blends = {}
     if args.blend:
         network = partial(item_log_probs, fitted_with, catalog, args.test_batch_size)
-        blends = make_blenders(args, test, candidates, catalog.codes, made_with, network)
+        blended = (candidates, catalog.codes, made_with, network)
+        blends = make_blenders(test, known, *blended, args.blend, args.exclude_history)
+        for name, needs in ((NO_LOG_BLEND, compare.NOTHING), (LOG_BLEND, compare.LOG)):
+            if name in blends:
+                others[name] = compare.Method(needs, blends[name].scorer, is_candidate)
         if BEST_BLEND in blends:
             find = BlendSearch(find, blends[BEST_BLEND], histories, targets, length)
-        for name in (name for name in blends if name != BEST_BLEND):
-            others[name] = compare.Method(BLENDS[name], blends[name].scorer, is_candidate)
 
     started = time.perf_counter()
     batches = protocol.batches(read.lengths, args.test_batch_size)
@@ -142,7 +135,7 @@ def main() -> None:
     ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
     lists, needs = TopK(found.items, found.scores), {name: method.needs for name, method in others.items()}
     if BEST_BLEND in blends:
-        lists, ranks[BEST_BLEND], needs[BEST_BLEND] = find.lists, find.ranks, BLENDS[BEST_BLEND]
+        lists, ranks[BEST_BLEND], needs[BEST_BLEND] = find.lists, find.ranks, compare.LOG
     elif blends:
         lists = blends[NO_LOG_BLEND].search(histories, length)
 
@@ -150,7 +143,7 @@ def main() -> None:
     pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in blends else []
     results = compare.measure(ranks, needs, groups, args.topk, pairs)
     if args.output:
-        write_lists(args.output, test.sequences.users, lists)
+        compare.write_lists(args.output, test.sequences.users, shortened(lists))
     if args.per_user:
         write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
     names = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")
@@ -168,7 +161,7 @@ class Loaded(NamedTuple):
     model: RecGPT
     catalog: Catalog
     candidates: np.ndarray  # (M,) int64, ascending, items that may be recommended
-    made_with: dict[str, str]  # hashes of the checkpoint and the tokenizer, on which a blend depends
+    made_with: dict[str, str]  # with --blend: hashes of the weights and the tokenizer
     fitted_with: RecGPT  # the model with which a blend is fitted
 
 
@@ -185,9 +178,11 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     embeddings = tokenizer.prepare(test.embeddings, str(source))
     codes = tokenizer.tokenize(embeddings, str(source))
     candidates = protocol.candidates(codes, test.embeddings)
-    fitted_with = (load_fitted_with(metadata, args.ckpt_path, device) if args.blend else None) or model
-    made_with = {"checkpoint": model.fingerprint(), "fitted with": fitted_with.fingerprint()}
-    made_with["tokenizer"] = tokenizer.fingerprint()
+    fitted_with, made_with = model, {}
+    if args.blend:
+        fitted_with = load_fitted_with(metadata, args.ckpt_path, device) or model
+        made_with = {"checkpoint": model.fingerprint(), "fitted with": fitted_with.fingerprint()}
+        made_with["tokenizer"] = tokenizer.fingerprint()
     catalog = Catalog(codes, embeddings, source=str(source))
     return Loaded(test, model, catalog, candidates, made_with, fitted_with)
 
@@ -362,37 +357,6 @@ def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device) 
     return load_model(earlier, device)[0]
 
 
-def make_blenders(
-    args: argparse.Namespace,
-    test: TestSet,
-    candidates: np.ndarray,
-    codes: np.ndarray,
-    made_with: dict[str, str],
-    network: Callable[[Sequences], Tensor],
-) -> dict[str, Blender]:
-    """The blends that a data set allows, by the names of their rows.
-
-    `made_with` are the hashes of the weights and the tokenizer, `network` is `item_log_probs` of histories.
-    """
-    rows = whiten(test.embeddings)
-    shipped = load_blends(SHIPPED)[NO_LOG]
-    blends = {NO_LOG_BLEND: Blender(shipped, Domain(rows), candidates, exclude_history=args.exclude_history)}
-    if test.log is None:
-        print("there is no train.pkl: the blend has the weights of the program, which were fitted on other domains")
-        return blends
-    folder = test.embeddings_path.parent
-    path = folder / "blend.json" if args.blend in ("auto", "fit") else Path(args.blend)
-    files = {"train.pkl": content(folder / "train.pkl"), "embeddings": content(test.embeddings_path)}
-    made_from = {**files, **made_with, "exclude_history": args.exclude_history}
-    mode = args.blend if args.blend in ("auto", "fit") else "read"
-    fit = partial(fit_to_log, test.log, rows, candidates, args.exclude_history, network)
-    fitted = obtain_blends(path, mode, made_from, fit, (WITH_LOG, WITH_NETWORK))
-    domain = Domain.of(rows, test.log)
-    for row, name in ((LOG_BLEND, WITH_LOG), (BEST_BLEND, WITH_NETWORK)):
-        blends[row] = Blender(fitted[name], domain, candidates, codes, args.exclude_history)
-    return blends
-
-
 class BlendSearch:
     """A search as of `make_search` that also finds lists and ranks by a blend, from the same logits."""
 
@@ -422,13 +386,11 @@ class BlendSearch:
         return self.find(logits, rows)
 
 
-def write_lists(path: str, users: np.ndarray, found: TopK) -> None:
-    """Write --output: one JSON object per user with user, items and scores, in the order of the data set."""
-    with atomic_write(path, "w") as file:
-        for user, items, scores in zip(users.tolist(), found.items.tolist(), found.scores.tolist(), strict=True):
-            count = sum(item >= 0 for item in items)
-            line = {"user": compare.listed_name(user), "items": items[:count], "scores": scores[:count]}
-            file.write(json.dumps(nan_to_none(line)) + "\n")
+def shortened(lists: TopK) -> Iterator[tuple[list[int], list[float]]]:
+    """The items and scores of each user's list, without the places where the search found nothing."""
+    for items, scores in zip(lists.items.tolist(), lists.scores.tolist(), strict=True):
+        count = sum(item >= 0 for item in items)
+        yield items[:count], scores[:count]
 
 
 def write_gains(path: str, gains: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> None:

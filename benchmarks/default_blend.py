@@ -27,12 +27,11 @@ import torch
 from utils.blend import NO_LOG, Blend, Domain, Fitted, prepare
 from utils.blend_files import SHIPPED, save_blends
 from utils.cli import parser, positive_int, run, seed
-from utils.data import Sequences
 from utils.datasets import load_test
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.metrics import Ranks, score_ranks, user_metrics
-from utils.scores import nearest_text, places, rank_by
+from utils.scores import nearest_text, rank_by, repeats
 from utils.util import print_table
 from utils.whitening import whiten
 
@@ -75,14 +74,6 @@ def parse() -> argparse.Namespace:
         raise InputError(f"directories need names of their own, --leave_out some of two or more; found {names}")
     check_writable(args.output)
     return args
-
-
-def repeats(histories: Sequences, targets: np.ndarray) -> np.ndarray:
-    """Whose target is in the history, (U,) bool."""
-    user, _ = places(histories)
-    repeated = np.zeros(len(targets), dtype=bool)
-    repeated[user[histories.items == targets[user]]] = True
-    return repeated
 
 
 def measure(path: Path, users: int, number: int) -> tuple[np.ndarray, np.ndarray]:

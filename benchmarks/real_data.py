@@ -152,17 +152,17 @@ def make_data_set(data: Path, domain: str, output: Path, users: int) -> None:
     print(f"{output}: {len(lists)} users, {len(rows)} items")
 
 
-def share_of(source: Path, share: float, number: int, output: Path) -> int:
-    """Write the data set with the log of a share of the users, drawn by a seed; test.pkl is the same. Returns users."""
+def share_of(source: Path, share: float, number: int, output: Path) -> None:
+    """Write the data set with the log of a share of the users, drawn by a seed; test.pkl is the same."""
+    if (output / "dataset.json").exists():
+        return
     train = load_pickle(source / "train.pkl", dict, "")
     users = np.random.default_rng(number).permutation(list(train))[: max(2, round(share * len(train)))]
-    if not (output / "dataset.json").exists():
-        with staged_set(output, ("train.pkl", "test.pkl")) as staging:
-            save_pickle(staging / "train.pkl", {user: train[user] for user in sorted(users.tolist())})
-            save_pickle(staging / "test.pkl", load_pickle(source / "test.pkl", dict, ""))
-            for name in ("item_text_embeddings.npy", "item_text_embeddings.json"):
-                os.link(source / name, staging / name)
-    return len(users)
+    with staged_set(output, ("train.pkl", "test.pkl")) as staging:
+        save_pickle(staging / "train.pkl", {user: train[user] for user in sorted(users.tolist())})
+        save_pickle(staging / "test.pkl", load_pickle(source / "test.pkl", dict, ""))
+        for name in ("item_text_embeddings.npy", "item_text_embeddings.json"):
+            os.link(source / name, staging / name)
 
 
 def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
@@ -178,7 +178,8 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
     chosen = [f"{work}/sets/{domain}" for domain in args.choose]
     held_out = ["data_processing/make_eval.py", "--datasets", *chosen, "--users", "5000", "--vae_ckpt", str(vae)]
     held_out = Step(work / "eval/dataset.json", [[*held_out, "--output", f"{work}/eval"]], [tokenizer])
-    yield [Step(work / "pre_train/whole/token_id_list.json", [made], [tokenizer]), held_out]
+    pre_training = Step(work / "pre_train/whole/dataset.json", [made], [tokenizer])
+    yield [pre_training, held_out]
 
     starts = {}
     for number in args.seeds:
@@ -186,7 +187,9 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
         # Whole lists: the domains of pre-training are not tested.
         settings = f"{MODEL_SIZE} {PRE_TRAINING} {limit(args)}"
         command = pre_train(work / "pre_train/whole", folder, number, args.device, settings)
-        starts[number] = Step(folder / "layer_3_best.pt", [[*command, "--eval_path", f"{work}/eval"]], [held_out])
+        starts[number] = Step(
+            folder / "layer_3_best.pt", [[*command, "--eval_path", f"{work}/eval"]], [pre_training, held_out]
+        )
     yield list(starts.values()) if "pre-trained" in args.starts else []
 
     runs = [
@@ -198,8 +201,9 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
     ]
     for domain, share, number in dict.fromkeys((one.domain, one.share, one.seed) for one in runs):
         share_of(work / "sets" / domain, share, number, Run(work, domain, share, number, "").data_set)
-    yield list({one.data: one.make_data(vae) for one in runs}.values())
-    yield [one.train(vae, starts[one.seed]) for one in runs]
+    data = {one.data: one.make_data(tokenizer) for one in runs}
+    yield list(data.values())
+    yield [one.train(vae, data[one.data], starts[one.seed]) for one in runs]
 
 
 def limit(args: argparse.Namespace) -> str:
@@ -257,11 +261,12 @@ class Run:
         """What each user gets by each method, as predict.py --per_user writes it."""
         return self.folder / "users.npz"
 
-    def make_data(self, vae: Path) -> Step:
+    def make_data(self, tokenizer: Step) -> Step:
         """Make what training reads."""
-        return Step(self.data / "whole/token_id_list.json", [make_pre_train([str(self.data_set)], vae, self.data)])
+        command = make_pre_train([str(self.data_set)], tokenizer.makes, self.data)
+        return Step(self.data / "whole/dataset.json", [command], [tokenizer])  # which is written last
 
-    def train(self, vae: Path, start: Step) -> Step:
+    def train(self, vae: Path, data: Step, start: Step) -> Step:
         """Train until validation no longer improves, repeat that on whole histories, and rank every user."""
         histories = len(load_pickle(self.data_set / "train.pkl", dict, ""))
         every = max(20, round(histories / 128 / EVALUATIONS))
@@ -274,7 +279,7 @@ class Run:
         rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
         rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
         rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path"]
-        needs = [start] if self.start == "pre-trained" else []
+        needs = [data, start] if self.start == "pre-trained" else [data]
 
         def untouched() -> bool:
             """Whether the weights that training started from were the best: there is nothing to repeat."""

@@ -1,6 +1,7 @@
 """The blend: equal to plain sums, fitted to nothing but what precedes the targets, read from files as data."""
 
 import json
+import shlex
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from benchmarks import default_blend
 from benchmarks.blend import brute_force
 from model import RecGPT, RecGPTConfig
 from tests.conftest import dump
+from utils import compare
 from utils.blend import FEATURES, NETWORK, NO_LOG, Blend, Blender, Domain, fit, fit_to_log, neighbours, prepare
 from utils.blend_files import SHIPPED, load_blends, obtain_blends, save_blends
 from utils.checkpoint import save_state
@@ -20,7 +22,7 @@ from utils.data import Sequences
 from utils.errors import InputError
 from utils.files import content
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
-from utils.scores import LogStatistics, rank_by
+from utils.scores import LogStatistics, Statistics, rank_by
 from utils.whitening import whiten
 
 ITEMS, WIDTH = 3000, 32
@@ -125,8 +127,8 @@ def test_the_fit_sees_no_target_in_its_statistics():
     rows = whiten(np.random.default_rng(1).standard_normal((64, WIDTH)))
     fitted = fit_to_log(planted(60), rows, np.arange(64), exclude_history=False)["log"]
     assert {"popularity", "transitions", "item_cosine", "ease"}.isdisjoint(fitted.blend.weights)
-    (chunk,) = prepare(Domain.of(rows, planted(60)), *planted(60).split_targets(), np.arange(64), False)
-    leaking = fit([[chunk]], Domain.of(rows, planted(60)).features())
+    (chunk,) = prepare(Domain.of(Statistics.of(rows, planted(60))), *planted(60).split_targets(), np.arange(64), False)
+    leaking = fit([[chunk]], Domain.of(Statistics.of(rows, planted(60))).features())
     assert leaking.after > fitted.after + 1 and not {"popularity", "item_cosine", "ease"}.isdisjoint(
         leaking.blend.weights
     )
@@ -236,7 +238,7 @@ def shop(tmp_path, monkeypatch, capsys):
     def predict_with(flags: str) -> tuple[str, dict]:
         command = f"predict.py --dataset {folder} --ckpt_path {tmp_path}/model.pt --vae_ckpt {tmp_path}/vae.pt"
         command += f" --device cpu --output {tmp_path}/lists.jsonl {flags}"
-        monkeypatch.setattr(sys, "argv", command.split())
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
         predict.main()
         listed = map(json.loads, (tmp_path / "lists.jsonl").read_text().splitlines())
         return capsys.readouterr().out, {one["user"]: one["items"] for one in listed}
@@ -247,7 +249,7 @@ def shop(tmp_path, monkeypatch, capsys):
 def test_predict_fits_once_and_again_when_the_log_changes(shop):
     folder, lists, predict_with = shop
     said, listed = predict_with("--blend")
-    assert "blend.json written" in said and all(name in said for name in predict.BLENDS)
+    assert "blend.json written" in said and all(name in said for name in compare.BLENDS)
     before = (folder / "blend.json").read_text()
     said, again = predict_with("--blend")
     assert "written" not in said and again == listed and (folder / "blend.json").read_text() == before
@@ -326,7 +328,7 @@ def test_names_of_blends_are_taken(shop, tmp_path):
     (tmp_path / "lists.jsonl").rename(tmp_path / "other.jsonl")
     assert " blend " in predict_with(f"--blend --compare blend={tmp_path}/other.jsonl")[0]
     with pytest.raises(InputError, match="there is a row blend with RecGPT already"):
-        predict.check_names([("blend with RecGPT", tmp_path / "other.jsonl")])
+        predict_with(f"--blend --compare 'blend with RecGPT={tmp_path}/other.jsonl'")
 
 
 def test_predict_uses_the_shipped_weights_without_a_log(shop):

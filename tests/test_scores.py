@@ -105,7 +105,7 @@ def test_embeddings_that_are_not_finite_are_refused():
     for value in (np.nan, np.inf, 1e300):
         odd = embeddings(10).astype(np.float64)
         odd[3, 2] = value
-        for score in (scores.nearest_text, scores.whitened_text):
+        for score in (scores.nearest_text, whiten):
             with pytest.raises(InputError, match="row 3.*NaN or infinity"):
                 score(odd)
     large = embeddings(10) * np.float32(1e30)
@@ -113,8 +113,9 @@ def test_embeddings_that_are_not_finite_are_refused():
 
 
 def every_score(log: Sequences, rows: np.ndarray) -> dict[str, scores.Scorer]:
-    texts = {"nearest text": scores.nearest_text(rows), "whitened text": scores.whitened_text(rows)}
-    return {"repeat recent": scores.repeat_recent(len(rows)), **texts, **compare.log_scores(log, len(rows))}
+    known = scores.Statistics.of(whiten(rows), log)
+    texts = {"nearest text": scores.nearest_text(rows), "whitened text": scores.whitened_text(known.rows)}
+    return {"repeat recent": scores.repeat_recent(len(rows)), **texts, **compare.log_scores(known)}
 
 
 @given(item_lists, item_lists)
@@ -235,7 +236,8 @@ def test_no_score_knows_the_last_item_of_a_test_list(tmp_path):
         test = load_test(data_set(tmp_path / str(last), last), cold=False)
         histories, targets = test.sequences.split_targets()
         assert set(targets) == {last}
-        found[last] = {name: one.score(histories) for name, one in compare.methods_of(test, EVERY).items()}
+        known = scores.Statistics.of(whiten(test.embeddings), test.log)
+        found[last] = {name: one.score(histories) for name, one in compare.methods_of(test, EVERY, known).items()}
     assert len(found[0]) == 7
     for name, score in found[0].items():
         assert np.array_equal(score, found[ITEMS - 1][name]), name

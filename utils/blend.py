@@ -24,7 +24,7 @@ from torch import Tensor
 
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.scores import DECAY, EASE_ITEMS, REACH, LogStatistics, ease, history_weights, item_rows, places
+from utils.scores import DECAY, REACH, LogStatistics, Statistics, history_weights, item_rows, places, repeats
 from utils.search import FIRST_ITEMS, SCAN_USERS, TopK, best_of_blocks, block_bounds, code_table, slot_rows
 from utils.util import check_count
 from utils.whitening import unit_rows
@@ -53,11 +53,9 @@ class Domain(NamedTuple):
     ease: csr_array | None = None  # (N, N) float32, of EASE the largest weights of each item, for small catalogs
 
     @classmethod
-    def of(cls, rows: np.ndarray, log: Sequences) -> "Domain":
-        """What a log says about a catalog; targets that are to be predicted must not be in it."""
-        items = len(rows)
-        near = neighbours(ease(log, items)) if items <= EASE_ITEMS else None
-        return cls(rows, LogStatistics.of(log, items), near)
+    def of(cls, known: Statistics) -> "Domain":
+        """The same of EASE's weights cut to the largest."""
+        return cls(known.rows, known.log, None if known.ease is None else neighbours(known.ease))
 
     def features(self, network: bool = False) -> tuple[str, ...]:
         """Names of the features, in the order in which `fit` reads them."""
@@ -299,8 +297,7 @@ def prepare(
     barred = np.setdiff1d(np.arange(len(domain.rows)), candidates)
     usable = ~np.isin(targets, barred)
     if exclude_history:
-        user, _ = places(histories)
-        usable[user[histories.items == targets[user]]] = False
+        usable &= ~repeats(histories, targets)
     rows, item = torch.from_numpy(domain.rows).T, torch.from_numpy(domain.popularity())
     usable, at_once = np.flatnonzero(usable), max(1, CHUNK // len(domain.rows))
     for start in range(0, len(usable), at_once):
@@ -360,7 +357,7 @@ def fit(domains: Iterable[Iterable[Chunk]], names: tuple[str, ...], l2: float = 
     bounds = [(None if name == "in_history" else 0, None) for name in names]
     options = {"maxiter": 100, "ftol": 1e-7}
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # chunks are small: threads that wait for each other took ten times as long
+    torch.set_num_threads(1)  # chunks are small: on a busy machine threads would wait for each other
     try:
         found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     finally:
@@ -396,7 +393,7 @@ def fit_to_log(
     """
     log = log.select(np.flatnonzero(log.lengths))
     before, targets = log.split_targets()
-    domain = Domain.of(rows, before)
+    domain = Domain.of(Statistics.of(rows, before))
     users = min(users, max(LEAST_USERS, FIT_SCORES // len(rows)))
     usable = np.flatnonzero(before.lengths.astype(bool) & np.isin(targets, candidates))
     drawn = np.sort(np.random.default_rng(SEED).permutation(usable)[:users])

@@ -2,17 +2,75 @@
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from utils.blend import FEATURES, KINDS, NETWORK, WITH_NETWORK, Blend, Fitted
+import numpy as np
+from torch import Tensor
+
+from utils.blend import (
+    FEATURES,
+    KINDS,
+    NETWORK,
+    NO_LOG,
+    WITH_LOG,
+    WITH_NETWORK,
+    Blend,
+    Blender,
+    Domain,
+    Fitted,
+    fit_to_log,
+)
+from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
+from utils.data import Sequences
+from utils.datasets import TestSet
 from utils.errors import InputError, shown
-from utils.files import check_writable, read_json, require_file, save_json
+from utils.files import check_writable, content, read_json, require_file, save_json
+from utils.scores import Statistics
 
 VERSION = 1
 SHIPPED = Path(__file__).with_name("blend_default.json")  # benchmarks/default_blend.py makes it
 LARGEST = 1e6  # of a weight or scale
 REMEDY = "predict.py --blend fits it again."
+
+
+def make_blenders(
+    test: TestSet,
+    known: Statistics,
+    candidates: np.ndarray,
+    codes: np.ndarray,
+    made_with: dict[str, str],
+    network: Callable[[Sequences], Tensor],
+    choice: str,
+    exclude_history: bool,
+) -> dict[str, Blender]:
+    """The blends that a data set allows, by the names of their rows (BLENDS of utils/compare.py).
+
+    Args:
+        test: the data set.
+        known: statistics of its catalog and log.
+        candidates: (M,) int64 ids of the items that may be recommended.
+        codes: (N, K) int16.
+        made_with: hashes of the weights and the tokenizer, on which a fit depends.
+        network: RecGPT's log-probabilities, (B, N) float32, of all items after B histories.
+        choice: "auto", "fit" or a file, as in predict.py --blend.
+        exclude_history: a user's own items are not recommended.
+    """
+    shipped = load_blends(SHIPPED)[NO_LOG]
+    blends = {NO_LOG_BLEND: Blender(shipped, Domain(known.rows), candidates, exclude_history=exclude_history)}
+    if test.log is None:
+        print("there is no train.pkl: the blend has the weights of the program, which were fitted on other domains")  # noqa: T201
+        return blends
+    folder, mode = test.embeddings_path.parent, choice if choice in ("auto", "fit") else "read"
+    path = Path(choice) if mode == "read" else folder / "blend.json"
+    files = {"train.pkl": content(folder / "train.pkl"), "embeddings": content(test.embeddings_path)}
+    made_from = {**files, **made_with, "exclude_history": exclude_history}
+    fit = partial(fit_to_log, test.log, known.rows, candidates, exclude_history, network)
+    fitted, domain = obtain_blends(path, mode, made_from, fit, (WITH_LOG, WITH_NETWORK)), Domain.of(known)
+    for row, name in ((LOG_BLEND, WITH_LOG), (BEST_BLEND, WITH_NETWORK)):
+        blends[row] = Blender(fitted[name], domain, candidates, codes, exclude_history)
+    return blends
 
 
 def obtain_blends(

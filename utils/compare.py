@@ -4,6 +4,7 @@ The recommenders stand in three groups, by what they need: nothing of the domain
 of train.pkl; training on it. See docs/comparing.md.
 """
 
+import json
 import re
 import sys
 from collections.abc import Iterable
@@ -18,10 +19,11 @@ from utils import scores
 from utils.data import Sequences
 from utils.datasets import TestSet, is_id, is_list
 from utils.errors import InputError, shown
-from utils.files import read_jsonl
+from utils.files import atomic_write, nan_to_none, read_jsonl
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, user_metrics
 from utils.util import table_lines
 
+NO_LOG_BLEND, LOG_BLEND, BEST_BLEND = BLENDS = "blend (no log)", "blend (its log)", "blend with RecGPT"
 MODEL = "RecGPT"  # with which all others are compared
 NOTHING, LOG, TRAINING = NEEDS = ("nothing of the domain", "its log", "training")
 RESAMPLES, CONFIDENCE, SEED = 2_000, 0.95, 0  # of the bootstrap
@@ -38,8 +40,10 @@ class Method(NamedTuple):
     candidates: np.ndarray  # (N,) bool, the items that it may recommend
 
 
-def methods_of(test: TestSet, candidates: np.ndarray, files: Iterable[tuple[str, Path]] = ()) -> dict[str, Method]:
-    """Every recommender that a data set allows, by name, and those whose lists are in files.
+def methods_of(
+    test: TestSet, candidates: np.ndarray, known: scores.Statistics, files: Iterable[tuple[str, Path]] = ()
+) -> dict[str, Method]:
+    """Every recommender that a data set and what is `known` of it allow, by name, and those whose lists are in files.
 
     Those of texts recommend `candidates`, (N,) bool, the others all items. Prints which are left out, and why.
 
@@ -50,36 +54,44 @@ def methods_of(test: TestSet, candidates: np.ndarray, files: Iterable[tuple[str,
     methods = {
         "repeat recent": Method(NOTHING, scores.repeat_recent(items), every),
         "nearest text": Method(NOTHING, scores.nearest_text(test.embeddings), candidates),
-        "whitened text": Method(NOTHING, scores.whitened_text(test.embeddings), candidates),
+        "whitened text": Method(NOTHING, scores.whitened_text(known.rows), candidates),
     }
-    for name, score in (log_scores(test.log, items) if test.log is not None else {}).items():
+    for name, score in (log_scores(known) if known.log else {}).items():
         methods[name] = Method(LOG, score, every)
     for name, path in files:
-        if name in (MODEL, *methods):
+        if name in (MODEL, *BLENDS, *methods):
             raise InputError(f"--compare {name}={path}: there is a row {name} already. Choose another name.")
         lists = load_lists(path, test.sequences.users, items)
         methods[name] = Method(TRAINING, scores.listed(lists, items), every)
     return methods
 
 
-def log_scores(log: Sequences, items: int) -> dict[str, scores.Scorer]:
-    """The scores that a log of N items allows, by name; prints whether EASE is left out."""
-    share, transitions, cosine = scores.LogStatistics.of(log, items)
+def log_scores(known: scores.Statistics) -> dict[str, scores.Scorer]:
+    """The scores that a log allows, by name; prints whether EASE is left out."""
+    share, transitions, cosine = known.log
     found = {
         "popularity": scores.popular(share),
         "transitions": scores.weighted_rows(transitions),
         "item cosine": scores.weighted_rows(cosine),
     }
-    if items <= scores.EASE_ITEMS:
-        found["EASE"] = scores.ease_score(scores.ease(log, items))
+    if known.ease is not None:
+        found["EASE"] = scores.ease_score(known.ease)
     else:
-        print(f"EASE is left out: it is for at most {scores.EASE_ITEMS} items, found {items}")  # noqa: T201
+        print(f"EASE is left out: it is for at most {scores.EASE_ITEMS} items, found {len(share)}")  # noqa: T201
     return found
 
 
 def listed_name(user: Any) -> int | str:
     """A user's name in a file of lists, where a key is a number or a string."""
     return user if isinstance(user, (int, str)) else str(user)
+
+
+def write_lists(path: str, users: np.ndarray, lists: Iterable[tuple[list[int], list[float]]]) -> None:
+    """Write a file of lists: one JSON object per user with user, items and scores, in the order of the data set."""
+    with atomic_write(path, "w") as file:
+        for user, (items, values) in zip(users.tolist(), lists, strict=True):
+            line = {"user": listed_name(user), "items": items, "scores": values}
+            file.write(json.dumps(nan_to_none(line)) + "\n")
 
 
 def load_lists(path: Path, users: np.ndarray, items: int) -> dict[Any, list[int]]:
@@ -128,9 +140,7 @@ def user_groups(
 
     `exclude`, which leaves a user's own items out, leaves out those whose target is one of these, and says how many.
     """
-    user, _ = scores.places(histories)
-    repeated = np.zeros(len(histories), dtype=bool)
-    repeated[user[histories.items == targets[user]]] = True
+    repeated = scores.repeats(histories, targets)
     groups = {"target is new": ~repeated}
     if not exclude:
         groups = {"all users": np.ones_like(repeated), "target in history": repeated, **groups}

@@ -17,7 +17,7 @@ from scipy.sparse import coo_array, csr_array
 from utils.data import Sequences, cumulate
 from utils.metrics import Ranks
 from utils.util import check_count, numbers_below
-from utils.whitening import unit_rows, whiten
+from utils.whitening import unit_rows
 
 DECAY, REACH = 0.7, 12  # a history counts with 0.7^lag of its last 12 items
 PAIR_DECAY, PAIR_REACH, BACKWARDS = 0.6, 4, 0.3  # pairs of a log: 0.6^(distance - 1) up to distance 4, 0.3 of it back
@@ -76,6 +76,22 @@ class LogStatistics(NamedTuple):
         return cls((counts / counts.sum()).astype(np.float32), scaled(out[row]), cosine)
 
 
+class Statistics(NamedTuple):
+    """What the scores of a catalog of N items are made of, once: its whitened texts, and what a log says."""
+
+    rows: np.ndarray  # (N, E) float32, embeddings as `whiten` leaves them
+    log: LogStatistics | None  # None without a log
+    ease: np.ndarray | None  # (N, N) float32, of EASE; None without a log, or above EASE_ITEMS items
+
+    @classmethod
+    def of(cls, rows: np.ndarray, log: Sequences | None) -> "Statistics":
+        """The statistics of whitened rows (N, E) and a log, which must not hold the targets to be predicted."""
+        items = len(rows)
+        if log is None:
+            return cls(rows, None, None)
+        return cls(rows, LogStatistics.of(log, items), ease(log, items) if items <= EASE_ITEMS else None)
+
+
 def count_pairs(log: Sequences, items: int) -> csr_array:
     """Weighted counts (N, N) float32 of an item before another: by distance, and a part of each backwards."""
     user = np.repeat(np.arange(len(log)), log.lengths)
@@ -123,6 +139,14 @@ def places(histories: Sequences) -> tuple[np.ndarray, np.ndarray]:
     return user, np.arange(len(histories.items)) - histories.offsets[user]
 
 
+def repeats(histories: Sequences, targets: np.ndarray) -> np.ndarray:
+    """Whose target (U,) is in the history: (U,) bool."""
+    user, _ = places(histories)
+    repeated = np.zeros(len(histories), dtype=bool)
+    repeated[user[histories.items == targets[user]]] = True
+    return repeated
+
+
 def distinct_items(histories: Sequences, candidates: np.ndarray) -> Sequences:
     """The items of each history that are candidates, (N,) bool, once each and by ascending id."""
     user, _ = places(histories)
@@ -159,9 +183,9 @@ def nearest_text(embeddings: np.ndarray) -> Scorer:
     return text_score(unit_rows(embeddings), reach=1)
 
 
-def whitened_text(embeddings: np.ndarray) -> Scorer:
-    """Recommend the items nearest to the decayed mean of the history, all whitened. Needs nothing of the domain."""
-    return text_score(whiten(embeddings))
+def whitened_text(rows: np.ndarray) -> Scorer:
+    """Recommend what is nearest to the decayed mean of the history; rows (N, E) are whitened. Needs nothing else."""
+    return text_score(rows)
 
 
 def weighted_rows(matrix: csr_array) -> Scorer:

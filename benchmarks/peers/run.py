@@ -8,7 +8,6 @@ train.pkl. Of the lists of test.pkl the last items, the targets, are cut off bef
 """
 
 import argparse
-import json
 import math
 import sys
 import time
@@ -27,10 +26,12 @@ import torch
 
 from utils.cli import SWITCH, parser, positive_float, positive_int, run
 from utils.cli import seed as seed_number
+from utils.compare import write_lists
 from utils.data import Sequences
 from utils.datasets import MAKE_TEST, check_ids, dataset_folder, load_sequences
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, load_matrix
+from utils.files import check_writable, load_matrix
+from utils.scores import lists_by, popular
 from utils.util import add_device_flags, pick_device
 
 CUT = 10  # the k of the NDCG@k that decides
@@ -54,7 +55,7 @@ def main() -> None:
     args = parse()
     train, histories, items = read(dataset_folder(args.dataset), args.drop_short)
     started = time.perf_counter()
-    recommend = popular = most_popular(train, items)
+    recommend = popularity = most_popular(train, items)
     if args.model != "popular":
         peer = load_peer(args.model, items, pick_device(args), args.seed)
         setting = args.epochs
@@ -65,7 +66,8 @@ def main() -> None:
         print(f"{args.model}: trains on the whole of train.pkl, {peer.setting} {setting}", flush=True)
         recommend = peer.train(train, setting)
     lists = recommend(histories, args.k, args.exclude_history)
-    write_lists(args.output, histories.users, fill(lists, popular, histories, args.k, args.exclude_history))
+    lists = fill(lists, popularity, histories, args.k, args.exclude_history)
+    write_lists(args.output, histories.users, ((found.tolist(), scores.tolist()) for found, scores in lists))
     print(f"{args.output}: lists for {len(lists)} users, {time.perf_counter() - started:.0f} s")
 
 
@@ -152,15 +154,10 @@ def choose(peer: Peer, fitted_on: Sequences, judge: Callable[[Recommend], float]
 def most_popular(train: Sequences, items: int) -> Recommend:
     """Recommends to everyone what occurs most often in `train`; of equal counts the lowest ids first."""
     counts = np.bincount(train.items, minlength=items)
-    order = np.argsort(-counts, kind="stable")
 
     def recommend(histories: Sequences, k: int, exclude_history: bool) -> Lists:
-        lists = []
-        for had in histories.lists():
-            best = order[: k + len(had)]
-            best = best[~np.isin(best, had)][:k] if exclude_history else best[:k]
-            lists.append((best, counts[best].astype(np.float32)))
-        return lists
+        lists = lists_by(popular(counts), histories, np.ones(items, dtype=bool), k, exclude_history)
+        return [(best[best >= 0], counts[best[best >= 0]].astype(np.float32)) for best in lists]
 
     return recommend
 
@@ -174,14 +171,6 @@ def fill(lists: Lists, popular: Recommend, histories: Sequences, k: int, exclude
     if len(empty):
         print(f"{len(empty)} users have no item that was trained on: they get the popular ones")
     return filled
-
-
-def write_lists(path: str, users: np.ndarray, lists: Lists) -> None:
-    """Write one JSON object per user with user, items and scores, in the order of test.pkl, as predict.py does."""
-    with atomic_write(path, "w") as file:
-        for user, (items, scores) in zip(users.tolist(), lists, strict=True):
-            name = user if isinstance(user, (int, str)) else str(user)
-            file.write(json.dumps({"user": name, "items": items.tolist(), "scores": scores.tolist()}) + "\n")
 
 
 if __name__ == "__main__":
