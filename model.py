@@ -92,6 +92,7 @@ class RecGPT(nn.Module):
     def __init__(self, config: RecGPTConfig, gradient_checkpointing: bool = False):
         super().__init__()
         self.config = config
+        self.known_codes: KnownCodes | None = None  # what the loss of training is normalised over; None: all codes
         self.gpt2model = GPT2ItemModel(config.gpt2())
         if gradient_checkpointing:
             self.gpt2model.gradient_checkpointing_enable()
@@ -147,20 +148,15 @@ class RecGPT(nn.Module):
             raise ValueError("the batch has nothing to predict: make it with training_batch")
         hidden = self.hidden(batch, last=batch.last if batch.last_only else None).flatten(0, -2)  # (T, D) or (4B, D)
         weight, targets = self.pred_head.weight, batch.targets.flatten()  # (T,) or (4B,)
-        # The (T, V) logits are computed in chunks and never held. That is faster, too: a chunk stays in the cache.
-        options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOGITS_AT_ONCE)
-        if torch.is_autocast_enabled(hidden.device.type):  # torch does not cast for this function; sum in float32
-            dtype = torch.get_autocast_dtype(hidden.device.type)
-            hidden, weight = hidden.to(dtype), weight.to(dtype)
-            total = F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
-        else:
-            total = F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
-        return LossOutput(total, (targets != IGNORED).sum())
+        loss = self.known_codes if self.known_codes is not None and self.training else summed_cross_entropy
+        return LossOutput(loss(hidden, weight, targets), (targets != IGNORED).sum())
 
     def flops_per_token(self) -> float:
         """FLOPs of training on one token, forward and backward, in all matrix products but those of attention."""
-        looked_up = self.gpt2model.wte.weight.numel() + self.gpt2model.wpe.weight.numel()
-        return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - looked_up)
+        unused = self.gpt2model.wte.weight.numel() + self.gpt2model.wpe.weight.numel()  # looked up
+        if self.known_codes is not None:
+            unused += self.config.width * (VOCABULARY - len(self.known_codes) / CODES_PER_ITEM)
+        return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - unused)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
         """Logits of the four codes of every history's next item: (B, K, V) float32.
@@ -179,6 +175,51 @@ class RecGPT(nn.Module):
         """ValueError while dropout is on: predictions would be random."""
         if self.training and self.config.dropout:
             raise ValueError("dropout is on, and predictions would be random: call model.eval() first")
+
+
+class KnownCodes(nn.Module):
+    """The codes that the items of a catalog have in each of the K places, and none else: classes of a smaller softmax.
+
+    A catalog of 3,000 items has at most so many codes in each place, of 15,360. The log-probabilities of its items
+    differ from those over all codes by one number for each user and place, so that no order of items changes.
+    """
+
+    def __init__(self, codes: Tensor):
+        """Of the codes (N, K) int64 of a catalog."""
+        super().__init__()
+        for place in range(CODES_PER_ITEM):
+            known = codes[:, place].unique()  # (n,) int64
+            rows = torch.full((VOCABULARY,), VOCABULARY)  # where each code stands in `known`; beyond it if nowhere
+            rows[known] = torch.arange(len(known))
+            self.register_buffer(f"known_{place}", known, persistent=False)
+            self.register_buffer(f"rows_{place}", rows, persistent=False)
+
+    def __len__(self) -> int:
+        """How many classes there are in all K places."""
+        return sum(len(getattr(self, f"known_{place}")) for place in range(CODES_PER_ITEM))
+
+    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropies, () float, of hidden states (T, D), head (V, D) and targets (T,) int64."""
+        total = 0
+        for place in range(CODES_PER_ITEM):
+            wanted = targets[place::CODES_PER_ITEM]
+            row = getattr(self, f"rows_{place}")[wanted.clamp(min=0)].where(wanted != IGNORED, IGNORED)
+            head = F.embedding(getattr(self, f"known_{place}"), weight)
+            total = total + summed_cross_entropy(hidden[place::CODES_PER_ITEM], head, row)
+        return total
+
+
+def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy in nats of hidden states (T, D) and a head (V, D), () float, summed over the targets (T,) int64.
+
+    The (T, V) logits are computed in chunks and never held. That is faster, too: a chunk stays in the cache.
+    """
+    options = nn.LinearCrossEntropyOptions(batch_chunk_size=LOGITS_AT_ONCE)
+    if not torch.is_autocast_enabled(hidden.device.type):
+        return F.linear_cross_entropy(hidden, weight, targets, reduction="sum", options=options)
+    dtype = torch.get_autocast_dtype(hidden.device.type)  # torch does not cast for this function; sum in float32
+    hidden, weight = hidden.to(dtype), weight.to(dtype)
+    return F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
 
 
 def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:

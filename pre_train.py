@@ -39,7 +39,7 @@ from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import EvalLoss, evaluate, evaluate_ranking
-from model import RecGPT, RecGPTConfig, read_config
+from model import KnownCodes, RecGPT, RecGPTConfig, read_config
 from utils.checkpoint import fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
@@ -437,6 +437,11 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
     if settings.best_by == NDCG and settings.fsdp:
         raise InputError("--best_by ndcg ranks with whole models, and --fsdp has none. Leave one of them out.")
+    if settings.known_codes and settings.eval_every and settings.best_by != NDCG:
+        raise InputError(
+            "--known_codes leaves the other codes untrained, and the loss on held-out histories counts them. Give "
+            "--best_by ndcg, too."
+        )
     if settings.patience and not settings.eval_every:
         raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
     check_writable(Path(settings.ckpt_dir) / "any.pt")
@@ -472,6 +477,8 @@ def build(settings: Settings, data: Interactions, initial: Initial | None = None
         raise InputError(f"{sizes}: no such model can be made ({reason(error)}). Give less.") from error
     if initial:
         fill_module(model, initial.state, initial.origin.name)
+    if settings.known_codes:
+        model.known_codes = KnownCodes(torch.from_numpy(np.asarray(data.catalog.codes, dtype=np.int64)))
     if settings.compile:
         compile_blocks(model)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)

@@ -27,6 +27,7 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import argparse
+import math
 import os
 import subprocess
 import time
@@ -54,12 +55,13 @@ ENCODER = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[1]
 
 # Chosen on CHOOSE and amazon_toys; docs/results.md says how.
-MODEL_SIZE = "--width 256 --tf_layer 3"
+MODEL_SIZE = "--width 256 --tf_layer 2"
 PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
 PRE_TRAINING += " --eval_every 270 --patience 5"
-TRAINING = "--batch_size 128 --lr 1e-3 --max_grad_norm 1 --dropout 0.4 --weight_decay 0.1 --epoch 1000 --save_last"
-STOPPING = "--best_by ndcg --patience 4"  # the loss rises long before the ranking gets worse
-EVALUATIONS = 2  # per pass over the histories, but not more often than every 20 steps
+TRAINING = "--batch_size 128 --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.3"
+TRAINING += " --weight_decay 0.1 --known_codes --epoch 1000 --save_last --best_by ndcg"
+PASSES, LEAST_STEPS = 8, 300  # over the histories, or as many passes as make so many steps
+EVALUATION_STEPS = 20  # between evaluations, at least; otherwise there is one for each pass
 STARTS = ("scratch", "pre-trained")
 LEVELS = {  # what a method needs: 0 nothing of the domain, 1 its log, 2 training on it; 2 if it is not here
     **dict.fromkeys(("repeat recent", "nearest text", "whitened text", "blend (no log)"), 0),
@@ -220,8 +222,7 @@ def make_pre_train(sets: list[str], vae: Path, output: Path) -> list[str]:
 def pre_train(data: Path, folder: Path, number: int, device: str, settings: str) -> list[str]:
     """The command that trains on a folder of data."""
     paths = ["--data_path", str(data), "--ckpt_dir", str(folder), "--log_file", str(folder / "log.jsonl")]
-    exact = ["--mixed_precision", "bf16"] if device == "cuda" else []
-    return ["pre_train.py", *settings.split(), *paths, "--seed", str(number), "--device", device, *exact]
+    return ["pre_train.py", *settings.split(), *paths, "--seed", str(number), "--device", device]
 
 
 @dataclass
@@ -269,8 +270,9 @@ class Run:
     def train(self, vae: Path, data: Step, start: Step) -> Step:
         """Train until validation no longer improves, repeat that on whole histories, and rank every user."""
         histories = len(load_pickle(self.data_set / "train.pkl", dict, ""))
-        every = max(20, round(histories / 128 / EVALUATIONS))
-        stopping = f"{STOPPING} {self.limit} --eval_every {every} --eval_path {self.data}/eval"
+        every = max(EVALUATION_STEPS, math.ceil(histories / 128))
+        steps = every * max(PASSES, math.ceil(LEAST_STEPS / every))
+        stopping = f"{self.limit} --max_steps {steps} --eval_every {every} --eval_path {self.data}/eval"
         initial = ["--init_from", str(start.makes)] if self.start == "pre-trained" else MODEL_SIZE.split()
         trained, whole = self.folder / "trained", self.folder / "whole"
         fit = [*pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"), *initial]

@@ -569,6 +569,28 @@ def test_processes_and_accumulation_give_the_loss_of_one_large_batch(data, place
             assert best[0] == pytest.approx(best[1], rel=1e-5)
 
 
+def test_known_codes_go_on_bit_by_bit_and_by_two(data, place, monkeypatch, capsys):
+    """A process with nothing left to read keeps up with the other; a loss that counts the other codes is refused."""
+    common = MODEL + "--epoch 1 --known_codes --dropout 0 "
+    for name, finish, flags in (
+        ("whole", runs.finish, common + "--batch_size 8 --max_steps 20"),
+        ("parts", runs.finish, common + "--batch_size 8 --max_steps 7"),
+        ("parts", runs.finish, "--resume --ckpt_dir ckpt --max_steps 20"),
+        ("two", runs.finish_two, common + "--batch_size 4"),
+    ):
+        (place / name).mkdir(exist_ok=True)
+        finish(place / name, flags.replace("../", "../../"))
+    last = "ckpt/layer_1_epoch_0_step_20.pt"
+    assert runs.same(place / "whole" / last, place / "parts" / last)
+    found, expected = losses(place / "two"), losses(place / "whole")
+    assert max(found) == math.ceil(HISTORIES / 8)
+    shared = found.keys() & expected.keys()
+    assert shared and {step: found[step] for step in shared} == pytest.approx(
+        {step: expected[step] for step in shared}, rel=1e-5
+    )
+    refused(place, place, monkeypatch, capsys, RUN + "--known_codes", "Give --best_by ndcg")
+
+
 def test_another_number_of_processes_goes_on(place):
     """Two processes, told to stop as a cluster does; then one, then two again: the losses of one run."""
     flags = MODEL + "--epoch 2 --dropout 0 --save_every 1 --schedule cosine --warmup 0.1 "
