@@ -187,25 +187,25 @@ class KnownCodes(nn.Module):
     def __init__(self, codes: Tensor):
         """Of the codes (N, K) int64 of a catalog."""
         super().__init__()
-        for place in range(CODES_PER_ITEM):
-            known = codes[:, place].unique()  # (n,) int64
-            rows = torch.full((VOCABULARY,), VOCABULARY)  # where each code stands in `known`; beyond it if nowhere
-            rows[known] = torch.arange(len(known))
-            self.register_buffer(f"known_{place}", known, persistent=False)
-            self.register_buffer(f"rows_{place}", rows, persistent=False)
+        known = [codes[:, place].unique() for place in range(CODES_PER_ITEM)]  # (n,) int64 each
+        rows = torch.full((CODES_PER_ITEM, VOCABULARY), VOCABULARY)  # of each code in its place; beyond it if nowhere
+        for row, found in zip(rows, known, strict=True):
+            row[found] = torch.arange(len(found))
+        self.sizes = [len(found) for found in known]
+        self.register_buffer("known", torch.cat(known), persistent=False)
+        self.register_buffer("rows", rows, persistent=False)
 
     def __len__(self) -> int:
         """How many classes there are in all K places."""
-        return sum(len(getattr(self, f"known_{place}")) for place in range(CODES_PER_ITEM))
+        return sum(self.sizes)
 
     def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropies, () float, of hidden states (T, D), head (V, D) and targets (T,) int64."""
-        total = 0
-        for place in range(CODES_PER_ITEM):
+        total = hidden.new_zeros(())
+        for place, known in enumerate(self.known.split(self.sizes)):
             wanted = targets[place::CODES_PER_ITEM]
-            row = getattr(self, f"rows_{place}")[wanted.clamp(min=0)].where(wanted != IGNORED, IGNORED)
-            head = F.embedding(getattr(self, f"known_{place}"), weight)
-            total = total + summed_cross_entropy(hidden[place::CODES_PER_ITEM], head, row)
+            row = self.rows[place][wanted.clamp(min=0)].where(wanted != IGNORED, IGNORED)
+            total = total + summed_cross_entropy(hidden[place::CODES_PER_ITEM], F.embedding(known, weight), row)
         return total
 
 

@@ -54,11 +54,12 @@ TEST = ["yelp", "steam", "amazon_games"]
 ENCODER = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[1]
 
-# Chosen on CHOOSE and amazon_toys; docs/results.md says how.
+# Chosen on CHOOSE and amazon_toys; docs/log.md (Making pre-training help, A cheaper head) says how.
 MODEL_SIZE = "--width 256 --tf_layer 2"
 PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
 PRE_TRAINING += " --eval_every 270 --patience 5"
-TRAINING = "--batch_size 128 --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.3"
+BATCH = 128  # histories of a step of training on a domain
+TRAINING = f"--batch_size {BATCH} --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.3"
 TRAINING += " --weight_decay 0.1 --known_codes --epoch 1000 --save_last --best_by ndcg"
 PASSES, LEAST_STEPS = 8, 300  # over the histories, or as many passes as make so many steps
 EVALUATION_STEPS = 20  # between evaluations, at least; otherwise there is one for each pass
@@ -222,7 +223,8 @@ def make_pre_train(sets: list[str], vae: Path, output: Path) -> list[str]:
 def pre_train(data: Path, folder: Path, number: int, device: str, settings: str) -> list[str]:
     """The command that trains on a folder of data."""
     paths = ["--data_path", str(data), "--ckpt_dir", str(folder), "--log_file", str(folder / "log.jsonl")]
-    return ["pre_train.py", *settings.split(), *paths, "--seed", str(number), "--device", device]
+    exact = ["--mixed_precision", "bf16"] if device == "cuda" else []
+    return ["pre_train.py", *settings.split(), *paths, "--seed", str(number), "--device", device, *exact]
 
 
 @dataclass
@@ -268,9 +270,9 @@ class Run:
         return Step(self.data / "whole/dataset.json", [command], [tokenizer])  # which is written last
 
     def train(self, vae: Path, data: Step, start: Step) -> Step:
-        """Train until validation no longer improves, repeat that on whole histories, and rank every user."""
+        """Train, repeat the best number of steps by validation on whole histories, and rank every user."""
         histories = len(load_pickle(self.data_set / "train.pkl", dict, ""))
-        every = max(EVALUATION_STEPS, math.ceil(histories / 128))
+        every = max(EVALUATION_STEPS, math.ceil(histories / BATCH))
         steps = every * max(PASSES, math.ceil(LEAST_STEPS / every))
         stopping = f"{self.limit} --max_steps {steps} --eval_every {every} --eval_path {self.data}/eval"
         initial = ["--init_from", str(start.makes)] if self.start == "pre-trained" else MODEL_SIZE.split()

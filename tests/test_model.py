@@ -175,6 +175,13 @@ def test_the_last_block_computes_what_is_read(model, catalog, sequences):
     torch.testing.assert_close(model.hidden(batch, last=batch.last), whole, atol=1e-5, rtol=1e-5)
 
 
+def assert_same_gradients(model, ours, plain):
+    """Two losses () have the same gradients by all parameters of a model."""
+    gradients = (torch.autograd.grad(loss, model.parameters()) for loss in (ours, plain))
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
+
+
 def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeypatch):
     """All logits of all items, histories one by one, against chunks of targets and no item that has none."""
     monkeypatch.setattr("model.LOGITS_AT_ONCE", 50)
@@ -188,12 +195,7 @@ def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeyp
     output = model(training_batch(sequences, catalog))
     assert output.targets == len(torch.cat(targets)) == 4 * sum(sequences.lengths - 1)
     torch.testing.assert_close(output.mean, plain, rtol=1e-6, atol=0)
-    for ours, theirs in zip(
-        torch.autograd.grad(output.mean, model.parameters()),
-        torch.autograd.grad(plain, model.parameters()),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    assert_same_gradients(model, output.mean, plain)
 
 
 def test_a_loss_over_the_codes_that_items_have(catalog, sequences):
@@ -213,12 +215,7 @@ def test_a_loss_over_the_codes_that_items_have(catalog, sequences):
     found = model(batch)
     assert found.targets == plain.targets
     torch.testing.assert_close(found.mean, expected, rtol=1e-6, atol=0)
-    for ours, theirs in zip(
-        torch.autograd.grad(found.mean, model.parameters()),
-        torch.autograd.grad(expected, model.parameters()),
-        strict=True,
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=1e-4)
+    assert_same_gradients(model, found.mean, expected)
     nothing = model(batch.without_targets())
     assert nothing.total == 0 and nothing.targets == 0
     with torch.no_grad():
