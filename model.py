@@ -101,6 +101,10 @@ class RecGPT(nn.Module):
         self.norm_seq = nn.LayerNorm(config.width)
         self.norm_aux = nn.LayerNorm(config.width)
 
+    def tie_embeddings(self) -> None:
+        """Share one table (V, D) between the token embedding and the head, as GPT-2 does; checkpoints have it twice."""
+        self.pred_head.weight = self.gpt2model.wte.weight
+
     def fingerprint(self) -> str:
         """Hash of all weights, sixteen hexadecimal digits, wherever they came from."""
         digest = hashlib.blake2b(digest_size=8)
@@ -153,7 +157,9 @@ class RecGPT(nn.Module):
 
     def flops_per_token(self) -> float:
         """FLOPs of training on one token, forward and backward, in all matrix products but those of attention."""
-        unused = self.gpt2model.wte.weight.numel() + self.gpt2model.wpe.weight.numel()  # looked up
+        unused = self.gpt2model.wpe.weight.numel()  # looked up
+        if self.gpt2model.wte.weight is not self.pred_head.weight:
+            unused += self.gpt2model.wte.weight.numel()
         if self.known_codes is not None:
             unused += self.config.width * (VOCABULARY - len(self.known_codes) / CODES_PER_ITEM)
         return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - unused)
@@ -273,6 +279,12 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
     if config.window < 2:
         raise InputError(f"{path} has a window of {config.window} items: no model of this kind.")
     return config
+
+
+def has_tied_embeddings(state: dict[str, Tensor]) -> bool:
+    """Whether the token embedding and the head of these weights, as read_config leaves them, are one table."""
+    embedding, head = state["gpt2model.wte.weight"], state.get("pred_head.weight")
+    return head is not None and head.dtype == embedding.dtype and torch.equal(embedding, head)
 
 
 def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:

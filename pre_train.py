@@ -39,7 +39,7 @@ from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import EvalLoss, evaluate, evaluate_ranking
-from model import KnownCodes, RecGPT, RecGPTConfig, read_config
+from model import KnownCodes, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
 from utils.checkpoint import fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
@@ -353,6 +353,7 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
     if unknown:
         print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
     earlier = {name: value for name, value in earlier.items() if name in known}
+    earlier = {name: getattr(Settings(), name) for name in FIXED} | earlier  # older states do not have all
     args, changed = parse_resumed(flags(), earlier, FIXED, saved.path)
     if first_process():
         print(f"going on from {saved.path}, step {saved.progress.step}{changed}")
@@ -403,6 +404,7 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     if config.window != WINDOW:
         raise InputError(f"{path} has a window of {config.window} items; training is for {WINDOW}. Give other weights.")
     sizes = {"tf_layer": config.layers, "width": config.width, "heads": config.heads}
+    sizes["tie_embeddings"] = has_tied_embeddings(state)
     parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
     note = {"name": Path(path).name, "content": weights_content(path)}
@@ -477,6 +479,8 @@ def build(settings: Settings, data: Interactions, initial: Initial | None = None
         raise InputError(f"{sizes}: no such model can be made ({reason(error)}). Give less.") from error
     if initial:
         fill_module(model, initial.state, initial.origin.name)
+    if settings.tie_embeddings:
+        model.tie_embeddings()
     if settings.known_codes:
         model.known_codes = KnownCodes(torch.from_numpy(np.asarray(data.catalog.codes, dtype=np.int64)))
     if settings.compile:

@@ -222,6 +222,20 @@ def test_a_loss_over_the_codes_that_items_have(catalog, sequences):
         torch.testing.assert_close(model.eval()(batch).total, plain.total)
 
 
+def test_one_table_for_embedding_and_head(catalog, sequences):
+    """It gets the gradients of both uses, and costs the products of the head as two tables do."""
+    torch.manual_seed(4)
+    model = RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=32, dropout=0.0)).train()
+    with torch.no_grad():
+        model.pred_head.weight.copy_(model.gpt2model.wte.weight)
+    flops, names, batch = model.flops_per_token(), model.state_dict().keys(), training_batch(sequences, catalog)
+    apart = torch.autograd.grad(model(batch).mean, (model.gpt2model.wte.weight, model.pred_head.weight))
+    model.tie_embeddings()
+    assert model.flops_per_token() == flops and model.state_dict().keys() == names
+    (shared,) = torch.autograd.grad(model(batch).mean, (model.gpt2model.wte.weight,))
+    torch.testing.assert_close(shared, sum(apart))
+
+
 @torch.inference_mode()
 def test_the_loss_of_last_items_only(model, catalog, sequences):
     """That of the plain batch at the slot before each history's last item; the histories of one item take no part."""

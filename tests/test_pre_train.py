@@ -272,8 +272,10 @@ def test_a_state_of_another_version_goes_on(place, undisturbed):
     """A setting that is not known any more is told; one that is new has its default; a switch can be turned off."""
     loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1_step_40.resume", weights_only=True)
     settings = {**loaded["about"]["training"], "gone": 3, "compile": True}
-    del settings["dropout"]
+    del settings["dropout"], settings["tie_embeddings"]
     torch.save({**loaded, "about": {**loaded["about"], "training": settings}}, place / "old.resume")
+    said = runs.finish(place, "--ckpt_dir ckpt --resume . --tie_embeddings --max_steps 41", expect=2)
+    assert "--tie_embeddings True contradicts" in said, "of two tables, one would be lost"
     runs.finish(place, "--ckpt_dir ckpt --resume . --compile False --eval_every 1000 --max_steps 41")
     said = (place / "said").read_text()
     assert "settings that this program does not know: gone; passed over" in said
@@ -483,6 +485,7 @@ def test_processes_end_at_the_same_step(place, undisturbed):
         ("--init_from ckpt/layer_1_epoch_1.pt --tf_layer 3", ("--tf_layer 3 contradicts", "has 1", "--init_from")),
         ("--init_from ckpt/layer_1_epoch_1.pt --width 768", ("--width 768 contradicts", "has 64", "--init_from")),
         ("--init_from ckpt/layer_1_epoch_1.pt --heads 4", ("--heads 4 contradicts", "has 1", "--init_from")),
+        ("--init_from ckpt/layer_1_epoch_1.pt --tie_embeddings", ("--tie_embeddings True contradicts", "has False")),
         ("--init_from ckpt/nothing.pt", ("ckpt/nothing.pt does not exist", "--init_from")),
         ("--init_from ckpt", ("ckpt is a directory",)),
         ("--init_from=", ("is a directory",)),
@@ -591,6 +594,32 @@ def test_known_codes_go_on_bit_by_bit_and_by_two(data, place, monkeypatch, capsy
     refused(place, place, monkeypatch, capsys, RUN + "--known_codes", "Give --best_by ndcg")
 
 
+def test_one_table_for_embedding_and_head(data, place, undisturbed):
+    """It is saved under both names, goes on bit by bit and by two, and is kept by what starts from it."""
+    common = MODEL + "--epoch 1 --tie_embeddings --dropout 0 --eval_every 7 --eval_path ../ev "
+    for name, finish, flags in (
+        ("whole", runs.finish, common + "--batch_size 8 --max_steps 20"),
+        ("parts", runs.finish, common + "--batch_size 8 --max_steps 7"),
+        ("parts", runs.finish, "--resume --ckpt_dir ckpt --max_steps 20"),
+        ("two", runs.finish_two, common + "--batch_size 4 --max_steps 20"),
+    ):
+        (place / name).mkdir(exist_ok=True)
+        finish(place / name, flags.replace("../", "../../"))
+    last = "ckpt/layer_1_epoch_0_step_20.pt"
+    assert runs.same(place / "whole" / last, place / "parts" / last)
+    assert losses(place / "two") == pytest.approx(losses(place / "whole"), rel=1e-5)
+    weights = runs.weights(place / "whole" / last)
+    assert torch.equal(weights["gpt2model.wte.weight"], weights["pred_head.weight"])
+    assert weights.keys() == runs.weights(undisturbed / "ckpt/layer_1_epoch_1.pt").keys()
+
+    start = MODEL + f"--batch_size 8 --max_steps 3 --ckpt_dir more --init_from whole/{last} "
+    said = runs.finish(place, start + "--tie_embeddings False", expect=2)
+    assert "--tie_embeddings False contradicts" in said and "which has True" in said
+    runs.finish(place, start)
+    weights = runs.weights(place / "more/layer_1_epoch_0_step_3.pt")
+    assert torch.equal(weights["gpt2model.wte.weight"], weights["pred_head.weight"])
+
+
 def test_another_number_of_processes_goes_on(place):
     """Two processes, told to stop as a cluster does; then one, then two again: the losses of one run."""
     flags = MODEL + "--epoch 2 --dropout 0 --save_every 1 --schedule cosine --warmup 0.1 "
@@ -613,9 +642,10 @@ def test_another_number_of_processes_goes_on(place):
     assert processes == [2, 1, 2]
 
 
-def test_a_sharded_model_saves_and_resumes_whole(data, place):
+@pytest.mark.parametrize("tables", ["", "--tie_embeddings"])
+def test_a_sharded_model_saves_and_resumes_whole(data, place, tables):
     """What --fsdp does: the same weights as one process has, from checkpoints that anything else reads."""
-    flags = MODEL + "--epoch 1 --dropout 0 --batch_size {} --max_grad_norm 0.5 --save_every 3"
+    flags = MODEL + f"{tables} " + "--epoch 1 --dropout 0 --batch_size {} --max_grad_norm 0.5 --save_every 3"
     (place / "one").mkdir()
     runs.finish(place / "one", flags.format(8).replace("../", "../../"))
     runs.finish_two(place, flags.format(4), script="tests/sharded.py")

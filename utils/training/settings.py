@@ -10,7 +10,7 @@ from utils.cli import SWITCH, fraction, non_negative_float, positive_float, posi
 
 LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
-FIXED = ("tf_layer", "width", "heads", "seed")  # what a resumed run cannot change
+FIXED = ("tf_layer", "width", "heads", "tie_embeddings", "seed")  # what a resumed run cannot change
 BEST_BY = LOSS, NDCG = ("loss", "ndcg")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 OF_ONE_START = (
@@ -48,6 +48,7 @@ class ModelSettings:
     tf_layer: int = setting(3, "transformer layers", type=positive_int)
     width: int = setting(768, "hidden width", type=positive_int)
     heads: int | None = setting(None, "attention heads; by default one per 64 of width", type=positive_int)
+    tie_embeddings: bool = setting(False, "one table for the embedding of codes and the head", **SWITCH)
     dropout: float = setting(0.1, "of embeddings, attention weights and block outputs", type=fraction)
 
 
