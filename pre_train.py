@@ -43,14 +43,25 @@ from model import KnownCodes, RecGPT, RecGPTConfig, has_tied_embeddings, read_co
 from utils.checkpoint import fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
-from utils.datasets import HELD_OUT, LAST, SEEN, Interactions, Origin, check_fit, has_last_targets, is_id, load_eval
+from utils.datasets import (
+    HELD_OUT,
+    LAST,
+    SEEN,
+    WHOLE,
+    Interactions,
+    Origin,
+    check_fit,
+    has_last_targets,
+    is_id,
+    load_eval,
+)
 from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.packed import data_fingerprint, is_current, open_packed, pack
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
-from utils.training.origins import check_kept, check_refit, targets_seen, weights_content
+from utils.training.origins import check_kept, check_refit, targets_seen, weights_content, whole_lists_seen
 from utils.training.plan import Plan, Progress, Step
 from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
 from utils.training.settings import FIXED, GROUPS, LOSS, NDCG, Settings
@@ -67,6 +78,7 @@ class Initial(NamedTuple):
     state: dict[str, Tensor]
     config: RecGPTConfig
     origin: Origin  # what they were trained on
+    metadata: dict[str, Any]  # of the JSON beside them
     note: dict[str, Any]  # what checkpoints of the run say of them
 
 
@@ -95,6 +107,7 @@ def main() -> None:
     origins = {"init_from": initial and initial.note, "refit_of": refit}
     if saved:
         origins = {name: saved.metadata.get(name) for name in origins}
+    origins[WHOLE] = whole_lists_seen(settings, saved.metadata if saved else initial.metadata if initial else {})
     metadata = run_metadata(settings, model.config, data, accelerator, origins)
     checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata)
     plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)
@@ -414,7 +427,7 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
             f"--init_from {path} was trained on the targets of {settings.eval_path}, which would judge it. Start from "
             "weights that have not seen them, or leave out --eval_every."
         )
-    return replace(settings, **sizes), Initial(state, config, origin, note)
+    return replace(settings, **sizes), Initial(state, config, origin, metadata, note)
 
 
 # What a run is built of
@@ -545,7 +558,8 @@ def run_metadata(
 ) -> dict[str, Any]:
     """What the JSON of every checkpoint of the run says: configuration, settings, data, tokenizer, versions.
 
-    `origins` are notes of the weights that the run was started from, and of those that it repeats, if there are any.
+    `origins` are notes of the weights that the run was started from, of those that it repeats, and of the lists that
+    it sees to their end, if there are any.
     """
     held_out = None
     if settings.eval_every:

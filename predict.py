@@ -40,7 +40,7 @@ from utils.blend_files import make_blenders
 from utils.cli import SWITCH, named_file, parser, positive_int, run
 from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
 from utils.data import Catalog, Sequences, cumulate, make_batch
-from utils.datasets import Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder
+from utils.datasets import HISTORIES, Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder, noted_hashes
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable, content
 from utils.fsq import CODES_PER_ITEM
@@ -180,7 +180,7 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     candidates = protocol.candidates(codes, test.embeddings)
     fitted_with, made_with = model, {}
     if args.blend:
-        fitted_with = load_fitted_with(metadata, args.ckpt_path, device) or model
+        fitted_with = load_fitted_with(metadata, args.ckpt_path, device, source.parent / HISTORIES) or model
         made_with = {"checkpoint": model.fingerprint(), "fitted with": fitted_with.fingerprint()}
         made_with["tokenizer"] = tokenizer.fingerprint()
     catalog = Catalog(codes, embeddings, source=str(source))
@@ -336,17 +336,19 @@ def item_log_probs(model: RecGPT, catalog: Catalog, users: int, histories: Seque
     return scores
 
 
-def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device) -> RecGPT | None:
+def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device, log: Path) -> RecGPT | None:
     """Load the model that a blend must be fitted with, where it is another than the checkpoint's; None where not.
 
     A checkpoint of pre_train.py --refit_of has been trained on the last items of train.pkl, the targets of the fit. On
     these it is better than it will be on others, and would get too much weight. The weights that it repeats are not.
 
     Raises:
-        InputError: those weights are not where the JSON beside the checkpoint says, or are others.
+        InputError: those weights are not where the JSON beside the checkpoint says, or are others; or there are none
+            that were trained without the last items of `log`, which is train.pkl.
     """
     noted = metadata.get("refit_of")
     if not isinstance(noted, dict):
+        check_unseen(metadata, path, log)
         return None
     earlier = Path(str(noted.get("name")))
     if not earlier.is_file() or noted.get("content") != [content(earlier)]:
@@ -354,7 +356,18 @@ def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device) 
             f"{path} was trained on the last items of train.pkl, to which a blend is fitted. The fit needs the weights "
             f"that it repeats, {earlier}, as they were. Put them back, or leave out --blend."
         )
-    return load_model(earlier, device)[0]
+    fitted_with, metadata = load_model(earlier, device)
+    check_unseen(metadata, str(earlier), log)
+    return fitted_with
+
+
+def check_unseen(metadata: dict[str, Any], path: str, log: Path) -> None:
+    """InputError if a checkpoint, by the JSON beside it, was trained on the last items of `log`."""
+    if log.is_file() and content(log) in noted_hashes(metadata):
+        raise InputError(
+            f"{path} was trained on the last items of {log}, to which a blend is fitted. Train on data of "
+            "make_pre_train.py, and again with --refit_of (README, Your own data), or leave out --blend."
+        )
 
 
 class BlendSearch:

@@ -55,13 +55,13 @@ ENCODER = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[1]
 
 # Chosen on CHOOSE and amazon_toys; docs/log.md (Making pre-training help, A cheaper head) says how.
-MODEL_SIZE = "--width 256 --tf_layer 2"
+MODEL_SIZE = "--width 128 --tf_layer 2 --tie_embeddings"
 PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
 PRE_TRAINING += " --eval_every 270 --patience 5"
 BATCH = 128  # histories of a step of training on a domain
 TRAINING = f"--batch_size {BATCH} --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.3"
 TRAINING += " --weight_decay 0.1 --known_codes --epoch 1000 --save_last --best_by ndcg"
-PASSES, LEAST_STEPS = 8, 300  # over the histories, or as many passes as make so many steps
+PASSES, LEAST_STEPS = 6, 1000  # over the histories, or as many passes as make so many steps
 EVALUATION_STEPS = 20  # between evaluations, at least; otherwise there is one for each pass
 STARTS = ("scratch", "pre-trained")
 LEVELS = {  # what a method needs: 0 nothing of the domain, 1 its log, 2 training on it; 2 if it is not here

@@ -3,6 +3,7 @@
 import json
 import shlex
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -289,6 +290,26 @@ def test_a_repeated_training_is_blended_by_the_weights_that_it_repeats(shop, tmp
             predict_with("--blend")
         (tmp_path / "earlier.pt").unlink(missing_ok=True)
     predict_with("")  # the model by itself needs them not
+
+
+def test_weights_that_have_seen_the_targets_of_the_fit_are_not_blended(shop, tmp_path):
+    """Neither those of the checkpoint nor, for a repeated training, those that it repeats."""
+    folder, _, predict_with = shop
+    seen = {"whole_lists_of": ["others", content(folder / "train.pkl")]}
+    weights = torch.load(tmp_path / "model.pt", weights_only=True)
+    save_state(tmp_path / "model.pt", weights, seen)
+    with pytest.raises(InputError, match="model.pt was trained on the last items of .*train.pkl, to which a blend"):
+        predict_with("--blend")
+    predict_with("")
+    for noted, expected in ((seen, pytest.raises(InputError, match="first.pt was trained")), ({}, nullcontext())):
+        save_state(tmp_path / "first.pt", weights, noted)
+        repeats = {"name": str(tmp_path / "first.pt"), "content": [content(tmp_path / "first.pt")]}
+        save_state(tmp_path / "model.pt", weights, {**seen, "refit_of": repeats})
+        with expected:
+            predict_with("--blend")
+    for odd in (3, [3], {"a": 1}, ["others"]):
+        save_state(tmp_path / "model.pt", weights, {"whole_lists_of": odd})
+        predict_with("--blend")
 
 
 def test_a_blend_belongs_to_the_weights_it_was_fitted_with(shop, tmp_path):

@@ -78,12 +78,17 @@ def test_training_learns_and_eval_chooses(house):
     assert lines.pop(0)["start"]["batch_size"] == 23
     assert [line["step"] for line in lines] == list(range(1, 81))  # each ends an epoch, with a checkpoint
     assert lines[-1]["loss"] < guessing / 2 < lines[0]["loss"]
+    beside = house / "ckpt_small/layer_3_epoch_2.json"
+    noted = json.loads(beside.read_text())
+    beside.write_text(json.dumps({**noted, "training": {**noted["training"], "known_codes": True}}))
     pattern = "'ckpt_small/layer_3_epoch_[0-3].pt' ckpt_small/layer_3_epoch_79_step_80.pt"
     done = house.type(f"python eval.py --ckpt_path {pattern} --results chosen.jsonl")
     results = [json.loads(line) for line in (house / "chosen.jsonl").read_text().splitlines()]
     assert len(results) == 5
     assert [found["loss"] for found in results] == sorted(found["loss"] for found in results)
     assert done.stdout.strip().splitlines()[-1] == f"best: {results[0]['ckpt_path']}"
+    told = [line for line in done.stdout.splitlines() if "was trained with --known_codes" in line]
+    assert len(told) == 1 and told[0].startswith("ckpt_small/layer_3_epoch_2.pt ")
     shutil.rmtree(house / "ckpt_small")
 
 

@@ -696,6 +696,9 @@ def test_make_pre_train_sees_no_last_item(call, tmp_path, tokenizer_file, capsys
     }
     noted = json.loads((outputs[0] / "whole/dataset.json").read_text())
     assert noted["targets_of"] == content(outputs[0] / "eval/eval.pkl")
+    last = json.loads((outputs[2] / "whole/dataset.json").read_text())
+    assert last["whole_lists_of"] == [content(a / "train.pkl")] != noted["whole_lists_of"]
+    assert "whole_lists_of" not in json.loads((outputs[0] / "dataset.json").read_text())
     whole = load_pre_train(outputs[0] / "whole")
     assert whole.sequences.lists() == [[0, 1, 2, 6], [3, 4, 6], [1, 6]]
     assert whole.origin._replace(name="") == load_pre_train(outputs[0]).origin._replace(name="")

@@ -382,6 +382,18 @@ def test_targets_that_training_has_seen_judge_nothing(place, data):
     assert "was trained on the targets of ../ev, which would judge it" in said
 
 
+def test_checkpoints_say_which_lists_they_have_seen_to_the_end(place, data):
+    """And so do those that start from them, on other data, and go on."""
+    shutil.copytree(data / "pt", place / "whole")
+    (place / "whole/dataset.json").write_text('{"whole_lists_of": ["b", "a"]}')
+    runs.finish(place, MODEL.replace("../pt", "whole") + "--max_steps 1")
+    start = MODEL.replace(" ckpt ", " more ") + "--max_steps 1 --init_from ckpt/layer_1_epoch_0_step_1.pt "
+    runs.finish(place, start)
+    runs.finish(place, "--ckpt_dir more --resume --max_steps 2")
+    for name in ("ckpt/layer_1_epoch_0_step_1", "more/layer_1_epoch_0_step_1", "more/layer_1_epoch_0_step_2"):
+        assert json.loads((place / f"{name}.json").read_text())["whole_lists_of"] == ["a", "b"], name
+
+
 def test_the_best_weights_by_ndcg(place, undisturbed):
     """NDCG@10 as of brute force over the catalog, and the loss of the same targets; --resume goes on with it."""
     flags = (

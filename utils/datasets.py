@@ -24,10 +24,17 @@ MAPS = "item_id_maps.pkl"
 HELD_OUT = ("eval.pkl", "token_id_list_eval.pkl", "eval_id_map.pkl", "all_item_text_embeddings_eval.npy")
 LAST = "last"  # what dataset.json of data/eval says of "targets" where only the last item of each history is one
 SEEN = "targets_of"  # in the dataset.json of make_pre_train.py's OUTPUT/whole: hash of the eval.pkl with its targets
+WHOLE = "whole_lists_of"  # there, and in checkpoints: hashes of each train.pkl whose lists they have to the end
 DATA_SET = (  # files of a data set directory that belong together, as they have the same users and item ids
     *("train.pkl", "test.pkl", "cold_train.pkl", "cold_test.pkl", "test_times.pkl"),
     *("item_text_dict.pkl", "item_ids.jsonl"),
 )
+
+
+def noted_hashes(metadata: dict[str, Any]) -> list[str]:
+    """The hashes that `WHOLE` names in a JSON of others."""
+    noted = metadata.get(WHOLE)
+    return [value for value in noted if isinstance(value, str)] if isinstance(noted, list) else []
 
 
 class Interactions(NamedTuple):

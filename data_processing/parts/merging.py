@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +15,7 @@ from utils.datasets import (
     EMBEDDINGS,
     HISTORIES,
     MAPS,
+    WHOLE,
     catalogs,
     check_encoded,
     check_ids,
@@ -161,7 +163,7 @@ def write_histories(
     data_sets: Iterable[Sequences],
     maps: dict[str, np.ndarray],
     empty: str,
-    **notes: str,
+    **notes: Any,
 ) -> Counter:
     """Write the merged histories as OUTPUT/train.pkl, and `maps` as item_id_maps.pkl; one data set is in memory.
 
@@ -180,6 +182,11 @@ def write_histories(
             raise InputError(f"--datasets {' '.join(map(str, directories.values()))}: {empty} {REMEDY}")
         save_dict(staging / MAPS, ((name, id_map.tolist()) for name, id_map in maps.items()))
     return counts
+
+
+def whole_lists(directories: dict[str, Path]) -> dict[str, list[str]]:
+    """The note of merged lists that have those of each train.pkl to their end; predict.py --blend asks for it."""
+    return {WHOLE: [content(directory / HISTORIES) for directory in directories.values()]}
 
 
 def counted(histories: Iterator[list[int]], counts: Counter) -> Iterator[list[int]]:

@@ -1,9 +1,10 @@
 """What a run starts from, or repeats: which checkpoints and data fit each other, and who has seen which targets."""
 
 from pathlib import Path
+from typing import Any
 
 from utils.checkpoint import find_parts, read_metadata
-from utils.datasets import SEEN, Interactions, Origin, check_fit
+from utils.datasets import SEEN, Interactions, Origin, check_fit, noted_hashes
 from utils.errors import InputError
 from utils.files import MANIFEST, content, read_json
 from utils.training.settings import Settings
@@ -33,6 +34,12 @@ def check_refit(settings: Settings, data: Interactions, processes: int) -> None:
 def targets_seen(settings: Settings) -> str | None:
     """Hash of the eval.pkl whose targets the histories of --data_path have, where make_pre_train.py says so."""
     return read_json(Path(settings.data_path) / MANIFEST, missing_ok=True).get(SEEN)
+
+
+def whole_lists_seen(settings: Settings, initial: dict[str, Any]) -> list[str]:
+    """Hashes of the train.pkl whose lists a run reads to their end, or those who trained its `initial` weights did."""
+    read = read_json(Path(settings.data_path) / MANIFEST, missing_ok=True)
+    return sorted({value for noted in (read, initial) for value in noted_hashes(noted)})
 
 
 def check_kept(settings: Settings, flag: str, path: str) -> None:
