@@ -55,7 +55,9 @@ ENCODER = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[1]
 
 # Chosen on CHOOSE and amazon_toys; docs/log.md (Making pre-training help, A cheaper head) says how.
-MODEL_SIZE = "--width 128 --tf_layer 2 --tie_embeddings"
+LAYERS = 2
+BEST, LAST = f"layer_{LAYERS}_best.pt", f"layer_{LAYERS}_last.pt"  # what pre_train.py writes
+MODEL_SIZE = f"--width 128 --tf_layer {LAYERS} --tie_embeddings"
 PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
 PRE_TRAINING += " --eval_every 270 --patience 5"
 BATCH = 128  # histories of a step of training on a domain
@@ -73,11 +75,12 @@ LEVELS = {  # what a method needs: 0 nothing of the domain, 1 its log, 2 trainin
 
 @dataclass
 class Step:
-    """A few commands that make one file; they are run once it is missing, and what it needs is there."""
+    """A few commands that make one file; they are run if it is missing, and what it needs is there."""
 
     makes: Path
-    commands: list[list[str] | Callable[[], list[str]]]  # a function is called when it is a command's turn
+    commands: list["list[str] | Callable[[], list[str]] | Step"]  # a function is called when it is a command's turn
     needs: list["Step"] = field(default_factory=list)
+    marks: bool = False  # whether `makes` is only a mark that the commands have ended, which none of them writes
 
     def run(self, deadline: float) -> bool:
         """Run the commands unless the file exists; whether it exists then. What they print goes into a log beside."""
@@ -90,6 +93,10 @@ class Step:
         started = time.monotonic()
         with log.open("a") as said:
             for command in self.commands:
+                if isinstance(command, Step):
+                    if not command.run(deadline):
+                        return False
+                    continue
                 command = command() if callable(command) else command
                 if not command:
                     continue
@@ -98,6 +105,8 @@ class Step:
                 if code:
                     print(f"{self.makes}: exit code {code}, see {log}", flush=True)
                     return False
+        if self.marks:
+            self.makes.touch()
         print(f"{self.makes} made in {time.monotonic() - started:.0f} s", flush=True)
         return self.makes.exists()
 
@@ -190,9 +199,7 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
         # Whole lists: the domains of pre-training are not tested.
         settings = f"{MODEL_SIZE} {PRE_TRAINING} {limit(args)}"
         command = pre_train(work / "pre_train/whole", folder, number, args.device, settings)
-        starts[number] = Step(
-            folder / "layer_3_best.pt", [[*command, "--eval_path", f"{work}/eval"]], [pre_training, held_out]
-        )
+        starts[number] = Step(folder / BEST, [[*command, "--eval_path", f"{work}/eval"]], [pre_training, held_out])
     yield list(starts.values()) if "pre-trained" in args.starts else []
 
     runs = [
@@ -224,7 +231,8 @@ def pre_train(data: Path, folder: Path, number: int, device: str, settings: str)
     """The command that trains on a folder of data."""
     paths = ["--data_path", str(data), "--ckpt_dir", str(folder), "--log_file", str(folder / "log.jsonl")]
     exact = ["--mixed_precision", "bf16"] if device == "cuda" else []
-    return ["pre_train.py", *settings.split(), *paths, "--seed", str(number), "--device", device, *exact]
+    start = ["--seed", str(number), "--device", device, "--resume", "auto"]
+    return ["pre_train.py", *settings.split(), *paths, *start, *exact]
 
 
 @dataclass
@@ -278,7 +286,7 @@ class Run:
         initial = ["--init_from", str(start.makes)] if self.start == "pre-trained" else MODEL_SIZE.split()
         trained, whole = self.folder / "trained", self.folder / "whole"
         fit = [*pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"), *initial]
-        again = pre_train(self.data / "whole", whole, self.seed, self.device, f"--refit_of {trained}/layer_3_best.pt")
+        again = pre_train(self.data / "whole", whole, self.seed, self.device, f"--refit_of {trained / BEST}")
         again += initial[:2] if self.start == "pre-trained" else []
         rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
         rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
@@ -287,12 +295,14 @@ class Run:
 
         def untouched() -> bool:
             """Whether the weights that training started from were the best: there is nothing to repeat."""
-            return read_json(trained / "layer_3_best.json")["step"] == 0
+            return read_json((trained / BEST).with_suffix(".json"))["step"] == 0
 
         def rank_best() -> list[str]:
-            return [*rank, str(trained / "layer_3_best.pt" if untouched() else whole / "layer_3_last.pt")]
+            return [*rank, str(trained / BEST if untouched() else whole / LAST)]
 
-        return Step(self.results, [fit, lambda: [] if untouched() else again, rank_best], needs)
+        steps = Step(self.folder / "trained.done", [fit], needs, marks=True)
+        repetition = Step(self.folder / "whole.done", [lambda: [] if untouched() else again], marks=True)
+        return Step(self.results, [steps, repetition, rank_best])
 
 
 # Tables

@@ -20,7 +20,7 @@ DOMAINS = ("books", "food", "games")
 @pytest.fixture
 def experiment(tmp_path, monkeypatch, capsys):
     """experiment(flags): what the command prints, with the scripts in forked processes."""
-    monkeypatch.setattr(real_data, "MODEL_SIZE", "--width 32 --heads 2 --tf_layer 3")
+    monkeypatch.setattr(real_data, "MODEL_SIZE", f"--width 32 --heads 2 --tf_layer {real_data.LAYERS}")
     monkeypatch.setattr(real_data, "PRE_TRAINING", "--batch_size 32 --epoch 2 --save_last --eval_every 3")
     monkeypatch.setattr(real_data, "TRAINING", "--batch_size 32 --lr 1e-2 --epoch 6 --save_last")
     rng = np.random.default_rng(0)
@@ -73,8 +73,8 @@ def test_every_stage_once(tmp_path, experiment):
 
     found = real_data.gains(tmp_path / "work/runs/games/0.5/3/scratch/users.npz")
     assert found["transitions"].mean() > 0.8, "they know the steps"
-    metadata = json.loads((tmp_path / "work/runs/games/0.5/3/pre-trained/whole/layer_3_last.json").read_text())
-    assert metadata["refit_of"]["step"] > 0 and metadata["init_from"]["name"] == "layer_3_best.pt"
+    metadata = json.loads((tmp_path / "work/runs/games/0.5/3/pre-trained/whole/layer_2_last.json").read_text())
+    assert metadata["refit_of"]["step"] > 0 and metadata["init_from"]["name"] == "layer_2_best.pt"
 
     again, called = experiment("--users 100")
     assert not called and again.split("games, 50%")[1] == said.split("games, 50%")[1]
