@@ -34,7 +34,8 @@ from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import user_metrics
-from utils.search import exact_search, rank_targets
+from utils.scores import distinct_items
+from utils.search import exact_search, leave_out, pairs_left_out, rank_targets
 from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device, print_table
 
@@ -155,21 +156,30 @@ def evaluate_ranking(
     process: int = 0,
     processes: int = 1,
     sum_over_processes: Callable[..., Sequence[float]] = lambda *numbers: numbers,
+    exclude_history: bool = False,
 ) -> EvalLoss:
     """Loss and NDCG@10 of the last item of every history, ranked among all items of a catalog.
 
     The loss of fine-tuning rises again while the ranking still improves: it punishes the certainty of wrong guesses,
     not their order. The arguments are those of `evaluate`, and the catalog on the model's device; no process waits for
-    another but at the end.
+    another but at the end. With `exclude_history` a user's own items are no candidates, as in predict.py; no target may
+    be one of them.
     """
     histories, targets = data.sequences.split_targets()
+    every_item = np.ones(len(data.catalog), dtype=bool)
+    left_out = distinct_items(histories, every_item) if exclude_history else None
     total, gains, means, batches = 0.0, 0.0, 0.0, 0
     for start in range(process * batch_size, len(targets), processes * batch_size):
         rows = np.arange(start, min(start + batch_size, len(targets)))
         batch = make_batch(histories.select(rows), data.catalog).to(catalog.items.device)
         logits, wanted = model.next_item_logits(batch), data.catalog.codes_of(targets[rows]).to(catalog.items.device)
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
-        ranks = rank_targets(logits, catalog, exact_search(logits, catalog, TOP), wanted)
+        without = None if left_out is None else left_out.select(rows)
+        top = exact_search(logits, catalog, TOP if without is None else TOP + int(without.lengths.max()))
+        ranks = rank_targets(logits, catalog, top, wanted)
+        if without is not None:
+            pairs = pairs_left_out(without, data.catalog.codes, logits.device)
+            _, ranks = leave_out(logits, top, ranks, wanted, pairs, TOP)
         gains += user_metrics(ranks, [TOP])[:, 1].sum().item()
         total, means, batches = total + loss, means + loss / wanted.numel(), batches + 1
     total, gains, means, batches = sum_over_processes(total, gains, means, batches)

@@ -59,6 +59,7 @@ from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.packed import data_fingerprint, is_current, open_packed, pack
+from utils.scores import repeats
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
 from utils.training.origins import check_kept, check_refit, targets_seen, weights_content, whole_lists_seen
@@ -229,9 +230,8 @@ def make_evaluation(
     if settings.best_by == LOSS:
         return lambda model: evaluate(model, held_out, settings.batch_size, None, *among)
     catalog = Trie(data.catalog.codes).to(accelerator.device)
-    return lambda model: evaluate_ranking(
-        accelerator.unwrap_model(model), held_out, catalog, settings.batch_size, *among
-    )
+    arguments = (held_out, catalog, settings.batch_size, *among, settings.exclude_history)
+    return lambda model: evaluate_ranking(accelerator.unwrap_model(model), *arguments)
 
 
 def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
@@ -390,7 +390,15 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         raise InputError(
             f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step. Use it as it is."
         )
-    own = ("data_path", "eval_every", "eval_path", "patience", "best_by", "log_file")  # of the new run
+    own = (
+        "data_path",
+        "eval_every",
+        "eval_path",
+        "patience",
+        "best_by",
+        "exclude_history",
+        "log_file",
+    )  # of the new run
     earlier = {name: value for name, value in metadata["training"].items() if name not in own}
     earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
     args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
@@ -457,6 +465,8 @@ def check_settings(settings: Settings) -> None:
             "--known_codes leaves the other codes untrained, and the loss on held-out histories counts them. Give "
             "--best_by ndcg, too."
         )
+    if settings.exclude_history and settings.best_by != NDCG:
+        raise InputError("--exclude_history says which items are ranked, and none are. Give --best_by ndcg, too.")
     if settings.patience and not settings.eval_every:
         raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
     check_writable(Path(settings.ckpt_dir) / "any.pt")
@@ -532,7 +542,13 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
             f"--best_by ndcg ranks among the items of {settings.data_path}, and {settings.eval_path} has others. Give "
             "the folder eval of the same data, or leave the flag out."
         )
-    return held_out._replace(sequences=held_out.sequences.last(model.config.window))
+    sequences = held_out.sequences
+    if settings.exclude_history:
+        histories, targets = sequences.split_targets()
+        sequences = sequences.select(np.flatnonzero(~repeats(histories, targets)))
+        if not len(sequences):
+            raise InputError(f"--exclude_history: every last item of {settings.eval_path} is in its own history.")
+    return held_out._replace(sequences=sequences.last(model.config.window))
 
 
 def code_numbers(data: Interactions) -> np.ndarray:
@@ -566,6 +582,7 @@ def run_metadata(
         held_out = [content(Path(settings.eval_path) / name) for name in HELD_OUT]
         held_out += [LAST] if has_last_targets(settings.eval_path) else []
         held_out += [settings.best_by] if settings.best_by != LOSS else []
+        held_out += ["exclude_history"] if settings.exclude_history else []
     origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     origins[SEEN] = targets_seen(settings)
     return {

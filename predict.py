@@ -54,6 +54,7 @@ from utils.search import (
     empty_topk,
     exact_search,
     leave_out,
+    pairs_left_out,
     rank_found,
     rank_targets,
     slot_rows,
@@ -281,8 +282,7 @@ def make_search(
         wanted = torch.from_numpy(codes[targets[rows]].astype(np.int64)).to(logits.device)
         ranks = rank(logits, trie, top, wanted)
         if without is not None:
-            pairs = (np.repeat(np.arange(len(rows)), without.lengths), without.items, codes[without.items])
-            pairs = tuple(torch.from_numpy(column.astype(np.int64)).to(logits.device) for column in pairs)
+            pairs = pairs_left_out(without, codes, logits.device)
             top, ranks = leave_out(logits, top, ranks, wanted, pairs, k)
         return Found(*top, ranks.above, ranks.tied * is_candidate[rows].to(logits.device))
 

@@ -414,23 +414,57 @@ def test_the_best_weights_by_ndcg(place, undisturbed):
     assert best["eval_ndcg"] == pytest.approx(max(one["eval_ndcg"] for one in logged), abs=1e-5)
     assert f"highest NDCG@10 on last: {best['eval_ndcg']:.4f}, after step {best['step']}" in said
 
-    model, _ = load_model(place / "ckpt/layer_1_best.pt", torch.device("cpu"))
+    found = ndcg_by_hand(place, place / "ckpt/layer_1_best.pt", exclude_history=False)
+    assert (best["eval_ndcg"], best["eval_loss"]) == pytest.approx(found, abs=1e-5)
+    runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 15")
+    assert [one["step"] for one in runs.records(place / "log.jsonl") if "eval_ndcg" in one][-1] == 15
+
+
+def ndcg_by_hand(place, checkpoint, exclude_history):
+    """NDCG@10 of the last items of place/last, and their loss, from the scores of all items of the training data."""
+    model, _ = load_model(checkpoint, torch.device("cpu"))
     held_out, codes = load_eval(place / "last"), load_pre_train(place / "../pt").catalog.codes.astype(np.int64)
     histories, targets = held_out.sequences.split_targets()
     with torch.no_grad():
         log_probs = model.next_item_logits(make_batch(histories, held_out.catalog)).log_softmax(-1).numpy()
     wanted, user = held_out.catalog.codes_of(targets).numpy(), np.arange(len(targets))
     scores = sum(log_probs[:, slot, codes[:, slot]] for slot in range(4))  # (B, N)
+    new = np.ones(len(targets), dtype=bool)
+    if exclude_history:
+        by_codes = {tuple(code): item for item, code in enumerate(codes.tolist())}
+        known = [by_codes[tuple(code)] for code in held_out.catalog.codes.tolist()]  # of the training data
+        for row, items in enumerate(histories.lists()):
+            scores[row, [known[item] for item in items]] = -np.inf
+            new[row] = targets[row] not in items
     own = sum(log_probs[user, slot, wanted[:, slot]] for slot in range(4))
     above, tied = (scores > own[:, None] + 1e-5).sum(1), (abs(scores - own[:, None]) <= 1e-5).sum(1)
     gains = [
         sum(1 / math.log2(rank + 2) for rank in range(first, min(first + ties, 10))) / ties
-        for first, ties in zip(above.tolist(), tied.tolist(), strict=True)
+        for first, ties in zip(above[new].tolist(), tied[new].tolist(), strict=True)
     ]
-    assert best["eval_ndcg"] == pytest.approx(np.mean(gains), abs=1e-6)
-    assert best["eval_loss"] == pytest.approx(-own.mean() / 4, abs=1e-5)
-    runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 15")
-    assert [one["step"] for one in runs.records(place / "log.jsonl") if "eval_ndcg" in one][-1] == 15
+    return np.mean(gains), -own[new].mean() / 4
+
+
+def test_the_best_weights_by_ndcg_of_new_items(place, data):
+    """Items of the history are no candidates, and a last item that is one is no target; two processes agree."""
+    shutil.copytree(place / "../ev", place / "last")
+    (place / "last/dataset.json").write_text('{"targets": "last"}')
+    flags = MODEL + "--batch_size 8 --eval_path last --eval_every 20 --max_steps 40 --dropout 0 --exclude_history "
+    assert "Give --best_by ndcg, too" in runs.finish(place, flags, expect=2)
+    runs.finish(place, flags + "--best_by ndcg")
+    best = json.loads((place / "ckpt/layer_1_best.json").read_text())
+    found = ndcg_by_hand(place, place / "ckpt/layer_1_best.pt", exclude_history=True)
+    assert (best["eval_ndcg"], best["eval_loss"]) == pytest.approx(found, abs=1e-5)
+    plain = ndcg_by_hand(place, place / "ckpt/layer_1_best.pt", exclude_history=False)
+    assert abs(plain[0] - found[0]) > 1e-4, "the histories have items that are scored high"
+    two = flags.replace("--batch_size 8", "--batch_size 4").replace("ckpt_dir ckpt", "ckpt_dir two")
+    runs.finish_two(place, two + "--best_by ndcg")
+    again = json.loads((place / "two/layer_1_best.json").read_text())
+    assert again["eval_ndcg"] == pytest.approx(best["eval_ndcg"], abs=1e-3)
+
+    held_out = load_eval(place / "last").sequences.lists()
+    dump(place / "last/eval.pkl", {user: [*items[:-1], items[0]] for user, items in enumerate(held_out)})
+    assert "every last item of last is in its own history" in runs.finish(place, flags + "--best_by ndcg", expect=2)
 
 
 def test_a_run_from_weights_resumes_without_them(place, undisturbed):

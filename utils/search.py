@@ -7,10 +7,12 @@ import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.data import Sequences
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
 from utils.metrics import Ranks
 from utils.Trie import Trie
@@ -154,6 +156,13 @@ def leave_out(
     items, best = top.items.masked_fill(left, -1), top.scores.masked_fill(left, -torch.inf)
     # A target beyond the lists has no ties there, even if an item left out has its score.
     return TopK(items.gather(1, order), best.gather(1, order)), Ranks(above, tied.clamp(min=0))
+
+
+def pairs_left_out(left_out: Sequences, codes: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """The `pairs` of `leave_out`: the distinct items of B lists, whose codes are in (N, K)."""
+    user = np.repeat(np.arange(len(left_out)), left_out.lengths)
+    pairs = (user, left_out.items, codes[left_out.items])
+    return tuple(torch.from_numpy(column.astype(np.int64)).to(device) for column in pairs)
 
 
 def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:

@@ -95,6 +95,9 @@ class CheckpointSettings:
     best_by: str = setting(
         "loss", "which weights are best; ndcg: NDCG@10 of last items, on data of make_pre_train.py", choices=BEST_BY
     )
+    exclude_history: bool = setting(
+        False, "with --best_by ndcg: leave out items of the history, and users whose last item is one", **SWITCH
+    )
     patience: int | None = setting(
         None, "stop, and save, when so many evaluations in a row have found nothing better", type=positive_int
     )
