@@ -162,8 +162,8 @@ def evaluate_ranking(
 
     The loss of fine-tuning rises again while the ranking still improves: it punishes the certainty of wrong guesses,
     not their order. The arguments are those of `evaluate`, and the catalog on the model's device; no process waits for
-    another but at the end. With `exclude_history` a user's own items are no candidates, as in predict.py; no target may
-    be one of them.
+    another but at the end. With `exclude_history` the items of a history, as far as it is read, are no candidates; no
+    target may be one of them.
     """
     histories, targets = data.sequences.split_targets()
     every_item = np.ones(len(data.catalog), dtype=bool)

@@ -65,7 +65,7 @@ from utils.training.batches import prefetched
 from utils.training.origins import check_kept, check_refit, targets_seen, weights_content, whole_lists_seen
 from utils.training.plan import Plan, Progress, Step
 from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
-from utils.training.settings import FIXED, GROUPS, LOSS, NDCG, Settings
+from utils.training.settings import FIXED, GROUPS, LOSS, NDCG, OF_ONE_DATA, Settings
 from utils.training.state import Checkpoints, SavedState, find_state, first_process, step_seed
 from utils.Trie import Trie
 from utils.util import set_seed
@@ -390,16 +390,7 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         raise InputError(
             f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step. Use it as it is."
         )
-    own = (
-        "data_path",
-        "eval_every",
-        "eval_path",
-        "patience",
-        "best_by",
-        "exclude_history",
-        "log_file",
-    )  # of the new run
-    earlier = {name: value for name, value in metadata["training"].items() if name not in own}
+    earlier = {name: value for name, value in metadata["training"].items() if name not in OF_ONE_DATA}
     earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
     args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
     settings = settings_of(args)

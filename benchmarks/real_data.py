@@ -199,7 +199,8 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
         # Whole lists: the domains of pre-training are not tested.
         settings = f"{MODEL_SIZE} {PRE_TRAINING} {limit(args)}"
         command = pre_train(work / "pre_train/whole", folder, number, args.device, settings)
-        starts[number] = Step(folder / BEST, [[*command, "--eval_path", f"{work}/eval"]], [pre_training, held_out])
+        command += ["--eval_path", f"{work}/eval"]
+        starts[number] = Step(folder / "trained.done", [command], [pre_training, held_out], marks=True)
     yield list(starts.values()) if "pre-trained" in args.starts else []
 
     runs = [
@@ -283,7 +284,9 @@ class Run:
         every = max(EVALUATION_STEPS, math.ceil(histories / BATCH))
         steps = every * max(PASSES, math.ceil(LEAST_STEPS / every))
         stopping = f"{self.limit} --max_steps {steps} --eval_every {every} --eval_path {self.data}/eval"
-        initial = ["--init_from", str(start.makes)] if self.start == "pre-trained" else MODEL_SIZE.split()
+        initial = (
+            ["--init_from", str(start.makes.with_name(BEST))] if self.start == "pre-trained" else MODEL_SIZE.split()
+        )
         trained, whole = self.folder / "trained", self.folder / "whole"
         fit = [*pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"), *initial]
         again = pre_train(self.data / "whole", whole, self.seed, self.device, f"--refit_of {trained / BEST}")

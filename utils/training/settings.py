@@ -23,6 +23,17 @@ OF_ONE_START = (
 )  # not taken from the checkpoint by --resume
 
 
+OF_ONE_DATA = (
+    "data_path",
+    "eval_every",
+    "eval_path",
+    "patience",
+    "best_by",
+    "exclude_history",
+    "log_file",
+)  # not taken from the checkpoint by --refit_of
+
+
 @dataclass(frozen=True)
 class DataSettings:
     """What is read, in which order, how much at a time and how often."""
