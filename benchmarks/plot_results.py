@@ -43,8 +43,11 @@ def main() -> None:
     flags.add_argument("--compare", nargs="*", default=[], metavar="NAME", help="lists WORK/peers/DOMAIN/NAME.jsonl")
     flags.add_argument("--output", default="docs/results.png", metavar="FILE.png", help="the plot")
     args = flags.parse_args()
-    figure, axes = figure_for(args.output, rows=3, columns=len(args.test), figsize=(4.6 * len(args.test), 11))
-    for (bars, lengths, shares), domain in zip(np.reshape(axes, (3, -1)).T, args.test, strict=True):
+    rows = 3 if len(args.shares) > 1 else 2  # of a single share there are no lines to draw
+    figure, axes = figure_for(
+        args.output, rows=rows, columns=len(args.test), figsize=(4.6 * len(args.test), 3.7 * rows)
+    )
+    for (bars, lengths, *shares), domain in zip(np.reshape(axes, (rows, -1)).T, args.test, strict=True):
         found = {share: read(args, domain, share) for share in sorted(args.shares)}
         found = {share: methods for share, methods in found.items() if methods}
         if not found:
@@ -52,11 +55,11 @@ def main() -> None:
         largest = max(found)
         draw_bars(bars, f"{domain}, {largest:.0%} of its users", found[largest])
         draw_lengths(lengths, history_lengths(args.work / "sets" / domain / "test.pkl"), found[largest])
-        for name in LINES:
-            known = [share for share in found if name in found[share]]
-            shares.plot(known, [found[share][name].mean() for share in known], marker="o", label=name)
-        shares.set(xscale="log", xlabel="share of the domain's users", ylabel="NDCG@10")
-        shares.legend(fontsize=7)
+        for below in shares:
+            for name in LINES:
+                known = [share for share in found if name in found[share]]
+                below.plot(known, [found[share][name].mean() for share in known], marker="o", label=name)
+            below.set(xscale="log", xlabel="share of the domain's users", ylabel="NDCG@10")
     figure.savefig(args.output, dpi=110)
     print(f"wrote {args.output}")
 
@@ -100,6 +103,7 @@ def draw_lengths(axes: Any, lengths: np.ndarray, means: dict[str, np.ndarray]) -
     for name in [name for name in LINES if name in means]:
         axes.plot(ticks, [means[name][bins == number].mean() for number in range(len(ticks))], marker="o", label=name)
     axes.set(xlabel="items of the history", ylabel="NDCG@10")
+    axes.legend(fontsize=7)
 
 
 if __name__ == "__main__":
