@@ -103,7 +103,7 @@ def draw_lengths(axes: Any, lengths: np.ndarray, means: dict[str, np.ndarray]) -
     for name in [name for name in LINES if name in means]:
         axes.plot(ticks, [means[name][bins == number].mean() for number in range(len(ticks))], marker="o", label=name)
     axes.set(xlabel="items of the history", ylabel="NDCG@10")
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, framealpha=0.4)
 
 
 if __name__ == "__main__":

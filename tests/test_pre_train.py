@@ -618,19 +618,25 @@ def test_processes_and_accumulation_give_the_loss_of_one_large_batch(data, place
             assert best[0] == pytest.approx(best[1], rel=1e-5)
 
 
-def test_known_codes_go_on_bit_by_bit_and_by_two(data, place, monkeypatch, capsys):
-    """A process with nothing left to read keeps up with the other; a loss that counts the other codes is refused."""
-    common = MODEL + "--epoch 1 --known_codes --dropout 0 "
+def whole_in_parts_and_by_two(place, common, by_two):
+    """Train 20 steps at once, in two parts, which must give the same weights, and by two; the name of these weights."""
     for name, finish, flags in (
         ("whole", runs.finish, common + "--batch_size 8 --max_steps 20"),
         ("parts", runs.finish, common + "--batch_size 8 --max_steps 7"),
         ("parts", runs.finish, "--resume --ckpt_dir ckpt --max_steps 20"),
-        ("two", runs.finish_two, common + "--batch_size 4"),
+        ("two", runs.finish_two, common + "--batch_size 4 " + by_two),
     ):
         (place / name).mkdir(exist_ok=True)
         finish(place / name, flags.replace("../", "../../"))
     last = "ckpt/layer_1_epoch_0_step_20.pt"
     assert runs.same(place / "whole" / last, place / "parts" / last)
+    return last
+
+
+def test_known_codes_go_on_bit_by_bit_and_by_two(data, place, monkeypatch, capsys):
+    """A process with nothing left to read keeps up with the other; a loss that counts the other codes is refused."""
+    common = MODEL + "--epoch 1 --known_codes --dropout 0 "
+    whole_in_parts_and_by_two(place, common, by_two="")
     found, expected = losses(place / "two"), losses(place / "whole")
     assert max(found) == math.ceil(HISTORIES / 8)
     shared = found.keys() & expected.keys()
@@ -643,16 +649,7 @@ def test_known_codes_go_on_bit_by_bit_and_by_two(data, place, monkeypatch, capsy
 def test_one_table_for_embedding_and_head(data, place, undisturbed):
     """It is saved under both names, goes on bit by bit and by two, and is kept by what starts from it."""
     common = MODEL + "--epoch 1 --tie_embeddings --dropout 0 --eval_every 7 --eval_path ../ev "
-    for name, finish, flags in (
-        ("whole", runs.finish, common + "--batch_size 8 --max_steps 20"),
-        ("parts", runs.finish, common + "--batch_size 8 --max_steps 7"),
-        ("parts", runs.finish, "--resume --ckpt_dir ckpt --max_steps 20"),
-        ("two", runs.finish_two, common + "--batch_size 4 --max_steps 20"),
-    ):
-        (place / name).mkdir(exist_ok=True)
-        finish(place / name, flags.replace("../", "../../"))
-    last = "ckpt/layer_1_epoch_0_step_20.pt"
-    assert runs.same(place / "whole" / last, place / "parts" / last)
+    last = whole_in_parts_and_by_two(place, common, by_two="--max_steps 20")
     assert losses(place / "two") == pytest.approx(losses(place / "whole"), rel=1e-5)
     weights = runs.weights(place / "whole" / last)
     assert torch.equal(weights["gpt2model.wte.weight"], weights["pred_head.weight"])
