@@ -35,7 +35,7 @@ from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import user_metrics
 from utils.scores import distinct_items
-from utils.search import exact_search, leave_out, pairs_left_out, rank_targets
+from utils.search import search_and_rank
 from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device, print_table
 
@@ -166,8 +166,7 @@ def evaluate_ranking(
     target may be one of them.
     """
     histories, targets = data.sequences.split_targets()
-    every_item = np.ones(len(data.catalog), dtype=bool)
-    left_out = distinct_items(histories, every_item) if exclude_history else None
+    left_out = distinct_items(histories, np.ones(len(data.catalog), dtype=bool)) if exclude_history else None
     total, gains, means, batches = 0.0, 0.0, 0.0, 0
     for start in range(process * batch_size, len(targets), processes * batch_size):
         rows = np.arange(start, min(start + batch_size, len(targets)))
@@ -175,11 +174,7 @@ def evaluate_ranking(
         logits, wanted = model.next_item_logits(batch), data.catalog.codes_of(targets[rows]).to(catalog.items.device)
         loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
         without = None if left_out is None else left_out.select(rows)
-        top = exact_search(logits, catalog, TOP if without is None else TOP + int(without.lengths.max()))
-        ranks = rank_targets(logits, catalog, top, wanted)
-        if without is not None:
-            pairs = pairs_left_out(without, data.catalog.codes, logits.device)
-            _, ranks = leave_out(logits, top, ranks, wanted, pairs, TOP)
+        _, ranks = search_and_rank(logits, catalog, TOP, wanted, data.catalog.codes, without)
         gains += user_metrics(ranks, [TOP])[:, 1].sum().item()
         total, means, batches = total + loss, means + loss / wanted.numel(), batches + 1
     total, gains, means, batches = sum_over_processes(total, gains, means, batches)

@@ -108,7 +108,8 @@ def main() -> None:
     origins = {"init_from": initial and initial.note, "refit_of": refit}
     if saved:
         origins = {name: saved.metadata.get(name) for name in origins}
-    origins[WHOLE] = whole_lists_seen(settings, saved.metadata if saved else initial.metadata if initial else {})
+    earlier = saved or initial
+    origins[WHOLE] = whole_lists_seen(settings, earlier.metadata if earlier else {})
     metadata = run_metadata(settings, model.config, data, accelerator, origins)
     checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata)
     plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)

@@ -40,7 +40,16 @@ from utils.blend_files import make_blenders
 from utils.cli import SWITCH, named_file, parser, positive_int, run
 from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
 from utils.data import Catalog, Sequences, cumulate, make_batch
-from utils.datasets import HISTORIES, Origin, TestSet, check_fit, dataset_folder, load_test, noted_encoder, noted_hashes
+from utils.datasets import (
+    HISTORIES,
+    Origin,
+    TestSet,
+    check_fit,
+    dataset_folder,
+    load_test,
+    noted_encoder,
+    noted_whole_lists,
+)
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable, content
 from utils.fsq import CODES_PER_ITEM
@@ -53,10 +62,9 @@ from utils.search import (
     code_table,
     empty_topk,
     exact_search,
-    leave_out,
-    pairs_left_out,
     rank_found,
     rank_targets,
+    search_and_rank,
     slot_rows,
 )
 from utils.Trie import Trie
@@ -276,14 +284,11 @@ def make_search(
 
     def find(logits: Tensor, rows: np.ndarray) -> Found:
         without = None if left_out is None else left_out.select(rows)
-        top = search(logits, trie, k if without is None else k + int(without.lengths.max()))
         if ids_decide:
+            top = search(logits, trie, k)
             return Found(*top, *list_ranks(top.items, torch.from_numpy(targets[rows]).to(logits.device)))
         wanted = torch.from_numpy(codes[targets[rows]].astype(np.int64)).to(logits.device)
-        ranks = rank(logits, trie, top, wanted)
-        if without is not None:
-            pairs = pairs_left_out(without, codes, logits.device)
-            top, ranks = leave_out(logits, top, ranks, wanted, pairs, k)
+        top, ranks = search_and_rank(logits, trie, k, wanted, codes, without, search, rank)
         return Found(*top, ranks.above, ranks.tied * is_candidate[rows].to(logits.device))
 
     return find
@@ -363,7 +368,8 @@ def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device, 
 
 def check_unseen(metadata: dict[str, Any], path: str, log: Path) -> None:
     """InputError if a checkpoint, by the JSON beside it, was trained on the last items of `log`."""
-    if log.is_file() and content(log) in noted_hashes(metadata):
+    seen = noted_whole_lists(metadata)
+    if seen and log.is_file() and content(log) in seen:
         raise InputError(
             f"{path} was trained on the last items of {log}, to which a blend is fitted. Train on data of "
             "make_pre_train.py, and again with --refit_of (README, Your own data), or leave out --blend."

@@ -54,7 +54,7 @@ TEST = ["yelp", "steam", "amazon_games"]
 ENCODER = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[1]
 
-# Chosen on CHOOSE and amazon_toys; docs/log.md (Making pre-training help, A cheaper head) says how.
+# Chosen on CHOOSE, amazon_toys and microlens, the rate also by Steam's training loss; docs/log.md says how.
 LAYERS = 2
 BEST, LAST = f"layer_{LAYERS}_best.pt", f"layer_{LAYERS}_last.pt"  # what pre_train.py writes
 MODEL_SIZE = f"--width 128 --tf_layer {LAYERS} --tie_embeddings"
@@ -284,13 +284,14 @@ class Run:
         every = max(EVALUATION_STEPS, math.ceil(histories / BATCH))
         steps = every * max(PASSES, math.ceil(LEAST_STEPS / every))
         stopping = f"{self.limit} --max_steps {steps} --eval_every {every} --eval_path {self.data}/eval"
-        initial = (
-            ["--init_from", str(start.makes.with_name(BEST))] if self.start == "pre-trained" else MODEL_SIZE.split()
-        )
+        weights = ["--init_from", str(start.makes.with_name(BEST))] if self.start == "pre-trained" else []
         trained, whole = self.folder / "trained", self.folder / "whole"
-        fit = [*pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"), *initial]
+        fit = [
+            *pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"),
+            *(weights or MODEL_SIZE.split()),
+        ]
         again = pre_train(self.data / "whole", whole, self.seed, self.device, f"--refit_of {trained / BEST}")
-        again += initial[:2] if self.start == "pre-trained" else []
+        again += weights
         rank = ["predict.py", "--dataset", str(self.data_set), "--vae_ckpt", str(vae), "--blend", "fit"]
         rank += ["--exclude_history", "--topk", "5", "10", "--per_user", str(self.results), "--device", self.device]
         rank += ["--results", str(self.folder / "results.jsonl"), "--ckpt_path"]
@@ -303,9 +304,9 @@ class Run:
         def rank_best() -> list[str]:
             return [*rank, str(trained / BEST if untouched() else whole / LAST)]
 
-        steps = Step(self.folder / "trained.done", [fit], needs, marks=True)
+        training = Step(self.folder / "trained.done", [fit], needs, marks=True)
         repetition = Step(self.folder / "whole.done", [lambda: [] if untouched() else again], marks=True)
-        return Step(self.results, [steps, repetition, rank_best])
+        return Step(self.results, [training, repetition, rank_best])
 
 
 # Tables

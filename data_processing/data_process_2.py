@@ -34,7 +34,7 @@ def main() -> None:
     merging.check_histories_exist(directories, output)
     maps = merging.id_maps({name: merging.count_items(directory) for name, directory in directories.items()})
     data_sets = (merging.load_histories(directories[name] / HISTORIES, len(id_map)) for name, id_map in maps.items())
-    notes = merging.whole_lists(directories)
+    notes = merging.note_whole_lists(directories)
     counts = merging.write_histories(output, directories, data_sets, maps, "no train.pkl has a user.", **notes)
     items = sum(map(len, maps.values()))
     print(f"{output}: {counts['users']} users, {counts['interactions']} interactions, {items} items")

@@ -91,7 +91,7 @@ def main() -> None:
     for path in (embeddings, output / CODES):
         for made in path.parent.glob(f"{path.stem}.*"):
             link(made, output / "whole" / made.name)
-    seen = {SEEN: content(output / "eval" / HELD_OUT[0]), **merging.whole_lists(directories)}
+    seen = {SEEN: content(output / "eval" / HELD_OUT[0]), **merging.note_whole_lists(directories)}
     merging.write_histories(output / "whole", directories, split.whole_lists(directories, maps), maps, EMPTY, **seen)
 
 

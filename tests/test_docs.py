@@ -121,9 +121,10 @@ def small(tmp_path_factory, house) -> Path:
         shutil.copytree(house / name, folder / name)
     weights, tokenizer = folder / "ckpt/recgpt_layer_3_weight.pt", folder / "vae_ckpt/vae_len4_fsq88865_ep90.pt"
     (folder / "ckpt/layer_3_epoch_4.pt").hardlink_to(weights)
-    for name in ("my_shop/layer_3_best.pt", "my_shop_whole/layer_3_last.pt"):
+    for name in ("my_shop/layer_{}_best.pt", "my_shop_whole/layer_{}_last.pt"):
         (folder / "ckpt" / name).parent.mkdir()
-        (folder / "ckpt" / name).hardlink_to(weights)
+        for layers in (2, 3):
+            (folder / "ckpt" / name.format(layers)).hardlink_to(weights)
     shutil.copytree(folder / "data/test/steam", folder / "data/test/my_shop")
 
     built = folder / "data/sample/built"

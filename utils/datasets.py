@@ -31,8 +31,8 @@ DATA_SET = (  # files of a data set directory that belong together, as they have
 )
 
 
-def noted_hashes(metadata: dict[str, Any]) -> list[str]:
-    """The hashes that `WHOLE` names in a JSON of others."""
+def noted_whole_lists(metadata: dict[str, Any]) -> list[str]:
+    """The hashes under `WHOLE` in the JSON of a folder or a checkpoint, which may be of others."""
     noted = metadata.get(WHOLE)
     return [value for value in noted if isinstance(value, str)] if isinstance(noted, list) else []
 

@@ -4,7 +4,7 @@ Both work on all B users of a batch at once. An item's score is the sum of its K
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -158,13 +158,6 @@ def leave_out(
     return TopK(items.gather(1, order), best.gather(1, order)), Ranks(above, tied.clamp(min=0))
 
 
-def pairs_left_out(left_out: Sequences, codes: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """The `pairs` of `leave_out`: the distinct items of B lists, whose codes are in (N, K)."""
-    user = np.repeat(np.arange(len(left_out)), left_out.lengths)
-    pairs = (user, left_out.items, codes[left_out.items])
-    return tuple(torch.from_numpy(column.astype(np.int64)).to(device) for column in pairs)
-
-
 def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     """As `rank_targets`, in lists of `beam_search`: beyond a list's end it knows only the scores of equal codes."""
     targets = check_targets(logits, top, targets)
@@ -179,6 +172,37 @@ def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     listed = sharing.minimum(top.items.shape[1] - rank)
     tied = (top.scores == scores).sum(1) - listed + sharing
     return Ranks((top.scores > scores).sum(1), tied * found.any(1))
+
+
+def search_and_rank(
+    logits: Tensor,
+    trie: Trie,
+    k: int,
+    targets: Tensor,
+    codes: np.ndarray,
+    left_out: Sequences | None = None,
+    search: Callable[[Tensor, Trie, int], TopK] = exact_search,
+    rank: Callable[[Tensor, Trie, TopK, Tensor], Ranks] = rank_targets,
+) -> tuple[TopK, Ranks]:
+    """Lists of k items, and the ranks of the targets, of B users.
+
+    Args:
+        logits: (B, K, V) float32.
+        trie: the candidates.
+        k: length of the lists.
+        targets: (B, K) int64 codes.
+        codes: (N, K) of the items that `left_out` names.
+        left_out: the candidates that are none for a user, once each; None leaves out nothing.
+        search: finds the lists.
+        rank: ranks the targets in them.
+    """
+    top = search(logits, trie, k if left_out is None else k + int(left_out.lengths.max()))
+    ranks = rank(logits, trie, top, targets)
+    if left_out is None:
+        return top, ranks
+    columns = (np.repeat(np.arange(len(left_out)), left_out.lengths), left_out.items, codes[left_out.items])
+    pairs = tuple(torch.from_numpy(column.astype(np.int64)).to(logits.device) for column in columns)
+    return leave_out(logits, top, ranks, targets, pairs, k)
 
 
 def _best_first_into(best: TopK, log_probs: Tensor, trie: Trie, users: Tensor, setup: float) -> Tensor:

@@ -184,7 +184,7 @@ def write_histories(
     return counts
 
 
-def whole_lists(directories: dict[str, Path]) -> dict[str, list[str]]:
+def note_whole_lists(directories: dict[str, Path]) -> dict[str, list[str]]:
     """The note of merged lists that have those of each train.pkl to their end; predict.py --blend asks for it."""
     return {WHOLE: [content(directory / HISTORIES) for directory in directories.values()]}
 

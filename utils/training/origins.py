@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.checkpoint import find_parts, read_metadata
-from utils.datasets import SEEN, Interactions, Origin, check_fit, noted_hashes
+from utils.datasets import SEEN, Interactions, Origin, check_fit, noted_whole_lists
 from utils.errors import InputError
 from utils.files import MANIFEST, content, read_json
 from utils.training.settings import Settings
@@ -39,7 +39,7 @@ def targets_seen(settings: Settings) -> str | None:
 def whole_lists_seen(settings: Settings, initial: dict[str, Any]) -> list[str]:
     """Hashes of the train.pkl whose lists a run reads to their end, or those who trained its `initial` weights did."""
     read = read_json(Path(settings.data_path) / MANIFEST, missing_ok=True)
-    return sorted({value for noted in (read, initial) for value in noted_hashes(noted)})
+    return sorted({value for noted in (read, initial) for value in noted_whole_lists(noted)})
 
 
 def check_kept(settings: Settings, flag: str, path: str) -> None:

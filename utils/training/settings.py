@@ -13,25 +13,9 @@ RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
 FIXED = ("tf_layer", "width", "heads", "tie_embeddings", "seed")  # what a resumed run cannot change
 BEST_BY = LOSS, NDCG = ("loss", "ndcg")
 TRACKERS = ("tensorboard", "trackio", "wandb")
-OF_ONE_START = (
-    "resume",
-    "init_from",
-    "refit_of",
-    "minutes",
-    "ckpt_dir",
-    "device",
-)  # not taken from the checkpoint by --resume
-
-
-OF_ONE_DATA = (
-    "data_path",
-    "eval_every",
-    "eval_path",
-    "patience",
-    "best_by",
-    "exclude_history",
-    "log_file",
-)  # not taken from the checkpoint by --refit_of
+# Not taken from the checkpoint by --resume, and by --refit_of.
+OF_ONE_START = ("resume", "init_from", "refit_of", "minutes", "ckpt_dir", "device")
+OF_ONE_DATA = ("data_path", "eval_every", "eval_path", "patience", "best_by", "exclude_history", "log_file")
 
 
 @dataclass(frozen=True)
