@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from model import RecGPT, load_model
-from utils.checkpoint import find_checkpoints
+from utils.checkpoint import ITEMS, find_checkpoints
 from utils.cli import parser, positive_int, run
 from utils.data import make_batch, training_batch
 from utils.datasets import Interactions, Origin, check_fit, load_eval
@@ -80,6 +80,11 @@ def main() -> None:
     partly_trained = []
     for path in checkpoints:
         model, metadata = load_model(path, device, args.tf_layer)
+        if model.config.predicts == ITEMS:
+            raise InputError(
+                f"{path} scores the items of one catalog, and no codes: it has no loss on others. Leave "
+                "it out; pre_train.py --eval_every chooses among the weights of its own run."
+            )
         known = metadata.get("encoder"), metadata.get("tokenizer")
         check_fit(Origin(path, model.config.embedding_width, *known), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
@@ -162,21 +167,29 @@ def evaluate_ranking(
 
     The loss of fine-tuning rises again while the ranking still improves: it punishes the certainty of wrong guesses,
     not their order. The arguments are those of `evaluate`, and the catalog on the model's device; no process waits for
-    another but at the end. With `exclude_history` the items of a history, as far as it is read, are no candidates; no
-    target may be one of them.
+    another but at the end. A model that predicts items ranks `model.items`, and `data` numbers them alike; its loss
+    is an item's divided by K. With `exclude_history` the items of a history, as far as it is read, are no candidates;
+    no target may be one of them.
     """
     histories, targets = data.sequences.split_targets()
     left_out = distinct_items(histories, np.ones(len(data.catalog), dtype=bool)) if exclude_history else None
+    ranks_items = model.config.predicts == ITEMS
+    search = model.item_search(model.items, torch.arange(len(model.items)), TOP) if ranks_items else None
     total, gains, means, batches = 0.0, 0.0, 0.0, 0
     for start in range(process * batch_size, len(targets), processes * batch_size):
         rows = np.arange(start, min(start + batch_size, len(targets)))
         batch = make_batch(histories.select(rows), data.catalog).to(catalog.items.device)
-        logits, wanted = model.next_item_logits(batch), data.catalog.codes_of(targets[rows]).to(catalog.items.device)
-        loss = F.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="sum").item()
-        without = None if left_out is None else left_out.select(rows)
-        _, ranks = search_and_rank(logits, catalog, TOP, wanted, data.catalog.codes, without)
+        said, without = model.next_item(batch), None if left_out is None else left_out.select(rows)
+        if search:
+            wanted = torch.from_numpy(targets[rows].astype(np.int64)).to(said.device)
+            loss = F.cross_entropy(search.scores(said), wanted, reduction="sum").item()
+            _, ranks = search.find(said, wanted, without)
+        else:
+            wanted = data.catalog.codes_of(targets[rows]).to(said.device)
+            loss = F.cross_entropy(said.flatten(0, 1), wanted.flatten(), reduction="sum").item()
+            _, ranks = search_and_rank(said, catalog, TOP, wanted, data.catalog.codes, without)
         gains += user_metrics(ranks, [TOP])[:, 1].sum().item()
-        total, means, batches = total + loss, means + loss / wanted.numel(), batches + 1
+        total, means, batches = total + loss, means + loss / len(rows) / CODES_PER_ITEM, batches + 1
     total, gains, means, batches = sum_over_processes(total, gains, means, batches)
     return EvalLoss(total / len(targets) / CODES_PER_ITEM, means / batches, gains / len(targets))
 

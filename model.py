@@ -1,9 +1,11 @@
 """RecGPT: item codes and item embeddings in, the four codes of the next item out. One class for every script.
 
+In place of codes it can predict items: `predicts="items"`, for training on one catalog.
+
 Letters of the shapes, here and in modeling_gpt2_rec.py and utils/past_key_values.py: B histories of a batch, L items of
 one history, S item slots of all histories of a batch, T tokens (4L or 4S), K = 4 codes of an item, V rows of the
 vocabulary (15,360 codes and the release's padding token, which is never read here), D hidden width, E width of an item
-embedding, R rows with one history each, Q tokens that attend to others, where they are not all T.
+embedding, N items of a catalog, R rows with one history each, Q tokens that attend to others, where they are not all T.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,13 +21,24 @@ from transformers import Cache, GPT2Config
 
 from decoder import check_width
 from modeling_gpt2_rec import GPT2ItemModel
-from utils.checkpoint import fill_module, load_state, noted_heads, read_metadata
-from utils.data import IGNORED, WINDOW, SeqBatch, token_positions
+from utils.checkpoint import (
+    CODES,
+    ITEMS,
+    PREDICTED,
+    fill_module,
+    load_state,
+    noted_heads,
+    noted_predicts,
+    read_metadata,
+)
+from utils.data import IGNORED, WINDOW, Catalog, SeqBatch, token_positions
 from utils.errors import InputError, reason
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.search import ItemSearch
 from utils.util import check_count
 
 HEAD_WIDTH = 64  # as in GPT-2, which has 12 heads at width 768
+ITEMS_AT_ONCE = 1 << 16  # of a catalog whose embeddings are read together
 LOGITS_AT_ONCE = 512  # target tokens whose logits are held together: 30 MiB in float32, which fits a CPU's cache
 
 
@@ -38,6 +52,7 @@ class RecGPTConfig:
     embedding_width: int = 768  # E
     window: int = WINDOW  # items of a history that the model can read
     dropout: float = 0.1
+    predicts: str = CODES  # or ITEMS
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "embedding_width", "window"):
@@ -48,6 +63,8 @@ class RecGPTConfig:
             raise ValueError(f"RecGPTConfig: an embedding width of {self.embedding_width} is not four slices")
         if not 0 <= self.dropout <= 1:
             raise ValueError(f"RecGPTConfig: dropout {self.dropout} is not in [0, 1]")
+        if self.predicts not in PREDICTED:
+            raise ValueError(f"RecGPTConfig: {self.predicts!r} is none of {PREDICTED}")
 
     @property
     def attention_heads(self) -> int:
@@ -83,20 +100,51 @@ class LossOutput(NamedTuple):
         return self.total / self.targets
 
 
+class Items(nn.Module):
+    """What a model that predicts items reads of N items of a catalog, to score them.
+
+    `codes` (N, K) int64, and `texts` (N, E/K) float32, the sum of each embedding's K slices.
+    """
+
+    def __init__(self, catalog: Catalog, ids: np.ndarray | None = None):
+        """Of some `ids` (N,) int64 of a catalog, or of all; raises what Catalog.embed and codes_of raise."""
+        super().__init__()
+        ids = np.arange(len(catalog)) if ids is None else ids
+        parts = [ids[start : start + ITEMS_AT_ONCE] for start in range(0, len(ids), ITEMS_AT_ONCE)]
+        sums = [catalog.embed(part).reshape(len(part), CODES_PER_ITEM, -1).sum(1) for part in parts]
+        self.register_buffer("codes", catalog.codes_of(ids), persistent=False)
+        self.register_buffer("texts", torch.from_numpy(np.concatenate(sums)), persistent=False)
+
+    def __len__(self) -> int:
+        """How many items there are."""
+        return len(self.codes)
+
+    def distinct(self) -> tuple[Tensor, Tensor]:
+        """One item of each set of equal ones, (n,) int64, and which of them every item equals, (N,) int64."""
+        rows = torch.cat([self.codes.float(), self.texts], dim=1).cpu().numpy()
+        rows = np.ascontiguousarray(rows + 0.0)  # of equal bytes where equal, without a negative zero
+        _, first, same = np.unique(rows.view(f"V{rows.strides[0]}").ravel(), return_index=True, return_inverse=True)
+        return torch.from_numpy(first).to(self.codes.device), torch.from_numpy(same).to(self.codes.device)
+
+
 class RecGPT(nn.Module):
     """The model of the paper: embedding fusion, GPT-2 with item-block attention, one head for all four codes.
 
-    Parameters have the names of the release.
+    Parameters have the names of the release. With `config.predicts == "items"`, which is not of the paper, there is no
+    `pred_head`: an item's score is the product of the mean of the K final states and `item_vectors`, what stands for
+    the item in the input. So one table and one projection of texts serve both ends, and nothing is learned twice.
     """
 
     def __init__(self, config: RecGPTConfig, gradient_checkpointing: bool = False):
         super().__init__()
         self.config = config
         self.known_codes: KnownCodes | None = None  # what the loss of training is normalised over; None: all codes
+        self.items: Items | None = None  # where items are predicted, the same: the candidates of the loss
         self.gpt2model = GPT2ItemModel(config.gpt2())
         if gradient_checkpointing:
             self.gpt2model.gradient_checkpointing_enable()
-        self.pred_head = nn.Linear(config.width, VOCABULARY, bias=False)
+        if config.predicts == CODES:
+            self.pred_head = nn.Linear(config.width, VOCABULARY, bias=False)
         self.linear_layer = nn.Linear(config.embedding_width // CODES_PER_ITEM, config.width, bias=False)
         self.norm_seq = nn.LayerNorm(config.width)
         self.norm_aux = nn.LayerNorm(config.width)
@@ -143,6 +191,8 @@ class RecGPT(nn.Module):
     def forward(self, batch: SeqBatch) -> LossOutput:
         """Next-item loss: the K tokens of an item predict the K codes of the next item, all at once.
 
+        A model that predicts items does so among `items`. The loss of one counts as that of K target tokens, so that K
+        times the mean is an item's in either case.
         Of a batch with targets at the last slots only the last block computes only these, without dropout.
 
         Raises:
@@ -151,30 +201,66 @@ class RecGPT(nn.Module):
         if batch.targets is None:
             raise ValueError("the batch has nothing to predict: make it with training_batch")
         hidden = self.hidden(batch, last=batch.last if batch.last_only else None).flatten(0, -2)  # (T, D) or (4B, D)
-        weight, targets = self.pred_head.weight, batch.targets.flatten()  # (T,) or (4B,)
-        loss = self.known_codes if self.known_codes is not None and self.training else summed_cross_entropy
-        return LossOutput(loss(hidden, weight, targets), (targets != IGNORED).sum())
+        targets = batch.targets.flatten()  # (T,) or (4B,)
+        if self.config.predicts == ITEMS:
+            queries = hidden.unflatten(0, (-1, CODES_PER_ITEM)).mean(1)  # (S, D) or (B, D)
+            total = summed_cross_entropy(queries, self.item_vectors(self.items), batch.target_items)
+        else:
+            loss = self.known_codes if self.known_codes is not None and self.training else summed_cross_entropy
+            total = loss(hidden, self.pred_head.weight, targets)
+        return LossOutput(total, (targets != IGNORED).sum())
+
+    def item_vectors(self, items: Items) -> Tensor:
+        """What stands for items in the input, summed over their K tokens and without norms: (N, D) float."""
+        tokens = F.embedding_bag(items.codes, self.gpt2model.wte.weight, mode="sum")
+        return tokens + self.linear_layer(items.texts)
+
+    def item_search(self, items: Items, ids: Tensor, k: int) -> ItemSearch:
+        """The search of lists of k among items, on their device, whose ids (N,) int64 ascend; equal items tie."""
+        vectors, (one, same) = self.item_vectors(items).float(), items.distinct()
+        if len(one) == len(items):
+            return ItemSearch(vectors, ids.to(vectors.device), k)
+        return ItemSearch(vectors[one], ids.to(vectors.device), k, same)
 
     def flops_per_token(self) -> float:
         """FLOPs of training on one token, forward and backward, in all matrix products but those of attention."""
         unused = self.gpt2model.wpe.weight.numel()  # looked up
-        if self.gpt2model.wte.weight is not self.pred_head.weight:
+        if self.config.predicts == ITEMS:
+            unused += self.gpt2model.wte.weight.numel() - self.config.width * len(self.items) / CODES_PER_ITEM
+        elif self.gpt2model.wte.weight is not self.pred_head.weight:
             unused += self.gpt2model.wte.weight.numel()
         if self.known_codes is not None:
             unused += self.config.width * (VOCABULARY - len(self.known_codes) / CODES_PER_ITEM)
         return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - unused)
 
+    def next_item(self, batch: SeqBatch) -> Tensor:
+        """What the head says of every history's next item: `next_item_logits`, or `next_item_queries`."""
+        return self.next_item_queries(batch) if self.config.predicts == ITEMS else self.next_item_logits(batch)
+
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
         """Logits of the four codes of every history's next item: (B, K, V) float32.
 
         Raises:
-            ValueError: dropout is on, or what `hidden` raises.
+            ValueError: dropout is on, the model predicts items, or what `hidden` raises.
         """
         self.check_predicts()
         return self.logits(self.hidden(batch, last=batch.last))
 
+    def next_item_queries(self, batch: SeqBatch) -> Tensor:
+        """Where items are predicted: what `item_vectors` are multiplied with to score every user's next item, (B, D).
+
+        Raises:
+            ValueError: dropout is on, the model predicts codes, or what `hidden` raises.
+        """
+        self.check_predicts()
+        if self.config.predicts != ITEMS:
+            raise ValueError("a model that predicts codes has no queries: call next_item_logits")
+        return self.hidden(batch, last=batch.last).mean(1).float()
+
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) float32 of the final hidden states (..., D) of some tokens."""
+        if self.config.predicts != CODES:
+            raise ValueError("a model that predicts items has no logits of codes: call next_item_queries")
         return self.pred_head(hidden).float()
 
     def check_predicts(self) -> None:
@@ -262,6 +348,7 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
             heads=checkpoint_heads(metadata, noted_heads(state), width, path),
             embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
             window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
+            predicts=checkpoint_predicts(metadata, noted_predicts(state), path),
         )
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise InputError(
@@ -285,6 +372,20 @@ def has_tied_embeddings(state: dict[str, Tensor]) -> bool:
     """Whether the token embedding and the head of these weights, as read_config leaves them, are one table."""
     embedding, head = state["gpt2model.wte.weight"], state.get("pred_head.weight")
     return head is not None and head.dtype == embedding.dtype and torch.equal(embedding, head)
+
+
+def checkpoint_predicts(metadata: dict[str, Any], noted: str | None, path: str | Path) -> str:
+    """What a checkpoint predicts, as noted in the weights or in the JSON beside them; codes where neither says it.
+
+    InputError if they disagree.
+    """
+    config = metadata.get("config", {})
+    beside = config.get("predicts") if isinstance(config, dict) else config
+    if None not in (noted, beside) and noted != beside:
+        raise InputError(
+            f"{path} was written to predict {noted}, the JSON beside it says {beside!r}. Restore it, or remove it."
+        )
+    return noted or beside or CODES
 
 
 def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:

@@ -39,8 +39,8 @@ from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import EvalLoss, evaluate, evaluate_ranking
-from model import KnownCodes, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
-from utils.checkpoint import fill_module, load_state, read_metadata
+from model import Items, KnownCodes, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
+from utils.checkpoint import ITEMS, fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import (
@@ -417,7 +417,7 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     if config.window != WINDOW:
         raise InputError(f"{path} has a window of {config.window} items; training is for {WINDOW}. Give other weights.")
     sizes = {"tf_layer": config.layers, "width": config.width, "heads": config.heads}
-    sizes["tie_embeddings"] = has_tied_embeddings(state)
+    sizes |= {"predict": config.predicts, "tie_embeddings": has_tied_embeddings(state)}
     parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
     note = {"name": Path(path).name, "content": weights_content(path)}
@@ -452,17 +452,28 @@ def check_settings(settings: Settings) -> None:
         raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
     if settings.best_by == NDCG and settings.fsdp:
         raise InputError("--best_by ndcg ranks with whole models, and --fsdp has none. Leave one of them out.")
+    check_predicted(settings)
+    if settings.patience and not settings.eval_every:
+        raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
+    check_writable(Path(settings.ckpt_dir) / "any.pt")
+    check_writable(settings.log_file)
+
+
+def check_predicted(settings: Settings) -> None:
+    """InputError if what is predicted, and among what, does not fit how the best weights are chosen."""
     if settings.known_codes and settings.eval_every and settings.best_by != NDCG:
         raise InputError(
             "--known_codes leaves the other codes untrained, and the loss on held-out histories counts them. Give "
             "--best_by ndcg, too."
         )
+    if settings.predict == ITEMS and (settings.tie_embeddings or settings.known_codes):
+        raise InputError(
+            "--predict items has no head for codes, which --tie_embeddings and --known_codes are about. Leave them out."
+        )
+    if settings.predict == ITEMS and settings.eval_every and settings.best_by != NDCG:
+        raise InputError("--predict items scores the items of one catalog only. Give --best_by ndcg, too.")
     if settings.exclude_history and settings.best_by != NDCG:
         raise InputError("--exclude_history says which items are ranked, and none are. Give --best_by ndcg, too.")
-    if settings.patience and not settings.eval_every:
-        raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
-    check_writable(Path(settings.ckpt_dir) / "any.pt")
-    check_writable(settings.log_file)
 
 
 def open_data(settings: Settings, accelerator: Accelerator) -> tuple[Interactions, dict[str, Any]]:
@@ -486,7 +497,8 @@ def build(settings: Settings, data: Interactions, initial: Initial | None = None
     if initial:
         check_fit(initial.origin, data.origin._replace(name=settings.data_path))
     set_seed(settings.seed)
-    config = RecGPTConfig(settings.tf_layer, settings.width, settings.heads or 0, width, dropout=settings.dropout)
+    numbers = settings.tf_layer, settings.width, settings.heads or 0, width
+    config = RecGPTConfig(*numbers, dropout=settings.dropout, predicts=settings.predict)
     try:
         model = RecGPT(config, settings.gradient_checkpointing)
     except RuntimeError as error:
@@ -494,6 +506,8 @@ def build(settings: Settings, data: Interactions, initial: Initial | None = None
         raise InputError(f"{sizes}: no such model can be made ({reason(error)}). Give less.") from error
     if initial:
         fill_module(model, initial.state, initial.origin.name)
+    if settings.predict == ITEMS:
+        model.items = Items(data.catalog)
     if settings.tie_embeddings:
         model.tie_embeddings()
     if settings.known_codes:
@@ -529,6 +543,8 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
             f"--best_by ndcg ranks last items that training has not seen, and {settings.eval_path} does not say that "
             "it has such. Make both folders with make_pre_train.py, or leave the flag out."
         )
+    if settings.predict == ITEMS:
+        held_out = in_numbers_of(held_out, data, settings)
     if settings.best_by == NDCG and not np.isin(*map(code_numbers, (held_out, data))).all():
         raise InputError(
             f"--best_by ndcg ranks among the items of {settings.data_path}, and {settings.eval_path} has others. Give "
@@ -541,6 +557,18 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
         if not len(sequences):
             raise InputError(f"--exclude_history: every last item of {settings.eval_path} is in its own history.")
     return held_out._replace(sequences=sequences.last(model.config.window))
+
+
+def in_numbers_of(held_out: Interactions, data: Interactions, settings: Settings) -> Interactions:
+    """The held-out histories with the items of the training data; InputError if these have other codes."""
+    ids, known = held_out.ids, len(data.catalog)
+    if ids[-1] >= known or not np.array_equal(held_out.catalog.codes, data.catalog.codes[ids]):
+        raise InputError(
+            f"--predict items ranks the items of {settings.data_path}, and {settings.eval_path} has others. Give the "
+            "folder eval of the same data."
+        )
+    sequences = replace(held_out.sequences, items=ids[held_out.sequences.items])
+    return held_out._replace(sequences=sequences, catalog=data.catalog)
 
 
 def code_numbers(data: Interactions) -> np.ndarray:

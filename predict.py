@@ -33,10 +33,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
-from model import RecGPT, load_model
+from model import Items, RecGPT, load_model
 from utils import compare
 from utils.blend import Blender
 from utils.blend_files import make_blenders
+from utils.checkpoint import ITEMS
 from utils.cli import SWITCH, named_file, parser, positive_int, run
 from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
 from utils.data import Catalog, Sequences, cumulate, make_batch
@@ -57,11 +58,13 @@ from utils.metrics import Ranks, list_ranks, score_ranks
 from utils.scores import Statistics, distinct_items
 from utils.search import (
     SCAN_USERS,
+    ItemSearch,
     TopK,
     beam_search,
     code_table,
     empty_topk,
     exact_search,
+    places_of,
     rank_found,
     rank_targets,
     search_and_rank,
@@ -114,26 +117,23 @@ def main() -> None:
     protocol = PROTOCOLS[args.protocol]
     test, model, catalog, candidates, made_with, fitted_with = load(args, protocol)
     length = min(max(args.topk), len(catalog))  # of the lists: no search finds more
-    trie = Trie(catalog.codes[candidates], candidates).to(next(model.parameters()).device)
-    if not protocol.ids_decide:
-        print_ties(trie)
     histories, targets = test.sequences.split_targets()
     read = histories.last(model.config.window - 1)
     is_candidate = np.isin(np.arange(len(catalog)), candidates)
     left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
-    find = make_search(args.search, trie, length, catalog.codes, targets, protocol.ids_decide, left_out)
+    find, scores_of = searches(args, model, catalog, candidates, length, targets, left_out)
     known = Statistics.of(whiten(test.embeddings), test.log)
     others = compare.methods_of(test, is_candidate, known, args.compare)
     blends = {}
     if args.blend:
-        network = partial(item_log_probs, fitted_with, catalog, args.test_batch_size)
-        blended = (candidates, catalog.codes, made_with, network)
+        fitted_to = partial(scores_of_all, fitted_with, catalog, args.test_batch_size)
+        blended = (candidates, catalog.codes, made_with, fitted_to)
         blends = make_blenders(test, known, *blended, args.blend, args.exclude_history)
         for name, needs in ((NO_LOG_BLEND, compare.NOTHING), (LOG_BLEND, compare.LOG)):
             if name in blends:
                 others[name] = compare.Method(needs, blends[name].scorer, is_candidate)
         if BEST_BLEND in blends:
-            find = BlendSearch(find, blends[BEST_BLEND], histories, targets, length)
+            find = BlendSearch(find, scores_of, blends[BEST_BLEND], histories, targets, length)
 
     started = time.perf_counter()
     batches = protocol.batches(read.lengths, args.test_batch_size)
@@ -180,6 +180,11 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     device = pick_device(args)
     tokenizer = load_tokenizer(args.vae_ckpt, device)
     model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
+    if model.config.predicts == ITEMS and (args.search, args.protocol) != ("exact", "corrected"):
+        raise InputError(
+            f"{args.ckpt_path} predicts items and not codes, and --search beam and --protocol released are of codes. "
+            "Leave them out."
+        )
     source, known = test.embeddings_path, (metadata.get("encoder"), metadata.get("tokenizer"))
     encoder = tokenizer.prepared_encoder(noted_encoder(source))
     at_hand = Origin(source, test.embeddings.shape[1], encoder, tokenizer.fingerprint())
@@ -294,6 +299,47 @@ def make_search(
     return find
 
 
+def searches(
+    args: argparse.Namespace,
+    model: RecGPT,
+    catalog: Catalog,
+    candidates: np.ndarray,
+    k: int,
+    targets: np.ndarray,
+    left_out: Sequences | None,
+) -> tuple[Callable[[Tensor, np.ndarray], Found], Callable[[Tensor], Tensor]]:
+    """The function of `make_search` for what the model predicts, and one that makes of that what a blend reads."""
+    if model.config.predicts == ITEMS:
+        search = item_search(model, catalog, candidates, k)
+        return make_item_search(search, targets, left_out), search.scores
+    trie, protocol = Trie(catalog.codes[candidates], candidates), PROTOCOLS[args.protocol]
+    trie = trie.to(next(model.parameters()).device)
+    if not protocol.ids_decide:
+        print_ties(trie)
+    find = make_search(args.search, trie, k, catalog.codes, targets, protocol.ids_decide, left_out)
+    return find, partial(torch.log_softmax, dim=-1)
+
+
+@torch.inference_mode()
+def item_search(model: RecGPT, catalog: Catalog, candidates: np.ndarray, k: int) -> ItemSearch:
+    """The search for a model that predicts items, among candidates (M,) int64 ids, ascending, on its device."""
+    items = Items(catalog, candidates).to(next(model.parameters()).device)
+    return model.item_search(items, torch.from_numpy(candidates), k)
+
+
+def make_item_search(
+    search: ItemSearch, targets: np.ndarray, left_out: Sequences | None = None
+) -> Callable[[Tensor, np.ndarray], Found]:
+    """As `make_search`, from queries (B, D) of a model that predicts items."""
+
+    def find(queries: Tensor, rows: np.ndarray) -> Found:
+        wanted = torch.from_numpy(targets[rows]).to(queries.device)
+        top, ranks = search.find(queries, wanted, None if left_out is None else left_out.select(rows))
+        return Found(*top, *ranks)
+
+    return find
+
+
 @torch.inference_mode()
 def recommend(
     model: RecGPT,
@@ -308,17 +354,17 @@ def recommend(
     Histories come without their targets and fit the window; `batches` are rows of them, each in one batch.
 
     Raises:
-        InputError: a logit is not finite.
+        InputError: what the model says is not finite.
     """
     device = next(model.parameters()).device
     found, order = [], []
     with tqdm(total=len(histories), unit="user", desc="predict", mininterval=1.0) as progress:
         for rows in batches:
             batch = make_batch(histories.select(rows), catalog, left_padded).to(device)
-            logits = model.next_item_logits(batch)
-            if not torch.isfinite(logits).all():
+            said = model.next_item(batch)
+            if not torch.isfinite(said).all():
                 raise InputError("the model's logits are not finite: its weights are damaged. Use another checkpoint.")
-            found.append([column.cpu() for column in find(logits, rows)])
+            found.append([column.cpu() for column in find(said, rows)])
             order.append(rows)
             progress.update(len(rows))
     order = torch.from_numpy(np.argsort(np.concatenate(order)))
@@ -326,18 +372,24 @@ def recommend(
 
 
 @torch.inference_mode()
-def item_log_probs(model: RecGPT, catalog: Catalog, users: int, histories: Sequences) -> Tensor:
-    """The sum of the log-probabilities of every item's codes after B histories, (B, N) float32 on the CPU.
+def scores_of_all(model: RecGPT, catalog: Catalog, users: int, histories: Sequences) -> Tensor:
+    """Scores of every item after B histories, (B, N) float32 on the CPU; log-probabilities where codes are predicted.
 
     `users` are those of mean length in a batch, as for `batches_of_equal_work`.
     """
     device, read = next(model.parameters()).device, histories.last(model.config.window - 1)
-    codes = torch.from_numpy(catalog.codes).int().to(device) + slot_rows(device)
+    if model.config.predicts == ITEMS:
+        score = item_search(model, catalog, np.arange(len(catalog)), 1).scores
+    else:
+        codes = torch.from_numpy(catalog.codes).int().to(device) + slot_rows(device)
+
+        def score(logits: Tensor) -> Tensor:
+            found = F.embedding_bag(codes, code_table(logits.log_softmax(-1)), mode="sum")  # (N, B)
+            return found[:, : len(logits)].T
+
     scores = torch.empty(len(read), len(catalog))
     for rows in batches_of_equal_work(read.lengths, users):
-        logits = model.next_item_logits(make_batch(read.select(rows), catalog).to(device))
-        found = F.embedding_bag(codes, code_table(logits.log_softmax(-1)), mode="sum")  # (N, B)
-        scores[rows] = found[:, : len(rows)].T.cpu()
+        scores[rows] = score(model.next_item(make_batch(read.select(rows), catalog).to(device))).cpu()
     return scores
 
 
@@ -377,32 +429,35 @@ def check_unseen(metadata: dict[str, Any], path: str, log: Path) -> None:
 
 
 class BlendSearch:
-    """A search as of `make_search` that also finds lists and ranks by a blend, from the same logits."""
+    """A search as of `make_search` that also finds lists and ranks by a blend, from the same predictions."""
 
     def __init__(
         self,
         find: Callable[[Tensor, np.ndarray], Found],
+        network: Callable[[Tensor], Tensor],
         blender: Blender,
         histories: Sequences,
         targets: np.ndarray,
         k: int,
     ):
-        """`histories` and `targets` (U,) are those of all users, `k` is the length of the lists."""
-        self.find, self.blender, self.histories = find, blender, histories
-        self.places = blender.places(torch.from_numpy(targets))
+        """`histories` and `targets` (U,) are those of all users, `k` is the length of the lists.
+
+        `network` makes of the model's predictions for a few users what the blender reads.
+        """
+        self.find, self.network, self.blender, self.histories = find, network, blender, histories
+        self.places = places_of(torch.from_numpy(targets), blender.items)
         self.lists = empty_topk(len(histories), k, torch.device("cpu"))
         self.ranks = Ranks(*torch.zeros(2, len(histories), dtype=torch.int64))
 
-    def __call__(self, logits: Tensor, rows: np.ndarray) -> Found:
+    def __call__(self, predicted: Tensor, rows: np.ndarray) -> Found:
         """What `find` finds; the lists and ranks of these users are kept."""
-        log_probs = logits.log_softmax(-1).cpu()
         for start in range(0, len(rows), SCAN_USERS):  # which bounds memory
-            users, part = rows[start : start + SCAN_USERS], log_probs[start : start + SCAN_USERS]
+            users, part = rows[start : start + SCAN_USERS], self.network(predicted[start : start + SCAN_USERS]).cpu()
             scores, top = self.blender.scores_and_top(self.histories.select(users), self.lists.items.shape[1], part)
             found = score_ranks(scores, self.places[users])
             for kept, column in zip((*self.lists, *self.ranks), (*top, *found), strict=True):
                 kept[users] = column
-        return self.find(logits, rows)
+        return self.find(predicted, rows)
 
 
 def shortened(lists: TopK) -> Iterator[tuple[list[int], list[float]]]:

@@ -24,6 +24,7 @@ from utils.errors import InputError
 from utils.files import content
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.scores import LogStatistics, Statistics, rank_by
+from utils.search import places_of
 from utils.whitening import whiten
 
 ITEMS, WIDTH = 3000, 32
@@ -61,10 +62,20 @@ def test_scores_and_lists_are_those_of_full_arrays(catalog, exclude, every):
     assert np.array_equal(np.isfinite(scores), np.isfinite(plain))
     np.testing.assert_allclose(scores, plain, rtol=1e-5, atol=1e-4)
     top = blender.search(histories, 25, log_probs)
-    places = blender.places(top.items.flatten()).view(top.items.shape)
+    places = places_of(top.items.flatten(), blender.items).view(top.items.shape)
     np.testing.assert_allclose(np.take_along_axis(plain, places.numpy(), 1), -np.sort(-plain, 1)[:, :25], atol=1e-4)
     same, also = blender.scores_and_top(histories, 25, log_probs)
     assert torch.equal(top.items, also.items) and np.array_equal(same.numpy(), scores)
+
+
+def test_a_network_that_scores_items_is_blended_by_its_scores(catalog):
+    """The scores of the candidates, in place of log-probabilities of codes: the same blend of the same numbers."""
+    domain, codes, histories, log_probs, _ = catalog
+    candidates = np.setdiff1d(np.arange(ITEMS), [3, 500, 2999])
+    blender = Blender(Blend(WEIGHTS, SCALES), domain, candidates, codes)
+    scores = sum(log_probs[:, slot, codes[candidates, slot].astype(np.int64)] for slot in range(CODES_PER_ITEM))
+    torch.testing.assert_close(blender.scores(histories, scores), blender.scores(histories, log_probs))
+    assert torch.equal(blender.search(histories, 9, scores).items, blender.search(histories, 9, log_probs).items)
 
 
 def test_lists_are_short_and_in_order_of_ids(catalog):

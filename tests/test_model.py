@@ -14,7 +14,7 @@ from torch.backends.cuda import cudnn_sdp_enabled
 from transformers import DynamicCache, GPT2Model
 
 import modeling_gpt2_rec
-from model import KnownCodes, RecGPT, RecGPTConfig, load_model
+from model import Items, KnownCodes, RecGPT, RecGPTConfig, load_model
 from utils.checkpoint import find_checkpoints, save_state
 from utils.data import (
     GROUP_PADDING,
@@ -234,6 +234,94 @@ def test_one_table_for_embedding_and_head(catalog, sequences):
     assert model.flops_per_token() == flops and model.state_dict().keys() == names
     (shared,) = torch.autograd.grad(model(batch).mean, (model.gpt2model.wte.weight,))
     torch.testing.assert_close(shared, sum(apart))
+
+
+def made_to_predict_items(catalog):
+    torch.manual_seed(4)
+    model = RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=32, dropout=0.0, predicts="items"))
+    model.items = Items(catalog)
+    return model
+
+
+def scores_by_hand(model, queries, catalog):
+    """Scores (S, N) of all items, each by its four token embeddings and its four projected slices."""
+    table, project = model.gpt2model.wte.weight, model.linear_layer.weight
+    return torch.stack(
+        [
+            queries
+            @ sum(
+                table[code] + project @ piece
+                for code, piece in zip(
+                    codes.tolist(), torch.from_numpy(np.asarray(embedding, dtype=np.float32)).chunk(4), strict=True
+                )
+            )
+            for codes, embedding in zip(catalog.codes, catalog.embeddings, strict=True)
+        ],
+        dim=1,
+    )
+
+
+def test_predicting_items_is_a_softmax_over_the_catalog(catalog, sequences, tmp_path):
+    """Items are scored by what stands for them in the input; a checkpoint says so, and has no head for codes."""
+    model, batch = made_to_predict_items(catalog), training_batch(sequences, catalog)
+    assert "pred_head.weight" not in model.state_dict() and "items.codes" not in model.state_dict()
+    hidden = model.hidden(batch)
+    scores = scores_by_hand(model, hidden.unflatten(0, (-1, 4)).mean(1), catalog)
+    targets = [item for items in sorted(sequences.lists(), key=len, reverse=True) for item in items[1:]]
+    assert sorted(batch.target_items.tolist()) == sorted(targets)
+    expected = F.cross_entropy(scores, batch.target_items)
+    found = model(batch)
+    assert found.targets == 4 * len(targets)
+    torch.testing.assert_close(found.mean * 4, expected, rtol=1e-5, atol=0)
+    assert_same_gradients(model, found.mean * 4, expected)
+    last = training_batch(sequences, catalog, last_only=True)
+    assert last.target_items.shape == last.last.shape
+    torch.testing.assert_close(
+        model(last).total, F.cross_entropy(scores[batch.last], last.target_items, reduction="sum")
+    )
+    nothing = model(batch.without_targets())
+    assert nothing.total == 0 and nothing.targets == 0
+    blocks, projection = 12 * 64 * 64, 8 * 64
+    assert abs(model.flops_per_token() / 6 - blocks - projection - 64 * len(catalog) / 4) < 20 * 64  # biases and norms
+
+    path = tmp_path / "m.pt"
+    save_state(path, model.state_dict(), {"config": {"heads": 1, "predicts": "items"}})
+    read = make_batch(sequences, catalog)
+    queries = load_model(path, CPU)[0].next_item_queries(read)
+    torch.testing.assert_close(queries, model.eval().next_item(read))
+    some = np.array([5, 2])
+    torch.testing.assert_close(model.item_vectors(Items(catalog, some)), model.item_vectors(model.items)[some])
+    path.with_suffix(".json").unlink()
+    assert load_model(path, CPU)[0].config.predicts == "items", "the weights say it, too"
+    path.with_suffix(".json").write_text('{"config": {"predicts": "codes"}}')
+    with pytest.raises(InputError, match="was written to predict items, the JSON beside it says 'codes'"):
+        load_model(path, CPU)
+    path.with_suffix(".json").unlink()
+    torch.save(dict(torch.load(path, weights_only=True)), path)  # as other programs write it: without the note
+    with pytest.raises(InputError, match="missing pred_head.weight"):
+        load_model(path, CPU)
+    with pytest.raises(ValueError, match="has no logits of codes"):
+        model.next_item_logits(read)
+    with pytest.raises(ValueError, match="has no queries"):
+        RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=32)).eval().next_item_queries(read)
+    with pytest.raises(ValueError, match="'words' is none of"):
+        RecGPTConfig(predicts="words")
+
+
+@torch.inference_mode()
+def test_items_of_equal_codes_and_texts_tie(catalog):
+    """Whatever the order in which products are added up; an item of the same codes and another text does not."""
+    rows = np.tile(np.arange(30), 40)
+    codes, embeddings = catalog.codes[rows], catalog.embeddings[rows].copy()
+    embeddings[-1] += 1
+    model = made_to_predict_items(catalog).eval()
+    search, queries = model.item_search(Items(Catalog(codes, embeddings)), torch.arange(1200), 5), torch.randn(7, 64)
+    torch.testing.assert_close(search.scores(queries)[:, :30], scores_by_hand(model, queries, catalog)[:, :30])
+    all_apart = model.item_search(Items(catalog), torch.arange(len(catalog)), 5)
+    torch.testing.assert_close(all_apart.scores(queries), scores_by_hand(model, queries, catalog))
+    scores = search.scores(queries).unflatten(1, (40, 30))
+    assert (scores[:, 1:-1] == scores[:, :1]).all() and (scores[:, -1, :-1] == scores[:, 0, :-1]).all()
+    assert (scores[:, -1, -1] != scores[:, 0, -1]).all()
 
 
 @torch.inference_mode()

@@ -18,7 +18,7 @@ import torch
 
 import pre_train
 from eval import evaluate
-from model import load_model
+from model import Items, load_model
 from tests import runs
 from tests.conftest import House, dump
 from utils import plot_logs
@@ -425,10 +425,22 @@ def ndcg_by_hand(place, checkpoint, exclude_history):
     model, _ = load_model(checkpoint, torch.device("cpu"))
     held_out, codes = load_eval(place / "last"), load_pre_train(place / "../pt").catalog.codes.astype(np.int64)
     histories, targets = held_out.sequences.split_targets()
-    with torch.no_grad():
-        log_probs = model.next_item_logits(make_batch(histories, held_out.catalog)).log_softmax(-1).numpy()
-    wanted, user = held_out.catalog.codes_of(targets).numpy(), np.arange(len(targets))
-    scores = sum(log_probs[:, slot, codes[:, slot]] for slot in range(4))  # (B, N)
+    user, batch = np.arange(len(targets)), make_batch(histories, held_out.catalog)
+    if model.config.predicts == "items":
+        items = load_pre_train(place / "../pt").catalog
+        with torch.no_grad():
+            own, scores = (
+                (model.next_item(batch) @ model.item_vectors(Items(catalog)).T).numpy()
+                for catalog in (held_out.catalog, items)
+            )
+        shift = np.log(np.exp(scores).sum(1, keepdims=True))
+        own, scores = (own - shift)[user, targets], scores - shift
+    else:
+        with torch.no_grad():
+            log_probs = model.next_item_logits(batch).log_softmax(-1).numpy()
+        wanted = held_out.catalog.codes_of(targets).numpy()
+        scores = sum(log_probs[:, slot, codes[:, slot]] for slot in range(4))  # (B, N)
+        own = sum(log_probs[user, slot, wanted[:, slot]] for slot in range(4))
     new = np.ones(len(targets), dtype=bool)
     if exclude_history:
         by_codes = {tuple(code): item for item, code in enumerate(codes.tolist())}
@@ -436,7 +448,6 @@ def ndcg_by_hand(place, checkpoint, exclude_history):
         for row, items in enumerate(histories.lists()):
             scores[row, [known[item] for item in items]] = -np.inf
             new[row] = targets[row] not in items
-    own = sum(log_probs[user, slot, wanted[:, slot]] for slot in range(4))
     above, tied = (scores > own[:, None] + 1e-5).sum(1), (abs(scores - own[:, None]) <= 1e-5).sum(1)
     gains = [
         sum(1 / math.log2(rank + 2) for rank in range(first, min(first + ties, 10))) / ties
@@ -445,11 +456,13 @@ def ndcg_by_hand(place, checkpoint, exclude_history):
     return np.mean(gains), -own[new].mean() / 4
 
 
-def test_the_best_weights_by_ndcg_of_new_items(place, data):
+@pytest.mark.parametrize("predicted", ["codes", "items"])
+def test_the_best_weights_by_ndcg_of_new_items(place, data, predicted):
     """Items of the history are no candidates, and a last item that is one is no target; two processes agree."""
     shutil.copytree(place / "../ev", place / "last")
     (place / "last/dataset.json").write_text('{"targets": "last"}')
     flags = MODEL + "--batch_size 8 --eval_path last --eval_every 20 --max_steps 40 --dropout 0 --exclude_history "
+    flags += f"--predict {predicted} "
     assert "Give --best_by ndcg, too" in runs.finish(place, flags, expect=2)
     runs.finish(place, flags + "--best_by ndcg")
     best = json.loads((place / "ckpt/layer_1_best.json").read_text())
@@ -663,6 +676,24 @@ def test_one_table_for_embedding_and_head(data, place, undisturbed):
     assert torch.equal(weights["gpt2model.wte.weight"], weights["pred_head.weight"])
 
 
+def test_predicting_items_goes_on_bit_by_bit_and_by_two(data, place, undisturbed):
+    """Checkpoints have no head for codes; eval.py and other flags say why they do not take them."""
+    common = MODEL + "--epoch 1 --predict items --dropout 0 "
+    last = whole_in_parts_and_by_two(place, common, by_two="--max_steps 20")
+    assert losses(place / "two") == pytest.approx(losses(place / "whole"), rel=1e-5)
+    weights = runs.weights(place / "whole" / last)
+    assert runs.weights(undisturbed / "ckpt/layer_1_epoch_1.pt").keys() - weights.keys() == {"pred_head.weight"}
+    for flags, said in (
+        ("--known_codes", "--predict items has no head for codes"),
+        ("--tie_embeddings", "--predict items has no head for codes"),
+        ("--eval_every 3 --eval_path ../ev", "Give --best_by ndcg, too"),
+        (f"--predict codes --init_from whole/{last}", "--predict codes contradicts"),
+    ):
+        assert said in runs.finish(place, f"{common} --batch_size 8 {flags}", expect=2)
+    runs.finish(place, MODEL + f"--batch_size 8 --max_steps 3 --ckpt_dir more --init_from whole/{last}")
+    assert "pred_head.weight" not in runs.weights(place / "more/layer_1_epoch_0_step_3.pt")
+
+
 def test_another_number_of_processes_goes_on(place):
     """Two processes, told to stop as a cluster does; then one, then two again: the losses of one run."""
     flags = MODEL + "--epoch 2 --dropout 0 --save_every 1 --schedule cosine --warmup 0.1 "
@@ -685,7 +716,7 @@ def test_another_number_of_processes_goes_on(place):
     assert processes == [2, 1, 2]
 
 
-@pytest.mark.parametrize("tables", ["", "--tie_embeddings"])
+@pytest.mark.parametrize("tables", ["", "--tie_embeddings", "--predict items"])
 def test_a_sharded_model_saves_and_resumes_whole(data, place, tables):
     """What --fsdp does: the same weights as one process has, from checkpoints that anything else reads."""
     flags = MODEL + f"{tables} " + "--epoch 1 --dropout 0 --batch_size {} --max_grad_norm 0.5 --save_every 3"

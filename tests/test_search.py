@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from utils import search
+from utils.data import Sequences
 from utils.errors import InputError
 from utils.fsq import VOCABULARY
-from utils.search import beam_search, exact_search, rank_found, rank_targets
+from utils.search import ItemSearch, beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
 
 # Few different codes, so that prefixes are shared, items collide, and scores tie.
@@ -326,3 +327,34 @@ def test_trie_refuses_lists_for_masks_and_codes_of_no_item():
         trie.next_codes(torch.tensor([1, 2, 3, 4]))
     with pytest.raises(ValueError, match="a prefix has at most 4 codes"):
         trie.has_prefix(torch.zeros(2, 5, dtype=torch.int64))
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(0, 2**32 - 1), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_search_by_products_is_brute_force(items, k, seed, leaves_out):
+    """Lists and ranks by small whole numbers, which tie and have no rounding; more users than are scored at once."""
+    rng = np.random.default_rng(seed)
+    ids = np.sort(rng.permutation(3 * items)[:items])
+    vectors, queries = rng.integers(-2, 3, (items, 3)), rng.integers(-2, 3, (70, 3))
+    targets = rng.integers(0, 3 * items, 70)
+    out = [rng.permutation(ids)[: rng.integers(0, items + 1)].tolist() if leaves_out else [] for _ in range(70)]
+    found = ItemSearch(torch.from_numpy(vectors).float(), torch.from_numpy(ids), k)
+    top, ranks = found.find(
+        torch.from_numpy(queries).float(), torch.from_numpy(targets), Sequences.of(*out) if leaves_out else None
+    )
+    for user, query in enumerate(queries):
+        scores = {item: query @ vector for item, vector in zip(ids.tolist(), vectors, strict=True)}
+        scores = {item: score for item, score in scores.items() if item not in out[user]}
+        expected = sorted(scores, key=lambda item: (-scores[item], item))[:k]
+        assert top.items[user].tolist() == expected + [-1] * (k - len(expected))
+        own = scores.get(int(targets[user]))
+        tied = 0 if own is None else sum(score == own for score in scores.values())
+        assert ranks.tied[user] == tied
+        if tied:
+            assert ranks.above[user] == sum(score > own for score in scores.values())
+
+
+def test_search_by_products_refuses_what_is_no_number():
+    found = ItemSearch(torch.ones(4, 2), torch.arange(4), 2)
+    with pytest.raises(ValueError, match="queries must be finite"):
+        found.find(torch.tensor([[1.0, float("nan")]]), torch.tensor([1]))

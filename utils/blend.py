@@ -5,7 +5,7 @@ score(user, item) = sum over features of weight * feature / scale. Every feature
     dense    cosine of whitened texts to a query of the user: all queries add up to one, so that they cost one product
     item     the same for all users: log popularity
     sparse   zero for nearly all items: what the log says of the items of the history, and the history itself
-    given    an array from elsewhere: RecGPT's log-probability of the item's four codes
+    given    an array from elsewhere: RecGPT's log-probability of the item's four codes, or its score of the item
 
 The weights are fitted to the last items of histories by maximum likelihood: softmax regression over all candidates.
 Letters of the shapes as in utils/data.py: B users, N items, M candidates, E embedding width, K codes, V vocabulary.
@@ -25,7 +25,16 @@ from torch import Tensor
 from utils.data import Sequences
 from utils.errors import InputError
 from utils.scores import DECAY, REACH, LogStatistics, Statistics, history_weights, item_rows, places, repeats
-from utils.search import FIRST_ITEMS, SCAN_USERS, TopK, best_of_blocks, block_bounds, code_table, slot_rows
+from utils.search import (
+    FIRST_ITEMS,
+    SCAN_USERS,
+    TopK,
+    best_of_blocks,
+    best_scored,
+    block_bounds,
+    code_table,
+    slot_rows,
+)
 from utils.util import check_count
 from utils.whitening import unit_rows
 
@@ -163,7 +172,8 @@ class Blender:
         Args:
             histories: what the users had, in time order.
             k: length of the lists.
-            log_probs: (B, K, V) float32 of RecGPT, on the CPU; not read by a blend without it.
+            log_probs: of RecGPT's codes, (B, K, V) float32, or, where it predicts items, scores of the candidates,
+                (B, M); on the CPU, and not read by a blend without it.
         """
         check_count(k, "k")
         parts = []
@@ -171,22 +181,13 @@ class Blender:
             users = slice(start, min(start + SCAN_USERS, len(histories)))
             blocks = self.blocks(histories, users, log_probs, max(FIRST_ITEMS, k))
             parts.append(best_of_blocks(blocks, self.items, users.stop - start, k))
-        return self._listed(TopK(*(torch.cat(column) for column in zip(*parts, strict=True))))
+        top = TopK(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return TopK(top.items.masked_fill(top.scores == -torch.inf, -1), top.scores)
 
     def scores_and_top(self, histories: Sequences, k: int, log_probs: Tensor | None = None) -> tuple[Tensor, TopK]:
         """As `scores`, and the lists of `search`, at once."""
         scores = self.scores(histories, log_probs)
-        blocks = F.pad(scores, (0, 0, 0, -len(scores) % 8)).T.clone(memory_format=torch.contiguous_format)
-        return scores, self._listed(best_of_blocks(iter([blocks]), self.items, len(scores), k))
-
-    def places(self, items: Tensor) -> Tensor:
-        """Where items (n,) int64 stand among the candidates; -1 for one that is none."""
-        place = torch.searchsorted(self.items, items).clamp(max=len(self.items) - 1)
-        return place.where(self.items[place] == items, -1)
-
-    @staticmethod
-    def _listed(top: TopK) -> TopK:
-        return TopK(top.items.masked_fill(top.scores == -torch.inf, -1), top.scores)
+        return scores, best_scored(scores, self.items, k)
 
     def scores(self, histories: Sequences, log_probs: Tensor | None = None) -> Tensor:
         """The scores of all candidates for B users, (B, M) float32; -inf for an item that is not recommended."""
@@ -212,9 +213,11 @@ class Blender:
         queries = self.domain.queries(part)
         query = sum(self.blend.factor(name) * rows for name, rows in queries.items())  # (B, E)
         query = F.pad(torch.from_numpy(query), (0, 0, 0, -len(part) % 8)).float().T  # (E, B)
-        table = None
-        if self.blend.factor(NETWORK):
+        table = given = None
+        if self.blend.factor(NETWORK) and log_probs.ndim == 3:
             table = code_table(self.blend.factor(NETWORK) * log_probs[users])
+        elif self.blend.factor(NETWORK):
+            given = F.pad(self.blend.factor(NETWORK) * log_probs[users], (0, 0, 0, -len(part) % 8)).T  # (M, B)
         by_item = self.corrections(part).tocsc()  # (B, M)
         row, user = torch.from_numpy(np.repeat(np.arange(len(self.items)), np.diff(by_item.indptr))), by_item.indices
         user, value = torch.from_numpy(user.astype(np.int64)), torch.from_numpy(by_item.data)
@@ -222,6 +225,8 @@ class Blender:
             block = torch.addmm(self.constant[start:end], self.rows[start:end], query)
             if table is not None:
                 block += F.embedding_bag(self.codes[start:end], table, mode="sum")
+            if given is not None:
+                block += given[start:end]
             entries = slice(*by_item.indptr[[start, end]].tolist())
             block[row[entries] - start, user[entries]] += value[entries]  # no pair is there twice
             yield block
@@ -292,7 +297,7 @@ def prepare(
         targets: (B,) int64. Those that are no candidates are left out.
         candidates: (M,) int64 ids of the items that may be recommended.
         exclude_history: items of the history are no candidates.
-        network: (B, N) float32, RecGPT's log-probabilities of all items.
+        network: (B, N) float32, RecGPT's log-probabilities, or scores, of all items.
     """
     barred = np.setdiff1d(np.arange(len(domain.rows)), candidates)
     usable = ~np.isin(targets, barred)
@@ -385,7 +390,7 @@ def fit_to_log(
         rows: (N, E) float32, embeddings as `whiten` leaves them.
         candidates: (M,) int64 ids of the items that may be recommended.
         exclude_history: items of the history are no candidates.
-        network: RecGPT's log-probabilities, (B, N) float32, of all items after B histories.
+        network: RecGPT's log-probabilities, or scores, (B, N) float32, of all items after B histories.
         users: that are drawn, at most; fewer for large catalogs, which bounds memory and time.
 
     Returns:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
 
+PREDICTED = CODES, ITEMS = ("codes", "items")  # what a model predicts: the four codes of the next item, or the item
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
 TENSOR_MEMORY = 4  # times its size may a file take: it is read into memory, and a tensor may have two names
 # Buffers that older transformers versions wrote beside the weights; they hold masks, which are computed here.
@@ -58,7 +59,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
     kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
     weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
-    weights._metadata = {"": {"heads": noted_heads(state)}}
+    weights._metadata = {"": {"heads": noted_heads(state), "predicts": noted_predicts(state)}}
     return weights
 
 
@@ -196,11 +197,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
 
-    The JSON gets the fingerprint of the weights. The number of attention heads, which shapes do not show, is also
-    written with the weights, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
+    The JSON gets the fingerprint of the weights. The number of attention heads and what the model predicts, which
+    shapes do not show, are also written with the weights, in the `_metadata` of the state dict, which torch saves and
+    other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = {"": {"heads": metadata.get("config", {}).get("heads")}}
+    weights._metadata = {"": {name: metadata.get("config", {}).get(name) for name in ("heads", "predicts")}}
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
@@ -209,10 +211,20 @@ def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, A
 
 def noted_heads(state: dict[str, Tensor]) -> int | None:
     """Read the number of attention heads that `save_state` wrote with the weights; None in weights of others."""
+    heads = _noted(state, "heads")
+    return heads if type(heads) is int and 0 < heads < 2**31 else None
+
+
+def noted_predicts(state: dict[str, Tensor]) -> str | None:
+    """Read what `save_state` wrote that the model predicts; None in weights of others and in older ones."""
+    predicts = _noted(state, "predicts")
+    return predicts if type(predicts) is str and predicts in PREDICTED else None
+
+
+def _noted(state: dict[str, Tensor], name: str) -> Any:
     metadata = getattr(state, "_metadata", None)
     own = dict.get(metadata, "") if isinstance(metadata, dict) else None
-    heads = dict.get(own, "heads") if isinstance(own, dict) else None
-    return heads if type(heads) is int and 0 < heads < 2**31 else None
+    return dict.get(own, name) if isinstance(own, dict) else None
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:

@@ -154,10 +154,12 @@ class SeqBatch(NamedTuple):
     groups: Groups
     targets: Tensor | None = None  # (S, K) int64, in training: the codes of each slot's next item, or IGNORED
     last_only: bool = False  # whether the targets are those of the last slots only, (B, K)
+    target_items: Tensor | None = None  # (S,) int64, or (B,) with last_only: the ids of the targets, or IGNORED
 
     def without_targets(self) -> "SeqBatch":
         """The same batch with a loss of 0, for a process that has no batch left but must run along with the others."""
-        return self._replace(targets=torch.full_like(self.targets, IGNORED))
+        nothing = {name: torch.full_like(getattr(self, name), IGNORED) for name in ("targets", "target_items")}
+        return self._replace(**nothing)
 
     def to(self, device: torch.device) -> "SeqBatch":
         """The same batch on another device."""
@@ -169,8 +171,8 @@ class SeqBatch(NamedTuple):
 
     def _on(self, move: Callable[[Tensor], Tensor]) -> "SeqBatch":
         groups = Groups(move(self.groups.padded), move(self.groups.unpadded), self.groups.shapes)
-        targets = None if self.targets is None else move(self.targets)
-        return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets, self.last_only)
+        targets, items = (None if side is None else move(side) for side in (self.targets, self.target_items))
+        return SeqBatch(*(move(tensor) for tensor in self[:4]), groups, targets, self.last_only, items)
 
 
 def make_batch(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:
@@ -211,7 +213,9 @@ def training_batch(sequences: Sequences, catalog: Catalog, last_only: bool = Fal
     read = Sequences(None, sequences.items[slots], cumulate(lengths[rows]))
     batch = batch_of_sorted(read, catalog)
     predicted_at = slots[batch.last.numpy()] if last_only else slots
-    return batch._replace(targets=catalog.codes_of(sequences.items[predicted_at + 1]), last_only=last_only)
+    items = sequences.items[predicted_at + 1]
+    ids = torch.from_numpy(items.astype(np.int64))
+    return batch._replace(targets=catalog.codes_of(items), last_only=last_only, target_items=ids)
 
 
 def batch_of_sorted(sequences: Sequences, catalog: Catalog, left_padded: bool = False) -> SeqBatch:

@@ -45,6 +45,9 @@ class Interactions(NamedTuple):
     tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
     encoder: str | None = None  # name of the encoder that made the embeddings, where it is known
     last_only: bool = False  # whether the last item of each history is its only target
+    ids: np.ndarray | None = (
+        None  # (N,) int64, ids that the file has for the items, where the catalog numbers them anew
+    )
 
     @property
     def origin(self) -> "Origin":
@@ -323,7 +326,7 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
     catalog = Catalog(codes, embeddings, rows, str(matrix_path))
     sequences = Sequences(sequences.users, items, sequences.offsets)
-    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path), has_last_targets(folder))
+    return Interactions(sequences, catalog, *made_by(codes_path, matrix_path), has_last_targets(folder), ids)
 
 
 def has_last_targets(folder: str | Path) -> bool:

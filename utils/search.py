@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.data import Sequences
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
-from utils.metrics import Ranks
+from utils.metrics import Ranks, score_ranks
 from utils.Trie import Trie
 from utils.util import check_count
 
@@ -172,6 +172,69 @@ def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     listed = sharing.minimum(top.items.shape[1] - rank)
     tied = (top.scores == scores).sum(1) - listed + sharing
     return Ranks((top.scores > scores).sum(1), tied * found.any(1))
+
+
+def best_scored(scores: Tensor, items: Tensor, k: int) -> TopK:
+    """The k best candidates by scores (B, M) float32, whose ids are `items` (M,) int64; ties by ascending id.
+
+    Ids are ascending, and an item with a score of -inf is not recommended.
+    """
+    blocks = F.pad(scores, (0, 0, 0, -len(scores) % 8)).T.clone(memory_format=torch.contiguous_format)
+    top = best_of_blocks(iter([blocks]), items, len(scores), k)
+    return TopK(top.items.masked_fill(top.scores == -torch.inf, -1), top.scores)
+
+
+class ItemSearch:
+    """Exact search and ranks for a model that predicts items, whose scores are products of vectors."""
+
+    def __init__(self, vectors: Tensor, items: Tensor, k: int, row: Tensor | None = None):
+        """Lists of k items among M candidates.
+
+        Args:
+            vectors: (n, D) float32.
+            items: (M,) int64 ids of the candidates, ascending.
+            k: length of the lists.
+            row: (M,) int64, of `vectors` for each candidate, so that equal ones have equal scores; None: one for each.
+        """
+        check_count(k, "k")
+        self.vectors, self.items, self.k, self.row = vectors, items, k, row
+
+    def scores(self, queries: Tensor) -> Tensor:
+        """Scores of all candidates (B, M) float32, from queries (B, D)."""
+        scores = queries @ self.vectors.T
+        return scores if self.row is None else scores[:, self.row]
+
+    def find(self, queries: Tensor, targets: Tensor, left_out: Sequences | None = None) -> tuple[TopK, Ranks]:
+        """Lists and ranks of B users, on the device of the vectors.
+
+        Args:
+            queries: (B, D) float32.
+            targets: (B,) int64 ids; one that is no candidate is not recommended.
+            left_out: the candidates that are none for a user, once each; None leaves out nothing.
+
+        Raises:
+            ValueError: a query is not finite.
+        """
+        if not torch.isfinite(queries).all():
+            raise ValueError("queries must be finite, found NaN or infinity: the model's weights or inputs are damaged")
+        lists, ranks = [], []
+        for start in range(0, len(queries), SCAN_USERS):  # which bounds memory
+            users = np.arange(start, min(start + SCAN_USERS, len(queries)))
+            scores = self.scores(queries[start : start + SCAN_USERS])
+            if left_out is not None:
+                part = left_out.select(users)
+                user = torch.from_numpy(np.repeat(np.arange(len(part)), part.lengths)).to(scores.device)
+                ids = torch.from_numpy(part.items.astype(np.int64)).to(scores.device)
+                scores[user, places_of(ids, self.items)] = -torch.inf
+            lists.append(best_scored(scores, self.items, self.k))
+            ranks.append(score_ranks(scores, places_of(targets[start : start + SCAN_USERS], self.items)))
+        return TopK(*map(torch.cat, zip(*lists, strict=True))), Ranks(*map(torch.cat, zip(*ranks, strict=True)))
+
+
+def places_of(ids: Tensor, items: Tensor) -> Tensor:
+    """Where ids (n,) int64 stand among the candidates `items` (M,), ascending; -1 for one that is none."""
+    place = torch.searchsorted(items, ids).clamp(max=len(items) - 1)
+    return place.where(items[place] == ids, -1)
 
 
 def search_and_rank(

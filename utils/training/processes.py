@@ -36,7 +36,7 @@ def start_accelerator(settings: Settings) -> Accelerator:
             cpu=settings.device == "cpu",
             mixed_precision=settings.mixed_precision,
             fsdp_plugin=fsdp_plugin() if settings.fsdp else None,
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False)],
             log_with=settings.log_with,
             project_dir=Path(settings.log_file).parent,
         )

@@ -6,11 +6,12 @@ The defaults are the published ones.
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from utils.checkpoint import CODES, PREDICTED
 from utils.cli import SWITCH, fraction, non_negative_float, positive_float, positive_int, seed, setting
 
 LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
-FIXED = ("tf_layer", "width", "heads", "tie_embeddings", "seed")  # what a resumed run cannot change
+FIXED = ("tf_layer", "width", "heads", "predict", "tie_embeddings", "seed")  # what a resumed run cannot change
 BEST_BY = LOSS, NDCG = ("loss", "ndcg")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Not taken from the checkpoint by --resume, and by --refit_of.
@@ -43,6 +44,9 @@ class ModelSettings:
     tf_layer: int = setting(3, "transformer layers", type=positive_int)
     width: int = setting(768, "hidden width", type=positive_int)
     heads: int | None = setting(None, "attention heads; by default one per 64 of width", type=positive_int)
+    predict: str = setting(
+        CODES, "what is predicted; items: those of the data's one catalog, for a log of your own", choices=PREDICTED
+    )
     tie_embeddings: bool = setting(False, "one table for the embedding of codes and the head", **SWITCH)
     dropout: float = setting(0.1, "of embeddings, attention weights and block outputs", type=fraction)
 
