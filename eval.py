@@ -77,7 +77,6 @@ def main() -> None:
     device = pick_device(args)
 
     losses: dict[Path, EvalLoss] = {}
-    partly_trained = []
     for path in checkpoints:
         model, metadata = load_model(path, device, args.tf_layer)
         if model.config.predicts == ITEMS:
@@ -89,8 +88,6 @@ def main() -> None:
         check_fit(Origin(path, model.config.embedding_width, *known), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
-        settings = metadata.get("training")
-        partly_trained += [path] if isinstance(settings, dict) and settings.get("known_codes") else []
 
     by = "published" if args.protocol == "released" else "loss"
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
@@ -102,8 +99,6 @@ def main() -> None:
     shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path][:2]] for path in ranked}
     rows = ([str(number), *shown[path], str(path)] for number, path in enumerate(ranked, start=1))
     print_table(["rank", "loss", "mean of batch means (published)", "checkpoint"], rows)
-    for path in partly_trained:
-        print(f"{path} was trained with --known_codes: its loss counts codes that it has not learned, and says little")
     if not math.isfinite(getattr(losses[ranked[0]], by)):
         raise InputError("no checkpoint has a finite loss: training has diverged. Lower its --lr and train again.")
     print(f"best: {ranked[0]}")

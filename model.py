@@ -138,8 +138,7 @@ class RecGPT(nn.Module):
     def __init__(self, config: RecGPTConfig, gradient_checkpointing: bool = False):
         super().__init__()
         self.config = config
-        self.known_codes: KnownCodes | None = None  # what the loss of training is normalised over; None: all codes
-        self.items: Items | None = None  # where items are predicted, the same: the candidates of the loss
+        self.items: Items | None = None  # where items are predicted: the candidates of the loss
         self.gpt2model = GPT2ItemModel(config.gpt2())
         if gradient_checkpointing:
             self.gpt2model.gradient_checkpointing_enable()
@@ -206,8 +205,7 @@ class RecGPT(nn.Module):
             queries = hidden.unflatten(0, (-1, CODES_PER_ITEM)).mean(1)  # (S, D) or (B, D)
             total = summed_cross_entropy(queries, self.item_vectors(self.items), batch.target_items)
         else:
-            loss = self.known_codes if self.known_codes is not None and self.training else summed_cross_entropy
-            total = loss(hidden, self.pred_head.weight, targets)
+            total = summed_cross_entropy(hidden, self.pred_head.weight, targets)
         return LossOutput(total, (targets != IGNORED).sum())
 
     def item_vectors(self, items: Items) -> Tensor:
@@ -229,8 +227,6 @@ class RecGPT(nn.Module):
             unused += self.gpt2model.wte.weight.numel() - self.config.width * len(self.items) / CODES_PER_ITEM
         elif self.gpt2model.wte.weight is not self.pred_head.weight:
             unused += self.gpt2model.wte.weight.numel()
-        if self.known_codes is not None:
-            unused += self.config.width * (VOCABULARY - len(self.known_codes) / CODES_PER_ITEM)
         return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - unused)
 
     def next_item(self, batch: SeqBatch) -> Tensor:
@@ -267,38 +263,6 @@ class RecGPT(nn.Module):
         """ValueError while dropout is on: predictions would be random."""
         if self.training and self.config.dropout:
             raise ValueError("dropout is on, and predictions would be random: call model.eval() first")
-
-
-class KnownCodes(nn.Module):
-    """The codes that the items of a catalog have in each of the K places, and none else: classes of a smaller softmax.
-
-    A catalog of 3,000 items has at most so many codes in each place, of 15,360. The log-probabilities of its items
-    differ from those over all codes by one number for each user and place, so that no order of items changes.
-    """
-
-    def __init__(self, codes: Tensor):
-        """Of the codes (N, K) int64 of a catalog."""
-        super().__init__()
-        known = [codes[:, place].unique() for place in range(CODES_PER_ITEM)]  # (n,) int64 each
-        rows = torch.full((CODES_PER_ITEM, VOCABULARY), VOCABULARY)  # of each code in its place; beyond it if nowhere
-        for row, found in zip(rows, known, strict=True):
-            row[found] = torch.arange(len(found))
-        self.sizes = [len(found) for found in known]
-        self.register_buffer("known", torch.cat(known), persistent=False)
-        self.register_buffer("rows", rows, persistent=False)
-
-    def __len__(self) -> int:
-        """How many classes there are in all K places."""
-        return sum(self.sizes)
-
-    def forward(self, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the cross-entropies, () float, of hidden states (T, D), head (V, D) and targets (T,) int64."""
-        total = hidden.new_zeros(())
-        for place, known in enumerate(self.known.split(self.sizes)):
-            wanted = targets[place::CODES_PER_ITEM]
-            row = self.rows[place][wanted.clamp(min=0)].where(wanted != IGNORED, IGNORED)
-            total = total + summed_cross_entropy(hidden[place::CODES_PER_ITEM], F.embedding(known, weight), row)
-        return total
 
 
 def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:

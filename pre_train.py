@@ -39,8 +39,8 @@ from torch.optim import Optimizer
 
 from decoder import check_width
 from eval import EvalLoss, evaluate, evaluate_ranking
-from model import Items, KnownCodes, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
-from utils.checkpoint import ITEMS, fill_module, load_state, read_metadata
+from model import Items, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
+from utils.checkpoint import CODES, ITEMS, fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import (
@@ -407,6 +407,8 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
 def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     """Read the weights of --init_from; returns the settings with their sizes, and the weights.
 
+    With --predict items those of a model that predicts codes are taken, too, without its head.
+
     Raises:
         InputError: not the weights of a RecGPT model, in --ckpt_dir, or a size that is typed contradicts them.
     """
@@ -417,6 +419,9 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     if config.window != WINDOW:
         raise InputError(f"{path} has a window of {config.window} items; training is for {WINDOW}. Give other weights.")
     sizes = {"tf_layer": config.layers, "width": config.width, "heads": config.heads}
+    if (config.predicts, settings.predict) == (CODES, ITEMS):
+        config = replace(config, predicts=ITEMS)
+        state.pop("pred_head.weight", None)
     sizes |= {"predict": config.predicts, "tie_embeddings": has_tied_embeddings(state)}
     parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
@@ -461,15 +466,8 @@ def check_settings(settings: Settings) -> None:
 
 def check_predicted(settings: Settings) -> None:
     """InputError if what is predicted, and among what, does not fit how the best weights are chosen."""
-    if settings.known_codes and settings.eval_every and settings.best_by != NDCG:
-        raise InputError(
-            "--known_codes leaves the other codes untrained, and the loss on held-out histories counts them. Give "
-            "--best_by ndcg, too."
-        )
-    if settings.predict == ITEMS and (settings.tie_embeddings or settings.known_codes):
-        raise InputError(
-            "--predict items has no head for codes, which --tie_embeddings and --known_codes are about. Leave them out."
-        )
+    if settings.predict == ITEMS and settings.tie_embeddings:
+        raise InputError("--predict items has no table of its own in the head to tie. Leave --tie_embeddings out.")
     if settings.predict == ITEMS and settings.eval_every and settings.best_by != NDCG:
         raise InputError("--predict items scores the items of one catalog only. Give --best_by ndcg, too.")
     if settings.exclude_history and settings.best_by != NDCG:
@@ -510,8 +508,6 @@ def build(settings: Settings, data: Interactions, initial: Initial | None = None
         model.items = Items(data.catalog)
     if settings.tie_embeddings:
         model.tie_embeddings()
-    if settings.known_codes:
-        model.known_codes = KnownCodes(torch.from_numpy(np.asarray(data.catalog.codes, dtype=np.int64)))
     if settings.compile:
         compile_blocks(model)
     optimizer = torch.optim.AdamW(model.parameters(), settings.lr, weight_decay=settings.weight_decay, fused=True)

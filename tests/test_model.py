@@ -14,7 +14,7 @@ from torch.backends.cuda import cudnn_sdp_enabled
 from transformers import DynamicCache, GPT2Model
 
 import modeling_gpt2_rec
-from model import Items, KnownCodes, RecGPT, RecGPTConfig, load_model
+from model import Items, RecGPT, RecGPTConfig, load_model
 from utils.checkpoint import find_checkpoints, save_state
 from utils.data import (
     GROUP_PADDING,
@@ -27,7 +27,6 @@ from utils.data import (
     training_batch,
 )
 from utils.errors import InputError
-from utils.fsq import VOCABULARY
 from utils.past_key_values import append_item, split_cache
 
 CPU = torch.device("cpu")
@@ -196,30 +195,6 @@ def test_loss_and_gradient_are_the_plain_ones(model, catalog, sequences, monkeyp
     assert output.targets == len(torch.cat(targets)) == 4 * sum(sequences.lengths - 1)
     torch.testing.assert_close(output.mean, plain, rtol=1e-6, atol=0)
     assert_same_gradients(model, output.mean, plain)
-
-
-def test_a_loss_over_the_codes_that_items_have(catalog, sequences):
-    """The plain cross-entropy of logits in which all other codes are left out, in training; orders stay as they are."""
-    torch.manual_seed(4)
-    model = RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=32, dropout=0.0)).train()
-    batch, all_codes, flops = training_batch(sequences, catalog), model.state_dict().keys(), model.flops_per_token()
-    plain = model(batch)
-    codes = torch.from_numpy(catalog.codes.astype(np.int64))
-    model.known_codes = KnownCodes(codes)
-    assert len(model.known_codes) == sum(len(codes[:, place].unique()) for place in range(4)) < 4 * ITEMS + 1
-    assert model.state_dict().keys() == all_codes and model.flops_per_token() < flops
-    logits = model.logits(model.hidden(batch)).unflatten(0, (-1, 4))
-    unknown = torch.ones(4, VOCABULARY, dtype=torch.bool)
-    unknown[torch.arange(4), codes] = False
-    expected = F.cross_entropy(logits.masked_fill(unknown, -torch.inf).flatten(0, 1), batch.targets.flatten())
-    found = model(batch)
-    assert found.targets == plain.targets
-    torch.testing.assert_close(found.mean, expected, rtol=1e-6, atol=0)
-    assert_same_gradients(model, found.mean, expected)
-    nothing = model(batch.without_targets())
-    assert nothing.total == 0 and nothing.targets == 0
-    with torch.no_grad():
-        torch.testing.assert_close(model.eval()(batch).total, plain.total)
 
 
 def test_one_table_for_embedding_and_head(catalog, sequences):

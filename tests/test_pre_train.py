@@ -646,19 +646,6 @@ def whole_in_parts_and_by_two(place, common, by_two):
     return last
 
 
-def test_known_codes_go_on_bit_by_bit_and_by_two(data, place, monkeypatch, capsys):
-    """A process with nothing left to read keeps up with the other; a loss that counts the other codes is refused."""
-    common = MODEL + "--epoch 1 --known_codes --dropout 0 "
-    whole_in_parts_and_by_two(place, common, by_two="")
-    found, expected = losses(place / "two"), losses(place / "whole")
-    assert max(found) == math.ceil(HISTORIES / 8)
-    shared = found.keys() & expected.keys()
-    assert shared and {step: found[step] for step in shared} == pytest.approx(
-        {step: expected[step] for step in shared}, rel=1e-5
-    )
-    refused(place, place, monkeypatch, capsys, RUN + "--known_codes", "Give --best_by ndcg")
-
-
 def test_one_table_for_embedding_and_head(data, place, undisturbed):
     """It is saved under both names, goes on bit by bit and by two, and is kept by what starts from it."""
     common = MODEL + "--epoch 1 --tie_embeddings --dropout 0 --eval_every 7 --eval_path ../ev "
@@ -677,21 +664,27 @@ def test_one_table_for_embedding_and_head(data, place, undisturbed):
 
 
 def test_predicting_items_goes_on_bit_by_bit_and_by_two(data, place, undisturbed):
-    """Checkpoints have no head for codes; eval.py and other flags say why they do not take them."""
+    """A process with nothing left to read keeps up with the other; checkpoints have no head for codes."""
     common = MODEL + "--epoch 1 --predict items --dropout 0 "
-    last = whole_in_parts_and_by_two(place, common, by_two="--max_steps 20")
-    assert losses(place / "two") == pytest.approx(losses(place / "whole"), rel=1e-5)
+    last = whole_in_parts_and_by_two(place, common, by_two="")
+    found, expected = losses(place / "two"), losses(place / "whole")
+    assert max(found) == math.ceil(HISTORIES / 8)
+    shared = found.keys() & expected.keys()
+    assert shared and {step: found[step] for step in shared} == pytest.approx(
+        {step: expected[step] for step in shared}, rel=1e-5
+    )
     weights = runs.weights(place / "whole" / last)
     assert runs.weights(undisturbed / "ckpt/layer_1_epoch_1.pt").keys() - weights.keys() == {"pred_head.weight"}
     for flags, said in (
-        ("--known_codes", "--predict items has no head for codes"),
-        ("--tie_embeddings", "--predict items has no head for codes"),
+        ("--tie_embeddings", "--predict items has no table of its own"),
         ("--eval_every 3 --eval_path ../ev", "Give --best_by ndcg, too"),
         (f"--predict codes --init_from whole/{last}", "--predict codes contradicts"),
     ):
         assert said in runs.finish(place, f"{common} --batch_size 8 {flags}", expect=2)
-    runs.finish(place, MODEL + f"--batch_size 8 --max_steps 3 --ckpt_dir more --init_from whole/{last}")
-    assert "pred_head.weight" not in runs.weights(place / "more/layer_1_epoch_0_step_3.pt")
+    start = MODEL + "--batch_size 8 --max_steps 3 --ckpt_dir more --init_from "
+    for flags in (f"whole/{last}", f"{undisturbed}/ckpt/layer_1_epoch_1.pt --predict items"):  # of codes, too
+        runs.finish(place, start + flags)
+        assert "pred_head.weight" not in runs.weights(place / "more/layer_1_epoch_0_step_3.pt")
 
 
 def test_another_number_of_processes_goes_on(place):

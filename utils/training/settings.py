@@ -63,9 +63,6 @@ class OptimisationSettings:
     gradient_accumulation_steps: int = setting(1, "forward passes per step; as exact as one", type=positive_int)
     gradient_checkpointing: bool = setting(False, "compute each block twice to hold less of it in memory", **SWITCH)
     fsdp: bool = setting(False, "shard weights and moments over the GPUs", **SWITCH)
-    known_codes: bool = setting(
-        False, "train with softmaxes over the codes that items of the data have; needs --best_by ndcg", **SWITCH
-    )
     mixed_precision: str = setting("no", "bf16: matrix products in it", choices=("no", "bf16"))
     compile: bool = setting(False, "torch.compile the transformer blocks", **SWITCH)
     device: str | None = setting(None, "by default whatever accelerate finds", choices=("cpu", "cuda"))
