@@ -58,7 +58,7 @@ from utils.datasets import (
 from utils.errors import InputError, reason
 from utils.files import check_writable, content
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
-from utils.packed import data_fingerprint, is_current, open_packed, pack
+from utils.packed import data_fingerprint, entropy, is_current, item_counts, open_packed, pack
 from utils.scores import repeats
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
@@ -121,8 +121,7 @@ def main() -> None:
     accelerator.print(
         f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
         f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); "
-        f"{at_most}{steps} steps, {progress.step} of them taken; guessing from code frequencies has a loss of "
-        f"{header['guessing_loss']:.3f} nats"
+        f"{at_most}{steps} steps, {progress.step} of them taken; guessing from {guessing(settings, data, header)} nats"
     )
     log_file = Path(settings.log_file) if accelerator.is_main_process else None
     with TimeLogger(steps, progress.step, log_file, flops=flops, track=tracker(settings, accelerator)) as logger:
@@ -138,6 +137,14 @@ def main() -> None:
         accelerator.print(found.format(settings.eval_path, **checkpoints.best) + f"\nbest: {best}")
     if outcome.ended_by == CTRL_C and outcome.progress.step < steps:
         sys.exit(INTERRUPTED)
+
+
+def guessing(settings: Settings, data: Interactions, header: dict[str, Any]) -> str:
+    """Of what frequencies a guess is that needs no model, and its loss in nats per target token."""
+    if settings.predict == ITEMS:
+        of_items = entropy(item_counts(data.sequences, data.catalog))
+        return f"item frequencies has a loss of {of_items / CODES_PER_ITEM:.3f}"
+    return f"code frequencies has a loss of {header['guessing_loss']:.3f}"
 
 
 def report(settings: Settings, outcome: Outcome, steps: int) -> str:

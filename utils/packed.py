@@ -165,12 +165,19 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
 
 def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:
     """Loss in nats of guessing each of the four codes by its frequency among the interactions: the codes' entropy."""
-    counts = np.zeros(len(catalog), dtype=np.int64)  # (N,)
+    counts = item_counts(sequences, catalog)
+    return float(np.mean([entropy(np.bincount(codes, weights=counts)) for codes in catalog.codes.T]))
+
+
+def item_counts(sequences: Sequences, catalog: Catalog) -> np.ndarray:
+    """How often each item occurs, (N,) int64."""
+    counts = np.zeros(len(catalog), dtype=np.int64)
     for start in range(0, len(sequences.items), COUNTED):
         counts += np.bincount(sequences.items[start : start + COUNTED], minlength=len(catalog))
-    entropies = []
-    for codes in catalog.codes.T:
-        frequency = np.bincount(codes, weights=counts)
-        frequency = frequency[frequency > 0] / frequency.sum()
-        entropies.append(-(frequency * np.log(frequency)).sum())
-    return float(np.mean(entropies))
+    return counts
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Entropy in nats of a distribution, given as counts (n,)."""
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
