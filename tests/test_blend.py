@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import predict
-from ae_trainer import AutoEncoder
+from ae_trainer import AutoEncoder, load_tokenizer
 from benchmarks import default_blend
 from benchmarks.blend import brute_force
-from model import RecGPT, RecGPTConfig
+from model import Items, RecGPT, RecGPTConfig
 from tests.conftest import dump
 from utils import compare
 from utils.blend import FEATURES, NETWORK, NO_LOG, Blend, Blender, Domain, fit, fit_to_log, neighbours, prepare
 from utils.blend_files import SHIPPED, load_blends, obtain_blends, save_blends
 from utils.checkpoint import save_state
-from utils.data import Sequences
+from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
 from utils.files import content
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
@@ -276,6 +276,33 @@ def test_predict_fits_once_and_again_when_the_log_changes(shop):
     assert all(set(items).isdisjoint(lists[user][:-1]) for user, items in excluded.items())
     with pytest.raises(InputError, match="--blend needs exact search"):
         predict_with("--blend --protocol released")
+
+
+def test_a_model_that_predicts_items_recommends_and_is_blended(shop, tmp_path):
+    """Lists as of its scores by hand, with and without a user's own items; what is of codes is refused."""
+    folder, lists, predict_with = shop
+    model = RecGPT(RecGPTConfig(layers=1, width=64, embedding_width=WIDTH, predicts="items")).eval()
+    save_state(tmp_path / "model.pt", model.state_dict(), {"config": {"heads": 1, "predicts": "items"}})
+    embeddings = np.load(folder / "item_text_embeddings.npy")
+    catalog = Catalog(load_tokenizer(tmp_path / "vae.pt").tokenize(embeddings), embeddings)
+    histories = Sequences.of(*(items[:-1] for items in lists.values()))
+    with torch.no_grad():
+        queries = model.next_item_queries(make_batch(histories, catalog))
+        scores = queries @ model.item_vectors(Items(catalog)).T
+    scores[:, 9] = -torch.inf
+    for flags, own in (("", []), ("--exclude_history", histories.lists())):
+        for user, items in enumerate(own):
+            scores[user, items] = -torch.inf
+        said, listed = predict_with(flags)
+        assert listed == dict(enumerate(scores.topk(5).indices.tolist()))
+        hits = [items[-1] in listed[user] for user, items in lists.items() if not own or items[-1] not in items[:-1]]
+        assert f"hit@5 = {np.mean(hits):.4f}" in said.splitlines()[-1]
+    said, blended = predict_with("--blend --exclude_history")
+    assert "recgpt" in said and blended != listed and set(blended) == set(listed)
+    assert "written" not in predict_with("--blend --exclude_history")[0]
+    for flag in ("--search beam", "--protocol released"):
+        with pytest.raises(InputError, match="model.pt predicts items and not codes"):
+            predict_with(flag)
 
 
 def test_a_repeated_training_is_blended_by_the_weights_that_it_repeats(shop, tmp_path):

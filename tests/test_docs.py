@@ -15,7 +15,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from model import RecGPT, RecGPTConfig
 from tests.conftest import ROOT
+from utils.checkpoint import save_state
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("[!.]*/**/README.md")))]
 PAGES += [f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))]
@@ -121,10 +123,12 @@ def small(tmp_path_factory, house) -> Path:
         shutil.copytree(house / name, folder / name)
     weights, tokenizer = folder / "ckpt/recgpt_layer_3_weight.pt", folder / "vae_ckpt/vae_len4_fsq88865_ep90.pt"
     (folder / "ckpt/layer_3_epoch_4.pt").hardlink_to(weights)
+    config = RecGPTConfig(layers=2, width=64, predicts="items")
     for name in ("my_shop/layer_{}_best.pt", "my_shop_whole/layer_{}_last.pt"):
         (folder / "ckpt" / name).parent.mkdir()
-        for layers in (2, 3):
-            (folder / "ckpt" / name.format(layers)).hardlink_to(weights)
+        (folder / "ckpt" / name.format(3)).hardlink_to(weights)
+        noted = {"config": {"heads": 1, "predicts": "items"}}
+        save_state(folder / "ckpt" / name.format(2), RecGPT(config).state_dict(), noted)
     shutil.copytree(folder / "data/test/steam", folder / "data/test/my_shop")
 
     built = folder / "data/sample/built"

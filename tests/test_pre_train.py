@@ -681,6 +681,8 @@ def test_predicting_items_goes_on_bit_by_bit_and_by_two(data, place, undisturbed
         (f"--predict codes --init_from whole/{last}", "--predict codes contradicts"),
     ):
         assert said in runs.finish(place, f"{common} --batch_size 8 {flags}", expect=2)
+    said = runs.finish(place, f"--ckpt_path whole/{last} --data_path ../ev --device cpu", expect=2, script="eval")
+    assert "scores the items of one catalog, and no codes" in said
     counts = np.unique(load_pre_train(data / "pt").sequences.items, return_counts=True)[1]
     guess = -np.sum(counts / counts.sum() * np.log(counts / counts.sum())) / 4
     assert f"from item frequencies has a loss of {guess:.3f} nats" in (place / "whole/said").read_text()

@@ -342,6 +342,8 @@ def test_search_by_products_is_brute_force(items, k, seed, leaves_out):
     top, ranks = found.find(
         torch.from_numpy(queries).float(), torch.from_numpy(targets), Sequences.of(*out) if leaves_out else None
     )
+    if not leaves_out:
+        assert torch.equal(found.search(torch.from_numpy(queries).float()).items, top.items)
     for user, query in enumerate(queries):
         scores = {item: query @ vector for item, vector in zip(ids.tolist(), vectors, strict=True)}
         scores = {item: score for item, score in scores.items() if item not in out[user]}

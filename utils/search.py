@@ -204,6 +204,11 @@ class ItemSearch:
         scores = queries @ self.vectors.T
         return scores if self.row is None else scores[:, self.row]
 
+    def search(self, queries: Tensor) -> TopK:
+        """The k best candidates of B users by queries (B, D), best first; ties by ascending id."""
+        parts = [best_scored(self.scores(part), self.items, self.k) for part in queries.split(SCAN_USERS)]
+        return TopK(*map(torch.cat, zip(*parts, strict=True)))
+
     def find(self, queries: Tensor, targets: Tensor, left_out: Sequences | None = None) -> tuple[TopK, Ranks]:
         """Lists and ranks of B users, on the device of the vectors.
 
