@@ -195,10 +195,12 @@ class RecGPT(nn.Module):
         Of a batch with targets at the last slots only the last block computes only these, without dropout.
 
         Raises:
-            ValueError: the batch has no targets, or what `hidden` raises.
+            ValueError: the batch has no targets, there are no `items` to predict, or what `hidden` raises.
         """
         if batch.targets is None:
             raise ValueError("the batch has nothing to predict: make it with training_batch")
+        if self.config.predicts == ITEMS and self.items is None:
+            raise ValueError("the model does not know among which items it predicts: model.items = Items(catalog)")
         hidden = self.hidden(batch, last=batch.last if batch.last_only else None).flatten(0, -2)  # (T, D) or (4B, D)
         targets = batch.targets.flatten()  # (T,) or (4B,)
         if self.config.predicts == ITEMS:

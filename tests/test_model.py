@@ -275,6 +275,8 @@ def test_predicting_items_is_a_softmax_over_the_catalog(catalog, sequences, tmp_
     torch.save(dict(torch.load(path, weights_only=True)), path)  # as other programs write it: without the note
     with pytest.raises(InputError, match="missing pred_head.weight"):
         load_model(path, CPU)
+    with pytest.raises(ValueError, match=r"model.items = Items\(catalog\)"):
+        RecGPT(model.config)(batch)
     with pytest.raises(ValueError, match="has no logits of codes"):
         model.next_item_logits(read)
     with pytest.raises(ValueError, match="has no queries"):
