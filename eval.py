@@ -80,14 +80,18 @@ def main() -> None:
     for path in checkpoints:
         model, metadata = load_model(path, device, args.tf_layer)
         if model.config.predicts == ITEMS:
-            raise InputError(
-                f"{path} scores the items of one catalog, and no codes: it has no loss on others. Leave "
-                "it out; pre_train.py --eval_every chooses among the weights of its own run."
-            )
+            print(f"{path} is left out: it predicts the items of one catalog, and has no loss on others")
+            continue
         known = metadata.get("encoder"), metadata.get("tokenizer")
         check_fit(Origin(path, model.config.embedding_width, *known), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
+
+    if not losses:
+        raise InputError(
+            "no checkpoint predicts codes. Those of --predict items are chosen by the run that makes them "
+            "(pre_train.py --eval_every)."
+        )
 
     by = "published" if args.protocol == "released" else "loss"
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
@@ -175,6 +179,9 @@ def evaluate_ranking(
         rows = np.arange(start, min(start + batch_size, len(targets)))
         batch = make_batch(histories.select(rows), data.catalog).to(catalog.items.device)
         said, without = model.next_item(batch), None if left_out is None else left_out.select(rows)
+        if not torch.isfinite(said).all():
+            total, batches = math.nan, batches + 1  # of which the caller tells, when no process waits for another
+            continue
         if search:
             wanted = torch.from_numpy(targets[rows].astype(np.int64)).to(said.device)
             loss = F.cross_entropy(search.scores(said), wanted, reduction="sum").item()

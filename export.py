@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ae_trainer import load_tokenizer
 from model import load_model
-from utils.checkpoint import load_state, read_metadata, save_state
+from utils.checkpoint import ITEMS, load_state, read_metadata, save_state
 from utils.cli import parser, run
 from utils.errors import InputError
 from utils.files import check_writable
@@ -37,6 +37,8 @@ def main() -> None:
     check_writable(args.output)
     if EMBEDDING in load_state(args.input):
         model, metadata = load_model(args.input, torch.device("cpu"))
+        if model.config.predicts == ITEMS:
+            raise InputError(f"{args.input} predicts items, which the published program cannot do. Export another.")
         heads, state = model.config.attention_heads, full_model(model.state_dict())
         metadata = {**metadata, "config": {**metadata.get("config", {}), "heads": heads}}
         if heads != RELEASE_HEADS:

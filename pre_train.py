@@ -55,7 +55,7 @@ from utils.datasets import (
     is_id,
     load_eval,
 )
-from utils.errors import InputError, reason
+from utils.errors import InputError, reason, shown
 from utils.files import check_writable, content
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
 from utils.packed import data_fingerprint, entropy, is_current, item_counts, open_packed, pack
@@ -369,11 +369,7 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
     saved = find_state(settings.ckpt_dir, settings.resume) if settings.resume else None
     if saved is None:
         return settings, None
-    earlier, known = saved.metadata["training"], settings.to_resume()
-    unknown = earlier.keys() - known
-    if unknown:
-        print(f"{saved.path} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
-    earlier = {name: value for name, value in earlier.items() if name in known}
+    earlier = known_settings(saved.metadata["training"], saved.path)
     earlier = {name: getattr(Settings(), name) for name in FIXED} | earlier  # older states do not have all
     args, changed = parse_resumed(flags(), earlier, FIXED, saved.path)
     if first_process():
@@ -381,6 +377,14 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
         if settings.init_from is not None:
             print(f"--init_from {settings.init_from} is not read: the run has weights of its own")
     return settings_of(args), saved
+
+
+def known_settings(earlier: dict[str, Any], source: str | Path) -> dict[str, Any]:
+    """The settings of an earlier run that this program has; it says which it passes over."""
+    unknown = earlier.keys() - Settings().to_resume().keys()
+    if unknown:
+        print(f"{source} has settings that this program does not know: {', '.join(sorted(unknown))}; passed over")
+    return {name: value for name, value in earlier.items() if name not in unknown}
 
 
 def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
@@ -398,8 +402,14 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         raise InputError(
             f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step. Use it as it is."
         )
-    earlier = {name: value for name, value in metadata["training"].items() if name not in OF_ONE_DATA}
-    earlier = {name: value for name, value in earlier.items() if name in Settings().to_resume()}
+    predicts = metadata.get("config", {}).get("predicts", CODES), metadata["training"].get("predict", CODES)
+    if predicts[0] != predicts[1]:
+        raise InputError(
+            f"--refit_of {path}: by the JSON beside it it predicts {shown(predicts[0])}, and was trained to predict "
+            f"{shown(predicts[1])}. Restore it."
+        )
+    earlier = known_settings(metadata["training"], path)
+    earlier = {name: value for name, value in earlier.items() if name not in OF_ONE_DATA}
     args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
     settings = settings_of(args)
     check_kept(settings, "--refit_of", path)
@@ -563,9 +573,13 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
 
 
 def in_numbers_of(held_out: Interactions, data: Interactions, settings: Settings) -> Interactions:
-    """The held-out histories with the items of the training data; InputError if these have other codes."""
-    ids, known = held_out.ids, len(data.catalog)
-    if ids[-1] >= known or not np.array_equal(held_out.catalog.codes, data.catalog.codes[ids]):
+    """The held-out histories with the items of the training data; InputError if they have others under their ids.
+
+    Embeddings may differ by as much as half precision does.
+    """
+    ids, known, own = held_out.ids, len(data.catalog), np.arange(len(held_out.catalog))
+    same = ids[0] >= 0 and ids[-1] < known and np.array_equal(held_out.catalog.codes, data.catalog.codes[ids])
+    if not same or not np.allclose(held_out.catalog.embed(own), data.catalog.embed(ids), rtol=0.01, atol=0.01):
         raise InputError(
             f"--predict items ranks the items of {settings.data_path}, and {settings.eval_path} has others. Give the "
             "folder eval of the same data."

@@ -194,7 +194,8 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     candidates = protocol.candidates(codes, test.embeddings)
     fitted_with, made_with = model, {}
     if args.blend:
-        fitted_with = load_fitted_with(metadata, args.ckpt_path, device, source.parent / HISTORIES) or model
+        log = source.parent / HISTORIES
+        fitted_with = load_fitted_with(metadata, args.ckpt_path, model.config.predicts, device, log) or model
         made_with = {"checkpoint": model.fingerprint(), "fitted with": fitted_with.fingerprint()}
         made_with["tokenizer"] = tokenizer.fingerprint()
     catalog = Catalog(codes, embeddings, source=str(source))
@@ -393,7 +394,9 @@ def scores_of_all(model: RecGPT, catalog: Catalog, users: int, histories: Sequen
     return scores
 
 
-def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device, log: Path) -> RecGPT | None:
+def load_fitted_with(
+    metadata: dict[str, Any], path: str, predicts: str, device: torch.device, log: Path
+) -> RecGPT | None:
     """Load the model that a blend must be fitted with, where it is another than the checkpoint's; None where not.
 
     A checkpoint of pre_train.py --refit_of has been trained on the last items of train.pkl, the targets of the fit. On
@@ -414,6 +417,8 @@ def load_fitted_with(metadata: dict[str, Any], path: str, device: torch.device, 
             f"that it repeats, {earlier}, as they were. Put them back, or leave out --blend."
         )
     fitted_with, metadata = load_model(earlier, device)
+    if fitted_with.config.predicts != predicts:
+        raise InputError(f"{path} predicts {predicts}, and {earlier}, which it repeats, {fitted_with.config.predicts}.")
     check_unseen(metadata, str(earlier), log)
     return fitted_with
 

@@ -76,6 +76,11 @@ def test_a_network_that_scores_items_is_blended_by_its_scores(catalog):
     scores = sum(log_probs[:, slot, codes[candidates, slot].astype(np.int64)] for slot in range(CODES_PER_ITEM))
     torch.testing.assert_close(blender.scores(histories, scores), blender.scores(histories, log_probs))
     assert torch.equal(blender.search(histories, 9, scores).items, blender.search(histories, 9, log_probs).items)
+    of_all, one_nan = torch.randn(len(histories), ITEMS), scores.clone()
+    one_nan[3, 5] = torch.nan
+    for odd in (None, of_all, scores[:, :1], scores[:-1], log_probs[:-1], log_probs[:, :3], one_nan):
+        with pytest.raises(ValueError, match="the blend reads RecGPT's log_probs"):
+            blender.search(histories, 9, odd)
 
 
 def test_lists_are_short_and_in_order_of_ids(catalog):

@@ -23,9 +23,10 @@ from tests import runs
 from tests.conftest import House, dump
 from utils import plot_logs
 from utils.data import IGNORED, make_batch, training_batch
-from utils.datasets import load_eval, load_pre_train
+from utils.datasets import HELD_OUT, load_eval, load_pre_train
 from utils.errors import InputError
 from utils.files import content, save_json
+from utils.pickles import load_pickle
 from utils.TimeLogger import TimeLogger
 from utils.training import processes, state
 from utils.training.plan import Plan, Progress, Step
@@ -272,8 +273,10 @@ def test_a_state_of_another_version_goes_on(place, undisturbed):
     """A setting that is not known any more is told; one that is new has its default; a switch can be turned off."""
     loaded = torch.load(undisturbed / "ckpt/layer_1_epoch_1_step_40.resume", weights_only=True)
     settings = {**loaded["about"]["training"], "gone": 3, "compile": True}
-    del settings["dropout"], settings["tie_embeddings"]
-    torch.save({**loaded, "about": {**loaded["about"], "training": settings}}, place / "old.resume")
+    del settings["dropout"], settings["tie_embeddings"], settings["predict"]
+    config = {name: value for name, value in loaded["about"]["config"].items() if name != "predicts"}
+    about = {**loaded["about"], "training": settings, "config": config}
+    torch.save({**loaded, "about": about}, place / "old.resume")
     said = runs.finish(place, "--ckpt_dir ckpt --resume . --tie_embeddings --max_steps 41", expect=2)
     assert "--tie_embeddings True contradicts" in said, "of two tables, one would be lost"
     runs.finish(place, "--ckpt_dir ckpt --resume . --compile False --eval_every 1000 --max_steps 41")
@@ -416,6 +419,10 @@ def test_the_best_weights_by_ndcg(place, undisturbed):
 
     found = ndcg_by_hand(place, place / "ckpt/layer_1_best.pt", exclude_history=False)
     assert (best["eval_ndcg"], best["eval_loss"]) == pytest.approx(found, abs=1e-5)
+    diverging = flags.replace("--lr 1e-3 --eval_every 3", "--lr 1e38 --eval_every 1") + "--ckpt_dir diverged "
+    for predicted in ("codes", "items"):
+        said = runs.finish(place, diverging + f"--eval_path last --max_steps 12 --predict {predicted}", expect=2)
+        assert "the loss on last is nan after step 1. Lower --lr" in said
     runs.finish(place, "--ckpt_dir ckpt --resume --max_steps 15")
     assert [one["step"] for one in runs.records(place / "log.jsonl") if "eval_ndcg" in one][-1] == 15
 
@@ -682,10 +689,34 @@ def test_predicting_items_goes_on_bit_by_bit_and_by_two(data, place, undisturbed
     ):
         assert said in runs.finish(place, f"{common} --batch_size 8 {flags}", expect=2)
     said = runs.finish(place, f"--ckpt_path whole/{last} --data_path ../ev --device cpu", expect=2, script="eval")
-    assert "scores the items of one catalog, and no codes" in said
+    assert f"whole/{last} is left out" in said and "no checkpoint predicts codes" in said
     counts = np.unique(load_pre_train(data / "pt").sequences.items, return_counts=True)[1]
     guess = -np.sum(counts / counts.sum() * np.log(counts / counts.sum())) / 4
     assert f"from item frequencies has a loss of {guess:.3f} nats" in (place / "whole/said").read_text()
+
+    said = runs.finish(place, f"--input whole/{last} --output exported.pt", expect=2, script="export")
+    assert "predicts items, which the published program cannot do" in said
+    for name in ("ev_negative", "ev_others"):  # ids that count from the end; other texts under the same codes
+        shutil.copytree(data / "ev", place / name)
+        (place / name / "dataset.json").write_text('{"targets": "last"}')
+    lists, codes = (load_pickle(data / "ev" / HELD_OUT[number], kind, "") for number, kind in enumerate((dict, list)))
+    below = range(-runs.ITEMS, 0)
+    dump(place / "ev_negative/eval.pkl", {user: [item - runs.ITEMS for item in items] for user, items in lists.items()})
+    dump(place / "ev_negative/token_id_list_eval.pkl", dict(zip(below, codes, strict=True)))
+    dump(place / "ev_negative/eval_id_map.pkl", {item: item + runs.ITEMS for item in below})
+    matrix = np.load(data / "ev/all_item_text_embeddings_eval.npy")
+    np.save(place / "ev_others/all_item_text_embeddings_eval.npy", matrix[::-1])
+    for name in ("ev_negative", "ev_others"):
+        said = runs.finish(place, f"{common} --batch_size 8 --eval_every 3 --best_by ndcg --eval_path {name}", expect=2)
+        assert f"{name} has others" in said
+
+    beside = place / "whole" / last.replace(".pt", ".json")
+    noted = json.loads(beside.read_text())
+    for odd in ("codes", "spam"):
+        beside.write_text(json.dumps({**noted, "training": {**noted["training"], "predict": odd}}))
+        said = runs.finish(place, f"--refit_of whole/{last} --data_path ../pt --ckpt_dir again", expect=2)
+        assert f"predicts 'items', and was trained to predict '{odd}'" in said
+    beside.write_text(json.dumps(noted))
 
     start = MODEL + "--batch_size 8 --max_steps 3 --ckpt_dir more --init_from "
     for flags in (f"whole/{last}", f"{undisturbed}/ckpt/layer_1_epoch_1.pt --predict items"):  # of codes, too

@@ -356,7 +356,17 @@ def test_search_by_products_is_brute_force(items, k, seed, leaves_out):
             assert ranks.above[user] == sum(score > own for score in scores.values())
 
 
-def test_search_by_products_refuses_what_is_no_number():
+def test_search_by_products_refuses_what_makes_no_sense():
     found = ItemSearch(torch.ones(4, 2), torch.arange(4), 2)
-    with pytest.raises(ValueError, match="queries must be finite"):
-        found.find(torch.tensor([[1.0, float("nan")]]), torch.tensor([1]))
+    for odd in (float("nan"), float("inf")):
+        for call in (lambda queries: found.find(queries, torch.tensor([1])), found.search, found.scores):
+            with pytest.raises(InputError, match="scores of items are not finite"):
+                call(torch.tensor([[1.0, odd]]))
+    with pytest.raises(ValueError, match=r"queries must be \(B, 2\), found \(1, 3\)"):
+        found.search(torch.ones(1, 3))
+    assert found.search(torch.ones(0, 2)).items.shape == (0, 2)
+    for ids in (torch.arange(3), torch.arange(5), torch.tensor([0, 1, 1, 2]), torch.tensor([3, 2, 1, 0])):
+        with pytest.raises(ValueError, match="ids must ascend, one for each of 4 items"):
+            ItemSearch(torch.ones(4, 2), ids, 2)
+    with pytest.raises(ValueError, match="one for each of 3 items"):
+        ItemSearch(torch.ones(2, 2), torch.arange(2), 2, torch.tensor([0, 1, 1]))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from utils.data import Sequences
 from utils.errors import InputError
+from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.scores import DECAY, REACH, LogStatistics, Statistics, history_weights, item_rows, places, repeats
 from utils.search import (
     FIRST_ITEMS,
@@ -210,6 +211,8 @@ class Blender:
     def blocks(self, histories: Sequences, users: slice, log_probs: Tensor | None, first: int) -> Iterator[Tensor]:
         """Scores of all candidates for some users, block by block: (n, users padded to a multiple of eight)."""
         part = histories.select(np.arange(users.start, users.stop))
+        if self.blend.factor(NETWORK):
+            self.check_network(log_probs, len(histories))
         queries = self.domain.queries(part)
         query = sum(self.blend.factor(name) * rows for name, rows in queries.items())  # (B, E)
         query = F.pad(torch.from_numpy(query), (0, 0, 0, -len(part) % 8)).float().T  # (E, B)
@@ -230,6 +233,15 @@ class Blender:
             entries = slice(*by_item.indptr[[start, end]].tolist())
             block[row[entries] - start, user[entries]] += value[entries]  # no pair is there twice
             yield block
+
+    def check_network(self, log_probs: Tensor | None, users: int) -> None:
+        """ValueError unless these are numbers of RecGPT for so many users, of its codes or of the candidates."""
+        expected = (users, CODES_PER_ITEM, VOCABULARY), (users, len(self.items))
+        found = None if log_probs is None else tuple(log_probs.shape)
+        if found not in expected:
+            raise ValueError(f"the blend reads RecGPT's log_probs {expected[0]} or scores {expected[1]}, found {found}")
+        if not torch.isfinite(log_probs).all():
+            raise ValueError("the blend reads RecGPT's log_probs or scores, found NaN or infinity")
 
     def corrections(self, histories: Sequences) -> csr_array:
         """The weighted sum of the sparse features, (B, M) float32; -inf for items that are not recommended."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache
 
+from utils.checkpoint import CODES
 from utils.data import token_positions
 from utils.errors import InputError
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
@@ -66,9 +67,11 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
 
     Raises:
         InputError: a history already fills the window; start again from its most recent items.
-        ValueError: not one item for each user, or dropout is on.
+        ValueError: not one item for each user, dropout is on, or the model predicts items.
     """
     model.check_predicts()
+    if model.config.predicts != CODES:
+        raise ValueError("append_item is for models that predict codes: give next_item_queries whole histories")
     _check_new_items(model.config, caches, codes, embeddings)
     lengths = torch.tensor([[cache.items] for cache in caches], device=codes.device)  # (B, 1)
     positions = token_positions(lengths)  # (B, K) of the new item's tokens

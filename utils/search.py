@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.data import Sequences
+from utils.errors import InputError
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
 from utils.metrics import Ranks, score_ranks
 from utils.Trie import Trie
@@ -195,17 +196,37 @@ class ItemSearch:
             items: (M,) int64 ids of the candidates, ascending.
             k: length of the lists.
             row: (M,) int64, of `vectors` for each candidate, so that equal ones have equal scores; None: one for each.
+
+        Raises:
+            ValueError: not one id for each candidate, ids that do not ascend, or k below 1.
         """
         check_count(k, "k")
+        candidates = len(vectors) if row is None else len(row)
+        if items.shape != (candidates,) or not (items.diff() > 0).all():
+            raise ValueError(f"ids must ascend, one for each of {candidates} items, found {tuple(items.shape)}")
         self.vectors, self.items, self.k, self.row = vectors, items, k, row
 
     def scores(self, queries: Tensor) -> Tensor:
-        """Scores of all candidates (B, M) float32, from queries (B, D)."""
+        """Scores of all candidates (B, M) float32, from queries (B, D).
+
+        Raises:
+            InputError: a score is not finite.
+            ValueError: queries of another width.
+        """
+        if queries.shape[1:] != self.vectors.shape[1:]:
+            raise ValueError(f"queries must be (B, {self.vectors.shape[1]}), found {tuple(queries.shape)}")
         scores = queries @ self.vectors.T
+        if not torch.isfinite(scores).all():
+            raise InputError(
+                "scores of items are not finite: the weights are damaged, or an embedding is far too large. Use "
+                "another checkpoint, or mend the embeddings."
+            )
         return scores if self.row is None else scores[:, self.row]
 
     def search(self, queries: Tensor) -> TopK:
-        """The k best candidates of B users by queries (B, D), best first; ties by ascending id."""
+        """The k best candidates of B users by queries (B, D), best first; ties by ascending id. Raises as `scores`."""
+        if not len(queries):
+            return empty_topk(0, self.k, self.items.device)
         parts = [best_scored(self.scores(part), self.items, self.k) for part in queries.split(SCAN_USERS)]
         return TopK(*map(torch.cat, zip(*parts, strict=True)))
 
@@ -217,11 +238,8 @@ class ItemSearch:
             targets: (B,) int64 ids; one that is no candidate is not recommended.
             left_out: the candidates that are none for a user, once each; None leaves out nothing.
 
-        Raises:
-            ValueError: a query is not finite.
+        Raises what `scores` raises.
         """
-        if not torch.isfinite(queries).all():
-            raise ValueError("queries must be finite, found NaN or infinity: the model's weights or inputs are damaged")
         lists, ranks = [], []
         for start in range(0, len(queries), SCAN_USERS):  # which bounds memory
             users = np.arange(start, min(start + SCAN_USERS, len(queries)))
