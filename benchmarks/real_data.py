@@ -57,12 +57,12 @@ ROOT = Path(__file__).resolve().parents[1]
 # Chosen on CHOOSE, amazon_toys and microlens, the rate also by Steam's training loss; docs/log.md says how.
 LAYERS = 2
 BEST, LAST = f"layer_{LAYERS}_best.pt", f"layer_{LAYERS}_last.pt"  # what pre_train.py writes
-MODEL_SIZE = f"--width 128 --tf_layer {LAYERS} --predict items"
+MODEL_SIZE = f"--width 128 --tf_layer {LAYERS}"
 PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
-PRE_TRAINING += " --eval_every 270 --patience 5"
+PRE_TRAINING += " --eval_every 270 --patience 5 --tie_embeddings"  # one table, which goes on with items
 BATCH = 128  # histories of a step of training on a domain
 TRAINING = f"--batch_size {BATCH} --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.3"
-TRAINING += " --weight_decay 0.1 --epoch 1000 --save_last --best_by ndcg --exclude_history"
+TRAINING += " --weight_decay 0.1 --predict items --epoch 1000 --save_last --best_by ndcg --exclude_history"
 PASSES, LEAST_STEPS = 6, 500  # over the histories, or as many passes as make so many steps
 EVALUATION_STEPS = 20  # between evaluations, at least; otherwise there is one for each pass
 STARTS = ("scratch", "pre-trained")

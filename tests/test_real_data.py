@@ -19,10 +19,16 @@ DOMAINS = ("books", "food", "games")
 
 @pytest.fixture
 def experiment(tmp_path, monkeypatch, capsys):
-    """experiment(flags): what the command prints, with the scripts in forked processes."""
-    monkeypatch.setattr(real_data, "MODEL_SIZE", f"--width 32 --heads 2 --tf_layer {real_data.LAYERS}")
-    monkeypatch.setattr(real_data, "PRE_TRAINING", "--batch_size 32 --epoch 2 --save_last --eval_every 3")
-    monkeypatch.setattr(real_data, "TRAINING", "--batch_size 32 --lr 1e-2 --epoch 6 --save_last")
+    """experiment(flags): what the command prints, with the scripts in forked processes.
+
+    Its flags are those of the experiment, and after them smaller numbers for some.
+    """
+    for name, smaller in (
+        ("MODEL_SIZE", "--width 32 --heads 2"),
+        ("PRE_TRAINING", "--tokens_per_batch 1024 --batch_size 32 --epoch 2 --eval_every 3"),
+        ("TRAINING", "--batch_size 32 --lr 1e-2 --epoch 6"),
+    ):
+        monkeypatch.setattr(real_data, name, f"{getattr(real_data, name)} {smaller}")
     rng = np.random.default_rng(0)
     (tmp_path / "real/embeddings").mkdir(parents=True)
     for domain in DOMAINS:
