@@ -243,7 +243,8 @@ def verdict(rows: list[dict[str, Any]], k: int) -> str:
     name = f"ndcg@{k}"
     others = [row for row in rows if row["needs"]]
     best = max(others, key=lambda row: row[name])
-    rival, difference, low, high = f"{best['method']} ({best['needs']})", best["difference"], best["low"], best["high"]
+    needs = "" if f"({best['needs']})" in best["method"] else f" ({best['needs']})"  # some names say it
+    rival, difference, low, high = best["method"] + needs, best["difference"], best["low"], best["high"]
     if np.isnan(low):
         said = f"one user is too few to compare {MODEL} with others"
     elif low > 0:
