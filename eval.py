@@ -33,7 +33,7 @@ from utils.datasets import Interactions, Origin, check_fit, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import CODES_PER_ITEM
-from utils.metrics import user_metrics
+from utils.metrics import score_ranks, user_metrics
 from utils.scores import distinct_items
 from utils.search import search_and_rank
 from utils.Trie import Trie
@@ -183,9 +183,11 @@ def evaluate_ranking(
             total, batches = math.nan, batches + 1  # of which the caller tells, when no process waits for another
             continue
         if search:
-            wanted = torch.from_numpy(targets[rows].astype(np.int64)).to(said.device)
-            loss = F.cross_entropy(search.scores(said), wanted, reduction="sum").item()
-            _, ranks = search.find(said, wanted, without)
+            scores, wanted = search.scores(said), torch.from_numpy(targets[rows].astype(np.int64)).to(said.device)
+            loss = F.cross_entropy(scores, wanted, reduction="sum").item()
+            if without is not None:
+                search.leave_out(scores, without)
+            ranks = score_ranks(scores, wanted)  # every item has its number as its place
         else:
             wanted = data.catalog.codes_of(targets[rows]).to(said.device)
             loss = F.cross_entropy(said.flatten(0, 1), wanted.flatten(), reduction="sum").item()

@@ -405,8 +405,8 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
     predicts = metadata.get("config", {}).get("predicts", CODES), metadata["training"].get("predict", CODES)
     if predicts[0] != predicts[1]:
         raise InputError(
-            f"--refit_of {path}: by the JSON beside it it predicts {shown(predicts[0])}, and was trained to predict "
-            f"{shown(predicts[1])}. Restore it."
+            f"--refit_of {path}: the JSON beside it says that it predicts {shown(predicts[0])}, and was trained to "
+            f"predict {shown(predicts[1])}. Restore it."
         )
     earlier = known_settings(metadata["training"], path)
     earlier = {name: value for name, value in earlier.items() if name not in OF_ONE_DATA}
@@ -577,9 +577,10 @@ def in_numbers_of(held_out: Interactions, data: Interactions, settings: Settings
 
     Embeddings may differ by as much as half precision does.
     """
-    ids, known, own = held_out.ids, len(data.catalog), np.arange(len(held_out.catalog))
-    same = ids[0] >= 0 and ids[-1] < known and np.array_equal(held_out.catalog.codes, data.catalog.codes[ids])
-    if not same or not np.allclose(held_out.catalog.embed(own), data.catalog.embed(ids), rtol=0.01, atol=0.01):
+    ids, rows = held_out.ids, np.arange(len(held_out.catalog))  # ids ascend
+    known = ids[0] >= 0 and ids[-1] < len(data.catalog)
+    same_codes = known and np.array_equal(held_out.catalog.codes, data.catalog.codes[ids])
+    if not same_codes or not np.allclose(held_out.catalog.embed(rows), data.catalog.embed(ids), rtol=0.01, atol=0.01):
         raise InputError(
             f"--predict items ranks the items of {settings.data_path}, and {settings.eval_path} has others. Give the "
             "folder eval of the same data."

@@ -211,16 +211,16 @@ class Blender:
     def blocks(self, histories: Sequences, users: slice, log_probs: Tensor | None, first: int) -> Iterator[Tensor]:
         """Scores of all candidates for some users, block by block: (n, users padded to a multiple of eight)."""
         part = histories.select(np.arange(users.start, users.stop))
-        if self.blend.factor(NETWORK):
-            self.check_network(log_probs, len(histories))
         queries = self.domain.queries(part)
         query = sum(self.blend.factor(name) * rows for name, rows in queries.items())  # (B, E)
         query = F.pad(torch.from_numpy(query), (0, 0, 0, -len(part) % 8)).float().T  # (E, B)
         table = given = None
-        if self.blend.factor(NETWORK) and log_probs.ndim == 3:
-            table = code_table(self.blend.factor(NETWORK) * log_probs[users])
-        elif self.blend.factor(NETWORK):
-            given = F.pad(self.blend.factor(NETWORK) * log_probs[users], (0, 0, 0, -len(part) % 8)).T  # (M, B)
+        if self.blend.factor(NETWORK):
+            network = self.blend.factor(NETWORK) * self.checked_network(log_probs, len(histories), users)
+            if network.ndim == 3:
+                table = code_table(network)
+            else:
+                given = F.pad(network, (0, 0, 0, -len(part) % 8)).T  # (M, B)
         by_item = self.corrections(part).tocsc()  # (B, M)
         row, user = torch.from_numpy(np.repeat(np.arange(len(self.items)), np.diff(by_item.indptr))), by_item.indices
         user, value = torch.from_numpy(user.astype(np.int64)), torch.from_numpy(by_item.data)
@@ -234,14 +234,15 @@ class Blender:
             block[row[entries] - start, user[entries]] += value[entries]  # no pair is there twice
             yield block
 
-    def check_network(self, log_probs: Tensor | None, users: int) -> None:
-        """ValueError unless these are numbers of RecGPT for so many users, of its codes or of the candidates."""
-        expected = (users, CODES_PER_ITEM, VOCABULARY), (users, len(self.items))
+    def checked_network(self, log_probs: Tensor | None, count: int, users: slice) -> Tensor:
+        """What RecGPT says for some of `count` users; ValueError unless it is of its codes or of the candidates."""
+        expected = (count, CODES_PER_ITEM, VOCABULARY), (count, len(self.items))
         found = None if log_probs is None else tuple(log_probs.shape)
         if found not in expected:
             raise ValueError(f"the blend reads RecGPT's log_probs {expected[0]} or scores {expected[1]}, found {found}")
-        if not torch.isfinite(log_probs).all():
+        if not torch.isfinite(log_probs[users]).all():
             raise ValueError("the blend reads RecGPT's log_probs or scores, found NaN or infinity")
+        return log_probs[users]
 
     def corrections(self, histories: Sequences) -> csr_array:
         """The weighted sum of the sparse features, (B, M) float32; -inf for items that are not recommended."""

@@ -45,9 +45,7 @@ class Interactions(NamedTuple):
     tokenizer: str | None  # fingerprint of the tokenizer that made the codes, where it is known
     encoder: str | None = None  # name of the encoder that made the embeddings, where it is known
     last_only: bool = False  # whether the last item of each history is its only target
-    ids: np.ndarray | None = (
-        None  # (N,) int64, ids that the file has for the items, where the catalog numbers them anew
-    )
+    ids: np.ndarray | None = None  # (N,) int64, of the items in their file, where the catalog numbers them anew
 
     @property
     def origin(self) -> "Origin":

@@ -245,13 +245,16 @@ class ItemSearch:
             users = np.arange(start, min(start + SCAN_USERS, len(queries)))
             scores = self.scores(queries[start : start + SCAN_USERS])
             if left_out is not None:
-                part = left_out.select(users)
-                user = torch.from_numpy(np.repeat(np.arange(len(part)), part.lengths)).to(scores.device)
-                ids = torch.from_numpy(part.items.astype(np.int64)).to(scores.device)
-                scores[user, places_of(ids, self.items)] = -torch.inf
+                self.leave_out(scores, left_out.select(users))
             lists.append(best_scored(scores, self.items, self.k))
             ranks.append(score_ranks(scores, places_of(targets[start : start + SCAN_USERS], self.items)))
         return TopK(*map(torch.cat, zip(*lists, strict=True))), Ranks(*map(torch.cat, zip(*ranks, strict=True)))
+
+    def leave_out(self, scores: Tensor, left_out: Sequences) -> None:
+        """Set the scores (B, M) of what is left out for B users to -inf; candidates only."""
+        user = torch.from_numpy(np.repeat(np.arange(len(left_out)), left_out.lengths)).to(scores.device)
+        ids = torch.from_numpy(left_out.items.astype(np.int64)).to(scores.device)
+        scores[user, places_of(ids, self.items)] = -torch.inf
 
 
 def places_of(ids: Tensor, items: Tensor) -> Tensor:
