@@ -35,7 +35,7 @@ from utils.Trie import Trie
 
 CHECKED_USERS = 8
 WEIGHTS = {"text_mean": 7.0, "text_last": 1.0, NETWORK: 0.3, "popularity": 0.5, "in_history": -4.0, "recency": 0.5}
-WEIGHTS |= {"transitions": 0.3, "item_cosine": 10.0, "ease": 5.0}
+WEIGHTS |= {"era": 0.5, "transitions": 0.3, "item_cosine": 10.0, "ease": 5.0}
 
 
 def main() -> None:
@@ -89,6 +89,7 @@ def brute_force(blender: Blender, histories: Sequences, log_probs: torch.Tensor,
     scores = blender.blend.factor("popularity") * np.log(domain.log.share.astype(np.float64))[None]
     for name, weights in (("text_mean", decayed), ("text_last", last)):
         scores = scores + blender.blend.factor(name) * (unit_rows(weights @ domain.rows) @ domain.rows.T)
+    scores += blender.blend.factor("era") * domain.log.eras.gains(histories)
     for slot in range(CODES_PER_ITEM):
         scores += blender.blend.factor(NETWORK) * log_probs[:, slot, codes[:, slot].astype(np.int64)].numpy()
     transitions = (decayed @ domain.log.transitions).toarray()

@@ -68,7 +68,7 @@ EVALUATION_STEPS = 20  # between evaluations, at least; otherwise there is one f
 STARTS = ("scratch", "pre-trained")
 LEVELS = {  # what a method needs: 0 nothing of the domain, 1 its log, 2 training on it; 2 if it is not here
     **dict.fromkeys(("repeat recent", "nearest text", "whitened text", "blend (no log)"), 0),
-    **dict.fromkeys(("popularity", "transitions", "item cosine", "EASE", "blend (its log)"), 1),
+    **dict.fromkeys(("popularity", "era popularity", "transitions", "item cosine", "EASE", "blend (its log)"), 1),
     **{f"blend with RecGPT, {start}": 2 for start in STARTS},
 }
 

@@ -39,7 +39,7 @@ def test_published_predict(house, cold):
     methods = {found["method"] for found in results}
     texts, log = (
         {"repeat recent", "nearest text", "whitened text"},
-        {"popularity", "transitions", "item cosine", "EASE"},
+        {"popularity", "era popularity", "transitions", "item cosine", "EASE"},
     )
     assert methods == {"RecGPT"} | texts | log
     users = {group: 0 for group in ("all users", "target in history", "target is new")}

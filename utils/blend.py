@@ -4,6 +4,7 @@ score(user, item) = sum over features of weight * feature / scale. Every feature
 
     dense    cosine of whitened texts to a query of the user: all queries add up to one, so that they cost one product
     item     the same for all users: log popularity
+    era      the same for all users and items of an era each: how well an item goes with the time (utils/eras.py)
     sparse   zero for nearly all items: what the log says of the items of the history, and the history itself
     given    an array from elsewhere: RecGPT's log-probability of the item's four codes, or its score of the item
 
@@ -41,8 +42,8 @@ from utils.whitening import unit_rows
 
 DENSE = ("text_mean", "text_last")
 SPARSE = ("in_history", "recency", "transitions", "item_cosine", "ease")
-ITEM, NETWORK = "popularity", "recgpt"
-FEATURES = (*DENSE, NETWORK, ITEM, *SPARSE)
+ERA, ITEM, NETWORK = "era", "popularity", "recgpt"
+FEATURES = (*DENSE, ERA, NETWORK, ITEM, *SPARSE)
 
 SHARE = 0.1  # of popularity, added to the transitions
 NEIGHBOURS = 100  # of an item, whose weights by EASE count
@@ -70,7 +71,8 @@ class Domain(NamedTuple):
     def features(self, network: bool = False) -> tuple[str, ...]:
         """Names of the features, in the order in which `fit` reads them."""
         sparse = SPARSE[:2] if self.log is None else SPARSE[:-1] if self.ease is None else SPARSE
-        return (*DENSE, *((NETWORK,) if network else ()), ITEM, *sparse)
+        era, network = (() if self.log is None else (ERA,)), ((NETWORK,) if network else ())
+        return (*DENSE, *era, *network, ITEM, *sparse)
 
     def queries(self, histories: Sequences) -> dict[str, np.ndarray]:
         """Of each dense feature the queries of B histories, (B, E) float32 of length one or zero."""
@@ -166,6 +168,7 @@ class Blender:
         self.rows = torch.from_numpy(domain.rows if every else domain.rows[candidates])  # (M, E)
         self.constant = torch.from_numpy(blend.factor(ITEM) * domain.popularity()[candidates]).float()[:, None]
         self.codes = None if codes is None else torch.from_numpy(codes[candidates]).int() + slot_rows("cpu")
+        self.eras = torch.from_numpy(domain.log.eras.item[candidates]) if blend.factor(ERA) else None  # (M,)
 
     def search(self, histories: Sequences, k: int, log_probs: Tensor | None = None) -> TopK:
         """The k best candidates of B users, best first; ties by ascending id.
@@ -214,7 +217,10 @@ class Blender:
         queries = self.domain.queries(part)
         query = sum(self.blend.factor(name) * rows for name, rows in queries.items())  # (B, E)
         query = F.pad(torch.from_numpy(query), (0, 0, 0, -len(part) % 8)).float().T  # (E, B)
-        table = given = None
+        table = given = eras = None
+        if self.eras is not None:
+            gains = self.blend.factor(ERA) * self.domain.log.eras.by_era(part)  # (B, eras)
+            eras = F.pad(torch.from_numpy(gains), (0, 0, 0, -len(part) % 8)).T.contiguous()
         if self.blend.factor(NETWORK):
             network = self.blend.factor(NETWORK) * self.checked_network(log_probs, len(histories), users)
             if network.ndim == 3:
@@ -226,6 +232,8 @@ class Blender:
         user, value = torch.from_numpy(user.astype(np.int64)), torch.from_numpy(by_item.data)
         for start, end in block_bounds(len(self.items), first):
             block = torch.addmm(self.constant[start:end], self.rows[start:end], query)
+            if eras is not None:
+                block += eras[self.eras[start:end]]
             if table is not None:
                 block += F.embedding_bag(self.codes[start:end], table, mode="sum")
             if given is not None:
@@ -256,7 +264,7 @@ class Blender:
 class Chunk(NamedTuple):
     """The features of all items for b users of a fit, and their targets."""
 
-    dense: Tensor  # (D, b, N) float32, dense and given features
+    dense: Tensor  # (D, b, N) float32, dense features, that of eras, and the given one
     item: Tensor  # (N,) float32
     sparse: list[tuple[Tensor, Tensor]]  # of each sparse feature the entries: places in a flat (b, N) int64, values
     barred: Tensor  # places in a flat (b, N) int64 of items that are no candidates
@@ -265,7 +273,7 @@ class Chunk(NamedTuple):
     def loss(self, factors: np.ndarray) -> tuple[float, np.ndarray]:
         """Negative log-likelihood of the targets in nats, summed over users, and its gradient by the factors (F,).
 
-        The factors are in the order of the features: dense and given ones, that of the items, sparse ones.
+        The factors are in the order of the features: dense ones, eras, the given one, that of the items, sparse ones.
         """
         count, users = len(self.dense), torch.arange(len(self.targets))
         weights = torch.from_numpy(factors).float()
@@ -322,6 +330,8 @@ def prepare(
         users = usable[start : start + at_once]
         part = histories.select(users)
         dense = [torch.from_numpy(query) @ rows for query in domain.queries(part).values()]
+        if domain.log is not None:
+            dense.append(torch.from_numpy(domain.log.eras.gains(part)))
         if network is not None:
             dense.append(network[users])
         sparse = domain.sparse(part)

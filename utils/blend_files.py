@@ -29,7 +29,7 @@ from utils.errors import InputError, shown
 from utils.files import check_writable, content, read_json, require_file, save_json
 from utils.scores import Statistics
 
-VERSION = 1
+VERSION = 2  # 1 had no eras
 SHIPPED = Path(__file__).with_name("blend_default.json")  # benchmarks/default_blend.py makes it
 LARGEST = 1e6  # of a weight or scale
 REMEDY = "predict.py --blend fits it again."

@@ -68,9 +68,10 @@ def methods_of(
 
 def log_scores(known: scores.Statistics) -> dict[str, scores.Scorer]:
     """The scores that a log allows, by name; prints whether EASE is left out."""
-    share, transitions, cosine = known.log
+    share, transitions, cosine, eras = known.log
     found = {
         "popularity": scores.popular(share),
+        "era popularity": scores.popular_in_era(share, eras),
         "transitions": scores.weighted_rows(transitions),
         "item cosine": scores.weighted_rows(cosine),
     }

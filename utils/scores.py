@@ -1,7 +1,7 @@
 """Scores of recommenders that train no network, exact over the whole catalog, for chunks of users.
 
 What each needs: `repeat_recent`, `nearest_text` and `whitened_text` need nothing of the domain but its catalog;
-`popular`, `weighted_rows` and `ease_score` need its log, the histories of train.pkl.
+`popular`, `popular_in_era`, `weighted_rows` and `ease_score` need its log, the histories of train.pkl.
 
 Letters of the shapes as in utils/data.py: B users, N items, E embedding width, k length of a list.
 """
@@ -15,6 +15,7 @@ from scipy import linalg
 from scipy.sparse import coo_array, csr_array
 
 from utils.data import Sequences, cumulate
+from utils.eras import Eras
 from utils.metrics import Ranks
 from utils.util import check_count, numbers_below
 from utils.whitening import unit_rows
@@ -60,6 +61,7 @@ class LogStatistics(NamedTuple):
     share: np.ndarray  # (N,) float32, popularity: (count + 0.3) / sum
     transitions: csr_array  # (N, N) float32, what comes near after an item: rows sum to 1, or are empty
     cosine: csr_array  # (N, N) float32, the same counts divided by the roots of (row sum + 1) and (column sum + 1)
+    eras: Eras
 
     @classmethod
     def of(cls, log: Sequences, items: int) -> "LogStatistics":
@@ -73,7 +75,7 @@ class LogStatistics(NamedTuple):
             return csr_array(((pairs.data / sums).astype(np.float32), column, pairs.indptr), shape=pairs.shape)
 
         cosine = scaled(np.sqrt((out[row] + 1) * (into[column] + 1)))
-        return cls((counts / counts.sum()).astype(np.float32), scaled(out[row]), cosine)
+        return cls((counts / counts.sum()).astype(np.float32), scaled(out[row]), cosine, Eras.of(log, items))
 
 
 class Statistics(NamedTuple):
@@ -159,6 +161,11 @@ def popular(share: np.ndarray) -> Scorer:
     """Recommend the items of the highest counts or shares (N,) to everyone. Needs the domain's log."""
     share = share.astype(np.float32)
     return lambda histories: np.tile(share, (len(histories), 1))
+
+
+def popular_in_era(share: np.ndarray, eras: Eras) -> Scorer:
+    """Recommend by popularity (N,) times how well an item goes with the era of the history. Needs the domain's log."""
+    return lambda histories: share * np.exp(eras.gains(histories))
 
 
 def text_score(rows: np.ndarray, reach: int = REACH) -> Scorer:
