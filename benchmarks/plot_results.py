@@ -27,7 +27,7 @@ from utils.errors import InputError
 from utils.plot_logs import figure_for
 
 COLOURS = ("tab:gray", "tab:blue", "tab:orange")  # by what a method needs
-METHODS = ("nearest text", "blend (no log)", "popularity", "transitions", "item cosine", "EASE", "blend (its log)")
+METHODS = ("nearest text", "blend (no log)", "era popularity", "transitions", "item cosine", "EASE", "blend (its log)")
 METHODS += ("SASRec", "RecGPT, scratch", "RecGPT, pre-trained", "blend with RecGPT, scratch")
 LINES = ("blend (no log)", "transitions", "blend (its log)", "RecGPT, scratch", "blend with RecGPT, scratch")
 LENGTHS = (1, 5, 8, 13, 21, 10**9)  # items of the history, bounds of the bins
