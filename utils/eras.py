@@ -21,6 +21,7 @@ ERAS = 80
 UNKNOWN = ERAS  # of an item that the log does not have, and of a history without any other
 LATEST = 3  # items of a history that tell its era
 SMOOTHING = 3.0  # eras: deviation of the Gaussian that counts are spread with
+RIDGE = 0.3  # what the square of an item's place counts, if that of a step between two items counts 1
 PRIOR = 20.0  # spread as the whole log and added to the smoothed counts of every era
 
 
@@ -75,13 +76,13 @@ class Eras(NamedTuple):
 def item_times(log: Sequences, items: int) -> np.ndarray:
     """The places of N items on a line, (N,) float64, on which each item of a history is one after the item before it.
 
-    Solved by least squares, with the squares of all places added, which keeps items of few histories near 0.
+    Solved by least squares, with RIDGE times the squares of all places added, which draws items of few histories to 0.
     """
     user = np.repeat(np.arange(len(log)), log.lengths)
     first = np.flatnonzero((user[1:] == user[:-1]) & (log.items[1:] != log.items[:-1]))
     pairs = coo_array((np.ones(len(first)), (log.items[first], log.items[first + 1])), shape=(items, items)).tocsr()
     both = pairs + pairs.T
-    degrees = both.sum(axis=1) + 1.0
+    degrees = both.sum(axis=1) + RIDGE
     system = diags_array(degrees) - both
     steps = pairs.sum(axis=0) - pairs.sum(axis=1)
     times, _ = cg(system.tocsr(), steps, rtol=1e-5, maxiter=500, M=diags_array(1 / degrees))
