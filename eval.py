@@ -173,7 +173,7 @@ def evaluate_ranking(
     histories, targets = data.sequences.split_targets()
     left_out = distinct_items(histories, np.ones(len(data.catalog), dtype=bool)) if exclude_history else None
     ranks_items = model.config.predicts == ITEMS
-    search = model.item_search(model.items, torch.arange(len(model.items)), TOP) if ranks_items else None
+    search = model.item_search(model.items, TOP) if ranks_items else None
     total, gains, means, batches = 0.0, 0.0, 0.0, 0
     for start in range(process * batch_size, len(targets), processes * batch_size):
         rows = np.arange(start, min(start + batch_size, len(targets)))

@@ -103,13 +103,14 @@ class LossOutput(NamedTuple):
 class Items(nn.Module):
     """What a model that predicts items reads of N items of a catalog, to score them.
 
-    `codes` (N, K) int64, and `texts` (N, E/K) float32, the sum of each embedding's K slices.
+    `ids` (N,) int64, `codes` (N, K) int64, and `texts` (N, E/K) float32, the sum of each embedding's K slices.
     """
 
     def __init__(self, catalog: Catalog, ids: np.ndarray | None = None):
         """Of some `ids` (N,) int64 of a catalog, or of all; raises what Catalog.embed and codes_of raise."""
         super().__init__()
         ids = np.arange(len(catalog)) if ids is None else ids
+        self.register_buffer("ids", torch.from_numpy(ids), persistent=False)
         parts = [ids[start : start + ITEMS_AT_ONCE] for start in range(0, len(ids), ITEMS_AT_ONCE)]
         sums = [catalog.embed(part).reshape(len(part), CODES_PER_ITEM, -1).sum(1) for part in parts]
         self.register_buffer("codes", catalog.codes_of(ids), persistent=False)
@@ -215,12 +216,13 @@ class RecGPT(nn.Module):
         tokens = F.embedding_bag(items.codes, self.gpt2model.wte.weight, mode="sum")
         return tokens + self.linear_layer(items.texts)
 
-    def item_search(self, items: Items, ids: Tensor, k: int) -> ItemSearch:
-        """The search of lists of k among items, on their device, whose ids (N,) int64 ascend; equal items tie."""
+    @torch.no_grad()
+    def item_search(self, items: Items, k: int) -> ItemSearch:
+        """The search of lists of k among items, on their device, whose ids ascend; equal items tie."""
         vectors, (one, same) = self.item_vectors(items).float(), items.distinct()
         if len(one) == len(items):
-            return ItemSearch(vectors, ids.to(vectors.device), k)
-        return ItemSearch(vectors[one], ids.to(vectors.device), k, same)
+            return ItemSearch(vectors, items.ids, k)
+        return ItemSearch(vectors[one], items.ids, k, same)
 
     def flops_per_token(self) -> float:
         """FLOPs of training on one token, forward and backward, in all matrix products but those of attention."""

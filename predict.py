@@ -311,7 +311,7 @@ def searches(
 ) -> tuple[Callable[[Tensor, np.ndarray], Found], Callable[[Tensor], Tensor]]:
     """The function of `make_search` for what the model predicts, and one that makes of that what a blend reads."""
     if model.config.predicts == ITEMS:
-        search = item_search(model, catalog, candidates, k)
+        search = model.item_search(Items(catalog, candidates).to(next(model.parameters()).device), k)
         return make_item_search(search, targets, left_out), search.scores
     trie, protocol = Trie(catalog.codes[candidates], candidates), PROTOCOLS[args.protocol]
     trie = trie.to(next(model.parameters()).device)
@@ -319,13 +319,6 @@ def searches(
         print_ties(trie)
     find = make_search(args.search, trie, k, catalog.codes, targets, protocol.ids_decide, left_out)
     return find, partial(torch.log_softmax, dim=-1)
-
-
-@torch.inference_mode()
-def item_search(model: RecGPT, catalog: Catalog, candidates: np.ndarray, k: int) -> ItemSearch:
-    """The search for a model that predicts items, among candidates (M,) int64 ids, ascending, on its device."""
-    items = Items(catalog, candidates).to(next(model.parameters()).device)
-    return model.item_search(items, torch.from_numpy(candidates), k)
 
 
 def make_item_search(
@@ -380,7 +373,7 @@ def scores_of_all(model: RecGPT, catalog: Catalog, users: int, histories: Sequen
     """
     device, read = next(model.parameters()).device, histories.last(model.config.window - 1)
     if model.config.predicts == ITEMS:
-        score = item_search(model, catalog, np.arange(len(catalog)), 1).scores
+        score = model.item_search(Items(catalog).to(device), 1).scores
     else:
         codes = torch.from_numpy(catalog.codes).int().to(device) + slot_rows(device)
 

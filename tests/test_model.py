@@ -292,9 +292,9 @@ def test_items_of_equal_codes_and_texts_tie(catalog):
     codes, embeddings = catalog.codes[rows], catalog.embeddings[rows].copy()
     embeddings[-1] += 1
     model = made_to_predict_items(catalog).eval()
-    search, queries = model.item_search(Items(Catalog(codes, embeddings)), torch.arange(1200), 5), torch.randn(7, 64)
+    search, queries = model.item_search(Items(Catalog(codes, embeddings)), 5), torch.randn(7, 64)
     torch.testing.assert_close(search.scores(queries)[:, :30], scores_by_hand(model, queries, catalog)[:, :30])
-    all_apart = model.item_search(Items(catalog), torch.arange(len(catalog)), 5)
+    all_apart = model.item_search(Items(catalog), 5)
     torch.testing.assert_close(all_apart.scores(queries), scores_by_hand(model, queries, catalog))
     scores = search.scores(queries).unflatten(1, (40, 30))
     assert (scores[:, 1:-1] == scores[:, :1]).all() and (scores[:, -1, :-1] == scores[:, 0, :-1]).all()
