@@ -55,6 +55,7 @@ from utils.errors import InputError
 from utils.files import atomic_write, check_writable, content
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
+from utils.names import load_names
 from utils.scores import Statistics, distinct_items
 from utils.search import (
     SCAN_USERS,
@@ -92,7 +93,8 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--seed", help=argparse.SUPPRESS)  # of older commands: prediction draws nothing
     flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
-    flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items and scores")
+    flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items, scores, target and its rank")
+    flags.add_argument("--with_titles", action="store_true", help="write ids and titles of the items there, too")
     flags.add_argument("--per_user", metavar="FILE.npz", help="write each user's NDCG at the largest k by each method")
     flags.add_argument("--exclude_history", action="store_true", help="recommend nothing that is in the user's history")
     flags.add_argument(
@@ -106,6 +108,8 @@ def parse() -> argparse.Namespace:
     for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
         if given and (args.search, args.protocol) != ("exact", "corrected"):
             raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
+    if args.with_titles and not args.output:
+        raise InputError("--with_titles says what the items of --output are called. Give --output, too.")
     for path in filter(None, (args.output, args.results, args.per_user)):
         check_writable(path)
     return args
@@ -116,6 +120,7 @@ def main() -> None:
     args = parse()
     protocol = PROTOCOLS[args.protocol]
     test, model, catalog, candidates, made_with, fitted_with = load(args, protocol)
+    names = load_names(test.embeddings_path.parent, len(catalog)) if args.with_titles else None
     length = min(max(args.topk), len(catalog))  # of the lists: no search finds more
     histories, targets = test.sequences.split_targets()
     read = histories.last(model.config.window - 1)
@@ -152,7 +157,8 @@ def main() -> None:
     pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in blends else []
     results = compare.measure(ranks, needs, groups, args.topk, pairs)
     if args.output:
-        compare.write_lists(args.output, test.sequences.users, shortened(lists))
+        by = BEST_BLEND if BEST_BLEND in blends else NO_LOG_BLEND if blends else compare.MODEL
+        compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), names)
     if args.per_user:
         write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
     names = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")

@@ -181,6 +181,62 @@ def test_excluded_histories(shop):
     assert all(new[name]["ndcg@5"] >= before[name]["ndcg@5"] for name in new)  # fewer candidates, no target among them
 
 
+def test_lists_say_what_the_target_was(shop):
+    """Its rank is its place in the list, or the mean of the places of equal scores, and null where it is not in it."""
+    results = shop.predict(f"--output {shop.folder}/lists.jsonl --topk 5")
+    lists = [json.loads(line) for line in (shop.folder / "lists.jsonl").read_text().splitlines()]
+    assert [one["target"] for one in lists] == [items[-1] for items in shop.lists.values()]
+    for one in lists:
+        if one["target"] in one["items"]:
+            assert one["scores"].count(one["scores"][one["items"].index(one["target"])]) == 1
+            assert one["rank"] == one["items"].index(one["target"]) + 1
+        else:
+            assert one["rank"] is None
+    gains = [1 / np.log2(one["rank"] + 1) if one["rank"] else 0 for one in lists]
+    assert results[0]["ndcg@5"] == pytest.approx(np.mean(gains)) and any(gains)
+
+
+@pytest.mark.parametrize("flags", ["--blend", "--blend --exclude_history"])
+def test_lists_of_the_blend_have_its_ranks(shop, flags):
+    results = rows_of(
+        shop.predict(f"--output {shop.folder}/lists.jsonl --topk 5 {flags}"),
+        "target is new" if "exclude" in flags else "all users",
+    )
+    lists = [json.loads(line) for line in (shop.folder / "lists.jsonl").read_text().splitlines()]
+    repeated = [items[-1] in items[:-1] for items in shop.lists.values()]
+    counted = [one for one, again in zip(lists, repeated, strict=True) if not (again and "exclude" in flags)]
+    gains = [1 / np.log2(one["rank"] + 1) if one["rank"] and one["rank"] <= 5 else 0 for one in counted]
+    assert results["blend with RecGPT"]["ndcg@5"] == pytest.approx(np.mean(gains))
+    if "exclude" in flags:
+        assert all(one["rank"] is None for one, again in zip(lists, repeated, strict=True) if again)
+
+
+def test_lists_with_titles(shop):
+    texts = {item: {"title": f"Pen {item}", "brand": "Bic"} for item in range(ITEMS) if item not in (4, 9)}
+    dump(shop.folder / "item_text_dict.pkl", texts | {7: {"brand": "B" * 200}})
+    shop.predict(f"--output {shop.folder}/lists.jsonl --with_titles")
+    called = [f"Pen {item}" for item in range(ITEMS)]
+    called[4] = called[9] = ""
+    called[7] = "B" * 80
+    for one in map(json.loads, (shop.folder / "lists.jsonl").read_text().splitlines()):
+        assert one["titles"] == [called[item] for item in one["items"]] and one["ids"] == one["items"]
+        assert one["target_title"] == called[one["target"]] and one["target_id"] == one["target"]
+    names = [json.dumps({"id": item, "item": f"B{item:02d}"}) for item in range(ITEMS)]
+    (shop.folder / "item_ids.jsonl").write_text("\n".join(names))
+    shop.predict(f"--output {shop.folder}/lists.jsonl --with_titles")
+    for one in map(json.loads, (shop.folder / "lists.jsonl").read_text().splitlines()):
+        assert one["ids"] == [f"B{item:02d}" for item in one["items"]] and one["target_id"] == f"B{one['target']:02d}"
+    shop.predict(f"--compare other={shop.folder}/lists.jsonl")  # more fields do no harm
+    (shop.folder / "item_ids.jsonl").write_text("\n".join(names[1:]))
+    shop.refuse(f"--output {shop.folder}/lists.jsonl --with_titles", f"does not name the items 0 to {ITEMS - 1}")
+    dump(shop.folder / "item_text_dict.pkl", {0: ["Pen"]})
+    (shop.folder / "item_ids.jsonl").unlink()
+    shop.refuse(f"--output {shop.folder}/lists.jsonl --with_titles", "item_text_dict.pkl: found ['Pen']")
+    (shop.folder / "item_text_dict.pkl").unlink()
+    shop.refuse(f"--output {shop.folder}/lists.jsonl --with_titles", "item_text_dict.pkl does not exist")
+    shop.refuse("--with_titles", "Give --output, too")
+
+
 def test_excluded_histories_and_times(shop):
     dump(shop.folder / "test_times.pkl", {user: list(range(len(items))) for user, items in shop.lists.items()})
     results = shop.predict("--exclude_history")

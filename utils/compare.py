@@ -21,6 +21,7 @@ from utils.datasets import TestSet, is_id, is_list
 from utils.errors import InputError, shown
 from utils.files import atomic_write, nan_to_none, read_jsonl
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, user_metrics
+from utils.names import Names
 from utils.util import table_lines
 
 NO_LOG_BLEND, LOG_BLEND, BEST_BLEND = BLENDS = "blend (no log)", "blend (its log)", "blend with RecGPT"
@@ -87,11 +88,34 @@ def listed_name(user: Any) -> int | str:
     return user if isinstance(user, (int, str)) else str(user)
 
 
-def write_lists(path: str, users: np.ndarray, lists: Iterable[tuple[list[int], list[float]]]) -> None:
-    """Write a file of lists: one JSON object per user with user, items and scores, in the order of the data set."""
+def write_lists(
+    path: str,
+    users: np.ndarray,
+    lists: Iterable[tuple[list[int], list[float]]],
+    known: tuple[np.ndarray, Ranks] | None = None,
+    names: Names | None = None,
+) -> None:
+    """Write a file of lists: one JSON object per user with user, items and scores, in the order of the data set.
+
+    Args:
+        path: of the file.
+        users: (U,) keys.
+        lists: items and scores of each user, best first.
+        known: the targets (U,) and their ranks, where they are to be written: the rank is 1 for the best item, the
+            mean of the places of equal scores, and null for a target that is not recommended.
+        names: of the items, if ids and titles are to be written, too.
+    """
+    targets, ranks = known or (np.full(len(users), -1), Ranks(*torch.zeros(2, len(users), dtype=torch.int64)))
+    columns = (users.tolist(), lists, targets.tolist(), ranks.above.tolist(), ranks.tied.tolist())
     with atomic_write(path, "w") as file:
-        for user, (items, values) in zip(users.tolist(), lists, strict=True):
+        for user, (items, values), target, above, tied in zip(*columns, strict=True):
             line = {"user": listed_name(user), "items": items, "scores": values}
+            if known:
+                line |= {"target": target, "rank": above + (tied + 1) / 2 if tied else None}
+            if names:
+                line |= {"ids": [names.ids[item] for item in items], "titles": [names.titles[item] for item in items]}
+            if names and known:
+                line |= {"target_id": names.ids[target], "target_title": names.titles[target]}
             file.write(json.dumps(nan_to_none(line)) + "\n")
 
 
