@@ -18,10 +18,7 @@ from utils.cli import run
 from utils.metrics import Ranks
 
 ITEMS, USERS, WIDTH = 40, 60, 32
-TEXTS, LOG = (
-    ["repeat recent", "nearest text", "whitened text"],
-    ["popularity", "era popularity", "transitions", "item cosine", "EASE"],
-)
+TEXTS, LOG = ["repeat recent", "nearest text", "whitened text"], ["popularity", "transitions", "item cosine", "EASE"]
 
 
 class Shop:

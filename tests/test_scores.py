@@ -134,8 +134,6 @@ def test_scores_are_those_of_a_loop(lists, logged):
         nearest = np.where(weights > 0, -np.inf, white @ unit(weights @ white))
         assert np.allclose(found["whitened text"][user], nearest, atol=1e-4)
         assert np.array_equal(found["popularity"][user], log.share)
-        gains = log.eras.gains(Sequences.of(items))[0]
-        assert np.allclose(found["era popularity"][user], log.share * np.exp(gains))
         assert np.allclose(found["transitions"][user], weights @ log.transitions.toarray(), atol=1e-6)
         assert np.allclose(found["item cosine"][user], weights @ log.cosine.toarray(), atol=1e-6)
     for name in ("nearest text", "whitened text"):  # equal texts tie to the last bit
@@ -240,16 +238,10 @@ def test_no_score_knows_the_last_item_of_a_test_list(tmp_path):
         assert set(targets) == {last}
         known = scores.Statistics.of(whiten(test.embeddings), test.log)
         found[last] = {name: one.score(histories) for name, one in compare.methods_of(test, EVERY, known).items()}
-    assert len(found[0]) == 8
+    assert len(found[0]) == 7
     for name, score in found[0].items():
         assert np.array_equal(score, found[ITEMS - 1][name]), name
-    for name in (
-        "popularity",
-        "era popularity",
-        "transitions",
-        "item cosine",
-        "EASE",
-    ):  # the last item is in no history
+    for name in ("popularity", "transitions", "item cosine", "EASE"):  # the last item is in no history
         assert (found[0][name][:, -1] <= found[0][name].max(axis=1)).all() and found[0][name][:, -1].max() < 0.02, name
 
 

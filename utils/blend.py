@@ -44,6 +44,7 @@ DENSE = ("text_mean", "text_last")
 SPARSE = ("in_history", "recency", "transitions", "item_cosine", "ease")
 ERA, ITEM, NETWORK = "era", "popularity", "recgpt"
 FEATURES = (*DENSE, ERA, NETWORK, ITEM, *SPARSE)
+WITHOUT_LOG = (*DENSE, *SPARSE[:2])  # those that a catalog alone has
 
 SHARE = 0.1  # of popularity, added to the transitions
 NEIGHBOURS = 100  # of an item, whose weights by EASE count

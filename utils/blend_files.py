@@ -16,6 +16,7 @@ from utils.blend import (
     NO_LOG,
     WITH_LOG,
     WITH_NETWORK,
+    WITHOUT_LOG,
     Blend,
     Blender,
     Domain,
@@ -95,7 +96,7 @@ def obtain_blends(
         except InputError as error:
             if mode == "read":
                 raise
-            print(f"fitting the blend anew: {error}")  # noqa: T201
+            print(f"fitting the blend anew: {str(error).removesuffix(REMEDY)}")  # noqa: T201
     check_writable(path)
     started = time.perf_counter()
     fitted = fit()
@@ -148,7 +149,8 @@ def load_blends(path: Path, made_from: dict[str, Any] | None = None, names: tupl
 
 def _blend(saved: Any, kind: str, owner: str) -> Blend:
     """The blend of a JSON object; InputError unless its names are features of its kind and its numbers finite."""
-    features = set(FEATURES) - (set() if kind == WITH_NETWORK else {NETWORK})
+    features = set(FEATURES) if kind == WITH_NETWORK else set(FEATURES) - {NETWORK}
+    features = set(WITHOUT_LOG) if kind == NO_LOG else features
     sides = [saved.get(side) if isinstance(saved, dict) else None for side in ("weights", "scales")]
     if not all(isinstance(side, dict) for side in sides) or sides[0].keys() != sides[1].keys() or not sides[0]:
         raise InputError(f"{owner}: expected weights and scales of the same features. {REMEDY}")

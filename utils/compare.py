@@ -72,7 +72,7 @@ def log_scores(known: scores.Statistics) -> dict[str, scores.Scorer]:
     share, transitions, cosine, eras = known.log
     found = {
         "popularity": scores.popular(share),
-        "era popularity": scores.popular_in_era(share, eras),
+        **({"era popularity": scores.popular_in_era(share, eras)} if eras.gain.any() else {}),
         "transitions": scores.weighted_rows(transitions),
         "item cosine": scores.weighted_rows(cosine),
     }
