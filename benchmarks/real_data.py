@@ -7,7 +7,7 @@
 Reads of each domain DIR/DOMAIN/items.jsonl.gz and sequences.jsonl.gz, as make_dataset.py does, and its embeddings from
 DIR/embeddings/DOMAIN.npz (codes int8, scale). Every user's last item is the target; the list before it is the log.
 
-1. A tokenizer and --seeds models are trained on the PRE_TRAIN domains; CHOOSE domains choose the checkpoint.
+1. A tokenizer and --seeds models are trained on the PRE_TRAIN domains, to predict the next item among all their items.
 2. For each --test domain and each share of its users, a model is trained on their log twice, from drawn weights and
    from the pre-trained ones, with the same settings; NDCG@10 on the last items of the log chooses the number of steps,
    and a second training of as many steps sees these items, too.
@@ -49,17 +49,16 @@ from utils.util import print_table
 
 PRE_TRAIN = ["amazon_books", "amazon_clothing", "amazon_electronics", "amazon_health", "amazon_beauty", "amazon_toys"]
 PRE_TRAIN += ["microlens"]
-CHOOSE = ["amazon_office", "food"]
 TEST = ["yelp", "steam", "amazon_games"]
 ENCODER = "all-MiniLM-L6-v2"
 ROOT = Path(__file__).resolve().parents[1]
 
-# Chosen on CHOOSE, amazon_toys and microlens, the rate also by Steam's training loss; docs/log.md says how.
+# Chosen on amazon_office, food, amazon_toys, microlens, the rate also by Steam's training loss: docs/log.md.
 LAYERS = 2
 BEST, LAST = f"layer_{LAYERS}_best.pt", f"layer_{LAYERS}_last.pt"  # what pre_train.py writes
 MODEL_SIZE = f"--width 128 --tf_layer {LAYERS}"
-PRE_TRAINING = "--tokens_per_batch 32768 --batch_size 256 --lr 1e-3 --max_grad_norm 1 --epoch 20 --save_last"
-PRE_TRAINING += " --eval_every 270 --patience 5 --tie_embeddings"  # one table, which goes on with items
+PRE_TRAINING = "--batch_size 128 --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.1"
+PRE_TRAINING += " --weight_decay 0.1 --predict items --max_steps 1000 --save_last"
 BATCH = 128  # histories of a step of training on a domain
 TRAINING = f"--batch_size {BATCH} --lr 2e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0.3"
 TRAINING += " --weight_decay 0.1 --predict items --epoch 1000 --save_last --best_by ndcg --exclude_history"
@@ -117,7 +116,6 @@ def main() -> None:
     flags.add_argument("data", type=Path, metavar="DIR", help="folder of the domains")
     flags.add_argument("--work", type=Path, required=True, metavar="DIR", help="where everything is made, and kept")
     flags.add_argument("--pre_train", nargs="+", default=PRE_TRAIN, metavar="DOMAIN", help="domains to pre-train on")
-    flags.add_argument("--choose", nargs="+", default=CHOOSE, metavar="DOMAIN", help="domains that choose a checkpoint")
     flags.add_argument("--test", nargs="*", default=TEST, metavar="DOMAIN", help="domains to test on")
     flags.add_argument("--shares", type=positive_float, nargs="+", default=[0.01, 0.1, 1.0], help="of a domain's users")
     flags.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of training, and of drawing users")
@@ -133,7 +131,7 @@ def main() -> None:
     work = args.work.resolve()
     if not args.report:
         deadline = time.monotonic() + 60 * args.minutes
-        for domain in [*args.pre_train, *args.choose, *args.test]:
+        for domain in [*args.pre_train, *args.test]:
             make_data_set(args.data, domain, work / "sets" / domain, args.users)
         for stage in stages(args, work):
             with ThreadPoolExecutor(args.jobs) as pool:
@@ -187,11 +185,8 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
 
     sets = [f"{work}/sets/{domain}" for domain in args.pre_train]
     made = make_pre_train(sets, vae, work / "pre_train")
-    chosen = [f"{work}/sets/{domain}" for domain in args.choose]
-    held_out = ["data_processing/make_eval.py", "--datasets", *chosen, "--users", "5000", "--vae_ckpt", str(vae)]
-    held_out = Step(work / "eval/dataset.json", [[*held_out, "--output", f"{work}/eval"]], [tokenizer])
     pre_training = Step(work / "pre_train/whole/dataset.json", [made], [tokenizer])
-    yield [pre_training, held_out]
+    yield [pre_training]
 
     starts = {}
     for number in args.seeds:
@@ -199,8 +194,7 @@ def stages(args: argparse.Namespace, work: Path) -> Iterator[list[Step]]:
         # Whole lists: the domains of pre-training are not tested.
         settings = f"{MODEL_SIZE} {PRE_TRAINING} {limit(args)}"
         command = pre_train(work / "pre_train/whole", folder, number, args.device, settings)
-        command += ["--eval_path", f"{work}/eval"]
-        starts[number] = Step(folder / "trained.done", [command], [pre_training, held_out], marks=True)
+        starts[number] = Step(folder / "trained.done", [command], [pre_training], marks=True)
     yield list(starts.values()) if "pre-trained" in args.starts else []
 
     runs = [
@@ -284,7 +278,7 @@ class Run:
         every = max(EVALUATION_STEPS, math.ceil(histories / BATCH))
         steps = every * max(PASSES, math.ceil(LEAST_STEPS / every))
         stopping = f"{self.limit} --max_steps {steps} --eval_every {every} --eval_path {self.data}/eval"
-        weights = ["--init_from", str(start.makes.with_name(BEST))] if self.start == "pre-trained" else []
+        weights = ["--init_from", str(start.makes.with_name(LAST))] if self.start == "pre-trained" else []
         trained, whole = self.folder / "trained", self.folder / "whole"
         fit = [
             *pre_train(self.data, trained, self.seed, self.device, f"{TRAINING} {stopping}"),
