@@ -96,7 +96,7 @@ def obtain_blends(
         except InputError as error:
             if mode == "read":
                 raise
-            print(f"fitting the blend anew: {str(error).removesuffix(REMEDY)}")  # noqa: T201
+            print(f"fitting the blend anew: {str(error).removesuffix(f' {REMEDY}')}")  # noqa: T201
     check_writable(path)
     started = time.perf_counter()
     fitted = fit()

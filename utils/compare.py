@@ -7,7 +7,7 @@ of train.pkl; training on it. See docs/comparing.md.
 import json
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,18 +105,20 @@ def write_lists(
             mean of the places of equal scores, and null for a target that is not recommended.
         names: of the items, if ids and titles are to be written, too.
     """
-    targets, ranks = known or (np.full(len(users), -1), Ranks(*torch.zeros(2, len(users), dtype=torch.int64)))
-    columns = (users.tolist(), lists, targets.tolist(), ranks.above.tolist(), ranks.tied.tolist())
+    told = told_targets(*known, names) if known else [{}] * len(users)
     with atomic_write(path, "w") as file:
-        for user, (items, values), target, above, tied in zip(*columns, strict=True):
-            line = {"user": listed_name(user), "items": items, "scores": values}
-            if known:
-                line |= {"target": target, "rank": above + (tied + 1) / 2 if tied else None}
+        for user, (items, values), target in zip(users.tolist(), lists, told, strict=True):
+            line = {"user": listed_name(user), "items": items, "scores": values, **target}
             if names:
                 line |= {"ids": [names.ids[item] for item in items], "titles": [names.titles[item] for item in items]}
-            if names and known:
-                line |= {"target_id": names.ids[target], "target_title": names.titles[target]}
             file.write(json.dumps(nan_to_none(line)) + "\n")
+
+
+def told_targets(targets: np.ndarray, ranks: Ranks, names: Names | None) -> Iterator[dict[str, Any]]:
+    """What `write_lists` says of each user's target."""
+    for target, above, tied in zip(targets.tolist(), ranks.above.tolist(), ranks.tied.tolist(), strict=True):
+        line = {"target": target, "rank": above + (tied + 1) / 2 if tied else None}
+        yield line | ({"target_id": names.ids[target], "target_title": names.titles[target]} if names else {})
 
 
 def load_lists(path: Path, users: np.ndarray, items: int) -> dict[Any, list[int]]:

@@ -32,7 +32,7 @@ class Eras(NamedTuple):
     """The eras of N items, and what follows what."""
 
     line: np.ndarray  # (N,) float64, the share of the log with earlier items, in [0, 1]
-    item: np.ndarray  # (N,) int64, era of each item
+    item: np.ndarray  # (N,) int64, era of each item, UNKNOWN for some
     gain: np.ndarray  # (ERAS + 1, ERAS + 1) float32, by era of history and item, in nats; see `of`
 
     @classmethod
@@ -48,21 +48,21 @@ class Eras(NamedTuple):
         order, line = np.argsort(times, kind="stable"), np.zeros(items)
         line[order] = np.cumsum(share[order]) - share[order] / 2
         item = np.where(known, (line * ERAS).astype(np.int64).clip(max=ERAS - 1), UNKNOWN)
-        gain = np.zeros((ERAS + 1, ERAS + 1), dtype=np.float32)
+        eras = cls(line, item, np.zeros((ERAS + 1, ERAS + 1), dtype=np.float32))
 
         before, targets = log.select(np.flatnonzero(log.lengths)).split_targets()
-        ends = (cls(line, item, gain).of_histories(before), item[targets])
+        ends = (eras.of_histories(before), item[targets])
         counted = (ends[0] != UNKNOWN) & (ends[1] != UNKNOWN)
         if counted.sum() < LEAST_HISTORIES:
-            return cls(line, item, gain)
+            return eras
         ended = np.zeros((ERAS, ERAS))
         np.add.at(ended, tuple(era[counted] for era in ends), 1)
         ended = gaussian_filter(ended, SMOOTHING)
         usual = np.bincount(item, weights=share, minlength=ERAS + 1)[:ERAS]
         usual = np.maximum(gaussian_filter1d(usual, SMOOTHING), LEAST_SHARE)
         expected = (ended.sum(1, keepdims=True) + PRIOR) * usual
-        gain[:ERAS, :ERAS] = np.log((ended + PRIOR * usual) / expected)
-        return cls(line, item, gain)
+        eras.gain[:ERAS, :ERAS] = np.log((ended + PRIOR * usual) / expected)
+        return eras
 
     def of_histories(self, histories: Sequences) -> np.ndarray:
         """The era that each history has come to, (B,) int64: that of the mean place of its latest known items."""

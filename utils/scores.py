@@ -165,7 +165,7 @@ def popular(share: np.ndarray) -> Scorer:
 
 def popular_in_era(share: np.ndarray, eras: Eras) -> Scorer:
     """Recommend by popularity (N,) times how well an item goes with the era of the history. Needs the domain's log."""
-    return lambda histories: share * np.exp(eras.gains(histories))
+    return lambda histories: share * np.exp(eras.by_era(histories))[:, eras.item]
 
 
 def text_score(rows: np.ndarray, reach: int = REACH) -> Scorer:
