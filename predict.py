@@ -23,36 +23,31 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
-from model import Items, RecGPT, load_model
+from ae_trainer import DEFAULT_TOKENIZER
+from model import Items, RecGPT
+from serving.scoring import batches_of_equal_work, blend_origin, load_fitted_with, load_parts, scores_of_all
 from utils import compare
 from utils.blend import Blender
 from utils.blend_files import make_blenders
 from utils.checkpoint import ITEMS
 from utils.cli import SWITCH, named_file, parser, positive_int, run
 from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
-from utils.data import Catalog, Sequences, cumulate, make_batch
+from utils.data import Catalog, Sequences, make_batch
 from utils.datasets import (
     HISTORIES,
-    Origin,
     TestSet,
-    check_fit,
     dataset_folder,
     load_test,
-    noted_encoder,
-    noted_whole_lists,
 )
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, content
+from utils.files import atomic_write, check_writable
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
 from utils.names import load_names
@@ -62,14 +57,12 @@ from utils.search import (
     ItemSearch,
     TopK,
     beam_search,
-    code_table,
     empty_topk,
     exact_search,
     places_of,
     rank_found,
     rank_targets,
     search_and_rank,
-    slot_rows,
 )
 from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device
@@ -184,27 +177,20 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     """Load data set, tokenizer and checkpoint, check that they fit each other, and tokenize the catalog."""
     test = load_test(dataset_folder(args.dataset), args.cold, args.drop_short)
     device = pick_device(args)
-    tokenizer = load_tokenizer(args.vae_ckpt, device)
-    model, metadata = load_model(args.ckpt_path, device, args.tf_layer)
+    model, metadata, tokenizer, catalog = load_parts(
+        args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device, args.tf_layer
+    )
     if model.config.predicts == ITEMS and (args.search, args.protocol) != ("exact", "corrected"):
         raise InputError(
             f"{args.ckpt_path} predicts items and not codes, and --search beam and --protocol released are of codes. "
             "Leave them out."
         )
-    source, known = test.embeddings_path, (metadata.get("encoder"), metadata.get("tokenizer"))
-    encoder = tokenizer.prepared_encoder(noted_encoder(source))
-    at_hand = Origin(source, test.embeddings.shape[1], encoder, tokenizer.fingerprint())
-    check_fit(Origin(args.ckpt_path, model.config.embedding_width, *known), at_hand)
-    embeddings = tokenizer.prepare(test.embeddings, str(source))
-    codes = tokenizer.tokenize(embeddings, str(source))
-    candidates = protocol.candidates(codes, test.embeddings)
+    candidates = protocol.candidates(catalog.codes, test.embeddings)
     fitted_with, made_with = model, {}
     if args.blend:
-        log = source.parent / HISTORIES
+        log = test.embeddings_path.parent / HISTORIES
         fitted_with = load_fitted_with(metadata, args.ckpt_path, model.config.predicts, device, log) or model
-        made_with = {"checkpoint": model.fingerprint(), "fitted with": fitted_with.fingerprint()}
-        made_with["tokenizer"] = tokenizer.fingerprint()
-    catalog = Catalog(codes, embeddings, source=str(source))
+        made_with = blend_origin(model, fitted_with, tokenizer)
     return Loaded(test, model, catalog, candidates, made_with, fitted_with)
 
 
@@ -222,21 +208,6 @@ def highest_ids(codes: np.ndarray, _: np.ndarray) -> np.ndarray:
     """Ids (M,) int64, ascending: of the items that share all four codes of (N, K) the one with the highest id."""
     _, last = np.unique(codes[::-1], axis=0, return_index=True)
     return np.sort(len(codes) - 1 - last)
-
-
-def batches_of_equal_work(lengths: np.ndarray, users: int) -> Iterator[np.ndarray]:
-    """Rows of each batch, by length (U,) of the histories, longest first: memory runs out at once or never.
-
-    A batch has as many items as `users` histories of mean length: at least one history, at most `8 * users`.
-    """
-    order = np.argsort(-lengths, kind="stable")
-    items = cumulate(lengths[order])  # before each history
-    start = 0
-    while start < len(order):
-        end = int(np.searchsorted(items, items[start] + users * lengths.mean(), side="right")) - 1
-        end = min(max(end, start + 1), start + 8 * users)
-        yield order[start:end]
-        start = end
 
 
 def batches_in_file_order(lengths: np.ndarray, users: int) -> Iterator[np.ndarray]:
@@ -369,67 +340,6 @@ def recommend(
             progress.update(len(rows))
     order = torch.from_numpy(np.argsort(np.concatenate(order)))
     return Found(*(torch.cat(column)[order] for column in zip(*found, strict=True)))
-
-
-@torch.inference_mode()
-def scores_of_all(model: RecGPT, catalog: Catalog, users: int, histories: Sequences) -> Tensor:
-    """Scores of every item after B histories, (B, N) float32 on the CPU; log-probabilities where codes are predicted.
-
-    `users` are those of mean length in a batch, as for `batches_of_equal_work`.
-    """
-    device, read = next(model.parameters()).device, histories.last(model.config.window - 1)
-    if model.config.predicts == ITEMS:
-        score = model.item_search(Items(catalog).to(device), 1).scores
-    else:
-        codes = torch.from_numpy(catalog.codes).int().to(device) + slot_rows(device)
-
-        def score(logits: Tensor) -> Tensor:
-            found = F.embedding_bag(codes, code_table(logits.log_softmax(-1)), mode="sum")  # (N, B)
-            return found[:, : len(logits)].T
-
-    scores = torch.empty(len(read), len(catalog))
-    for rows in batches_of_equal_work(read.lengths, users):
-        scores[rows] = score(model.next_item(make_batch(read.select(rows), catalog).to(device))).cpu()
-    return scores
-
-
-def load_fitted_with(
-    metadata: dict[str, Any], path: str, predicts: str, device: torch.device, log: Path
-) -> RecGPT | None:
-    """Load the model that a blend must be fitted with, where it is another than the checkpoint's; None where not.
-
-    A checkpoint of pre_train.py --refit_of has been trained on the last items of train.pkl, the targets of the fit. On
-    these it is better than it will be on others, and would get too much weight. The weights that it repeats are not.
-
-    Raises:
-        InputError: those weights are not where the JSON beside the checkpoint says, or are others; or there are none
-            that were trained without the last items of `log`, which is train.pkl.
-    """
-    noted = metadata.get("refit_of")
-    if not isinstance(noted, dict):
-        check_unseen(metadata, path, log)
-        return None
-    earlier = Path(str(noted.get("name")))
-    if not earlier.is_file() or noted.get("content") != [content(earlier)]:
-        raise InputError(
-            f"{path} was trained on the last items of train.pkl, to which a blend is fitted. The fit needs the weights "
-            f"that it repeats, {earlier}, as they were. Put them back, or leave out --blend."
-        )
-    fitted_with, metadata = load_model(earlier, device)
-    if fitted_with.config.predicts != predicts:
-        raise InputError(f"{path} predicts {predicts}, and {earlier}, which it repeats, {fitted_with.config.predicts}.")
-    check_unseen(metadata, str(earlier), log)
-    return fitted_with
-
-
-def check_unseen(metadata: dict[str, Any], path: str, log: Path) -> None:
-    """InputError if a checkpoint, by the JSON beside it, was trained on the last items of `log`."""
-    seen = noted_whole_lists(metadata)
-    if seen and log.is_file() and content(log) in seen:
-        raise InputError(
-            f"{path} was trained on the last items of {log}, to which a blend is fitted. Train on data of "
-            "make_pre_train.py, and again with --refit_of (README, Your own data), or leave out --blend."
-        )
 
 
 class BlendSearch:

@@ -68,6 +68,21 @@ def test_scores_and_lists_are_those_of_full_arrays(catalog, exclude, every):
     assert torch.equal(top.items, also.items) and np.array_equal(same.numpy(), scores)
 
 
+def test_of_items_that_the_domain_does_not_have_only_texts_count(catalog):
+    """As if they were in the domain for texts, and as if they were not in the history for the log."""
+    domain, *_ = catalog
+    cut, row = Domain(domain.rows[:-1]), domain.rows[None, 42]
+    texts = Blend({"text_mean": 5.0, "text_last": 2.0}, {"text_mean": 1.0, "text_last": 1.0})
+    of_log = Blend({name: value for name, value in WEIGHTS.items() if name not in (*texts.weights, NETWORK)}, SCALES)
+    with_it = Sequences.of([4, 9, ITEMS - 1], [ITEMS - 1], [ITEMS - 1, 9])
+    scores = Blender(texts, cut, np.arange(ITEMS - 1)).scores(with_it, extra=row)
+    same = Domain(np.concatenate([cut.rows, row]))
+    torch.testing.assert_close(scores, Blender(texts, same, np.arange(ITEMS)).scores(with_it)[:, :-1])
+    with_it, without = Sequences.of([4, ITEMS, 9], [ITEMS, 9, 9]), Sequences.of([4, 9], [9, 9])
+    blender = Blender(of_log, domain, np.arange(ITEMS))
+    torch.testing.assert_close(blender.scores(with_it, extra=row), blender.scores(without))
+
+
 def test_a_network_that_scores_items_is_blended_by_its_scores(catalog):
     """The scores of the candidates, in place of log-probabilities of codes: the same blend of the same numbers."""
     domain, codes, histories, log_probs, _ = catalog

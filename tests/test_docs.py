@@ -21,7 +21,7 @@ from utils.checkpoint import save_state
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("[!.]*/**/README.md")))]
 PAGES += [f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))]
-FOLDERS = ("utils", "data_processing", "benchmarks", "figures")
+FOLDERS = ("utils", "data_processing", "serving", "benchmarks", "figures")
 SOURCES = [*ROOT.glob("*.py"), *(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 

@@ -5,7 +5,7 @@ from graphlib import TopologicalSorter
 
 from tests.conftest import ROOT
 
-FOLDERS = ("utils", "utils/training", "data_processing", "data_processing/parts", "data_processing/sample")
+FOLDERS = ("utils", "utils/training", "data_processing", "data_processing/parts", "data_processing/sample", "serving")
 MODULES = {
     str(path.relative_to(ROOT))[:-3].replace("/", "."): path
     for folder in (".", *FOLDERS)
@@ -39,6 +39,7 @@ def test_rooms_stand_on_rooms_below():
             "utils": {"utils"},
             "utils.training": {"utils", "utils.training"},
             "data_processing.parts": {"", "utils", "utils.training", "data_processing.parts"},
+            "serving": {"", "utils", "data_processing.parts", "serving"},
         }.get(room(module))
         assert below is None or {room(other) for other in imported(module)} <= below, module
 

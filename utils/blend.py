@@ -75,11 +75,18 @@ class Domain(NamedTuple):
         era, network = (() if self.log is None else (ERA,)), ((NETWORK,) if network else ())
         return (*DENSE, *era, *network, ITEM, *sparse)
 
-    def queries(self, histories: Sequences) -> dict[str, np.ndarray]:
-        """Of each dense feature the queries of B histories, (B, E) float32 of length one or zero."""
-        reaches = {"text_mean": REACH, "text_last": 1}
-        weights = {name: history_weights(histories, len(self.rows), reach=reach) for name, reach in reaches.items()}
-        return {name: unit_rows(matrix @ self.rows) for name, matrix in weights.items()}
+    def queries(self, histories: Sequences, extra: np.ndarray | None = None) -> dict[str, np.ndarray]:
+        """Of each dense feature the queries of B histories, (B, E) float32 of length one or zero.
+
+        `extra` (X, E) float32 are whitened rows of items N, N + 1, …, which histories may have, and the domain has not.
+        """
+        items, extra = len(self.rows), self.rows[:0] if extra is None else extra
+        queries = {}
+        for name, reach in (("text_mean", REACH), ("text_last", 1)):
+            weights = history_weights(histories, items + len(extra), reach=reach)
+            query = weights[:, :items] @ self.rows
+            queries[name] = unit_rows(query + weights[:, items:] @ extra if len(extra) else query)
+        return queries
 
     def popularity(self) -> np.ndarray:
         """Logarithm of each item's share of the log, (N,) float32; zeros without one."""
@@ -194,12 +201,15 @@ class Blender:
         scores = self.scores(histories, log_probs)
         return scores, best_scored(scores, self.items, k)
 
-    def scores(self, histories: Sequences, log_probs: Tensor | None = None) -> Tensor:
-        """The scores of all candidates for B users, (B, M) float32; -inf for an item that is not recommended."""
+    def scores(self, histories: Sequences, log_probs: Tensor | None = None, extra: np.ndarray | None = None) -> Tensor:
+        """The scores of all candidates for B users, (B, M) float32; -inf for an item that is not recommended.
+
+        Histories may have items N, N + 1, … of whitened rows `extra` (X, E) float32, of which only texts are known.
+        """
         scores = torch.empty(len(histories), len(self.items))
         for start in range(0, len(histories), SCAN_USERS):
             users = slice(start, min(start + SCAN_USERS, len(histories)))
-            blocks = list(self.blocks(histories, users, log_probs, FIRST_ITEMS))
+            blocks = list(self.blocks(histories, users, log_probs, FIRST_ITEMS, extra))
             scores[users] = torch.cat(blocks)[:, : users.stop - start].T
         return scores
 
@@ -212,10 +222,18 @@ class Blender:
         every[:, self.candidates] = scores
         return every
 
-    def blocks(self, histories: Sequences, users: slice, log_probs: Tensor | None, first: int) -> Iterator[Tensor]:
+    def blocks(
+        self,
+        histories: Sequences,
+        users: slice,
+        log_probs: Tensor | None,
+        first: int,
+        extra: np.ndarray | None = None,
+    ) -> Iterator[Tensor]:
         """Scores of all candidates for some users, block by block: (n, users padded to a multiple of eight)."""
         part = histories.select(np.arange(users.start, users.stop))
-        queries = self.domain.queries(part)
+        queries = self.domain.queries(part, extra)
+        part = part if extra is None else part.below(len(self.domain.rows))
         query = sum(self.blend.factor(name) * rows for name, rows in queries.items())  # (B, E)
         query = F.pad(torch.from_numpy(query), (0, 0, 0, -len(part) % 8)).float().T  # (E, B)
         table = given = eras = None

@@ -64,6 +64,12 @@ class Sequences:
         lengths = np.minimum(self.lengths, window)
         return Sequences(self.users, self.items[spans(self.offsets[1:] - lengths, lengths)], cumulate(lengths))
 
+    def below(self, count: int) -> "Sequences":
+        """Every history without items of `count` or more; some may become empty."""
+        kept, user = self.items < count, np.repeat(np.arange(len(self)), self.lengths)
+        lengths = np.bincount(user[kept], minlength=len(self))
+        return Sequences(self.users, self.items[kept], cumulate(lengths))
+
     def split_targets(self) -> tuple["Sequences", np.ndarray]:
         """Split every history into all but its last item, and that item, (U,); ValueError for an empty history."""
         lengths = self.lengths - 1

@@ -58,21 +58,21 @@ def set_seed(seed: int) -> None:
     np.random.seed(seed % 2**32)  # noqa: NPY002 - libraries may draw from the global generator
 
 
-def print_table(header: list[str], rows: Iterable[list[Any]]) -> None:
-    """Print a table with the first column to the left and the others to the right; floats have four decimals."""
-    print("\n".join(table_lines(header, rows)))
+def print_table(header: list[str], rows: Iterable[list[Any]], left: int = 1) -> None:
+    """Print a table with the first `left` columns to the left, the others to the right; floats have four decimals."""
+    print("\n".join(table_lines(header, rows, left)))
 
 
-def table_lines(header: list[str], rows: Iterable[list[Any]]) -> Iterator[str]:
+def table_lines(header: list[str], rows: Iterable[list[Any]], left: int = 1) -> Iterator[str]:
     """The lines of a table, as `print_table` prints them."""
     cells = [header] + [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for number, row in enumerate(cells):
-        first, *others = (
-            cell.ljust(width) if not column else cell.rjust(width)
+        aligned = (
+            cell.ljust(width) if column < left else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        yield "  ".join([first, *others]).rstrip()
+        yield "  ".join(aligned).rstrip()
         if number == 0:
             yield "  ".join("-" * width for width in widths)
 

@@ -1,0 +1,1 @@
+"""From a history to recommendations: bundles, and what is done with them."""

@@ -1,0 +1,285 @@
+"""Make a bundle of all that recommends from a catalog, and change its items.
+
+    python -m serving.bundle --dataset my_shop --ckpt_path ckpt/my_shop_whole/layer_2_last.pt --output my_bundle
+    python -m serving.bundle --dataset my_shop --rank_by log --output my_bundle
+    python -m serving.bundle add my_bundle --items new.csv
+    python -m serving.bundle update my_bundle --items changed.csv
+    python -m serving.bundle remove my_bundle --ids B0012 B0831
+
+A bundle ranks by the best that the data allow, unless --rank_by says otherwise:
+    blend    texts, the log and RecGPT; its weights are those of DATASET/blend.json where predict.py has fitted them
+             with --exclude_history to the same files, or else are fitted now
+    log      the same without RecGPT, which is not read
+    model    RecGPT alone
+    text     texts alone, which needs neither a log nor a model
+
+What the log says is counted from whole histories, with the last items, which predict.py hides to measure.
+Where OUTPUT is a bundle already, the new one takes its place by one rename, and servers go over to it.
+add, update and remove change all items named or none. Their files are read as import_dataset.py reads --items.
+"""
+
+import argparse
+import secrets
+import shutil
+import sys
+import tempfile
+from functools import partial
+from pathlib import Path
+
+from utils.cli import end_at_ctrl_c
+
+if __name__ == "__main__":
+    end_at_ctrl_c()
+
+import numpy as np
+
+from ae_trainer import DEFAULT_TOKENIZER
+from data_processing.parts.columns import ReadSettings, find_column
+from data_processing.parts.formats import open_table
+from data_processing.parts.interactions import Source, read_items
+from data_processing.parts.splits import item_texts
+from data_processing.parts.tables import workspace
+from serving.bundles import HEADER, VERSION, Bundle, save_whitening
+from serving.log import save_log
+from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
+from serving.store import Item, ItemId, ItemStore
+from serving.weights import save_model, save_tokenizer
+from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
+from utils.blend_files import SHIPPED, load_blends, save_blends
+from utils.cli import parser, run
+from utils.data import Sequences
+from utils.datasets import HISTORIES, TestSet, dataset_folder, load_test, noted_encoder
+from utils.errors import InputError
+from utils.files import check_writable, content, fingerprint, save_json
+from utils.names import load_names
+from utils.pickles import load_pickle
+from utils.scores import Statistics
+from utils.util import add_device_flags, pick_device
+from utils.whitening import Whitening
+
+RANKINGS = {"blend": WITH_NETWORK, "log": WITH_LOG, "model": None, "text": NO_LOG}  # name -> blend
+USERS = 96  # in a batch of the fit
+CHANGES = ("add", "update", "remove")
+
+
+def main() -> None:
+    """Make a bundle, or change one."""
+    args = parse()
+    try:
+        change(args) if args.change else make(args)
+    except ValueError as error:  # of a library call: here the ids and texts are the user's
+        raise InputError(f"{error}.") from error
+
+
+def parse() -> argparse.Namespace:
+    """The command line: a change, if the first word names one, or else what to make."""
+    flags = parser(__doc__)
+    if sys.argv[1:2] and sys.argv[1] in CHANGES:
+        flags.add_argument("change", choices=CHANGES, help="what to do with a bundle")
+        flags.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
+        items = flags.add_mutually_exclusive_group(required=True)
+        items.add_argument("--items", type=Path, metavar="FILE", help="items with their texts; to remove, ids alone")
+        items.add_argument("--ids", nargs="+", metavar="ID", help="ids of the items to remove")
+        flags.add_argument("--item_column", metavar="NAME", help="column of the ids, where it has no usual name")
+        args = flags.parse_args()
+        if args.ids and args.change != "remove":
+            flags.error(f"{args.change} needs the texts of the items: give --items")
+        return args
+    flags.add_argument("--dataset", required=True, help="data/test/NAME, or a data set directory")
+    flags.add_argument("--ckpt_path", help="model weights; not needed to rank by log or text")
+    flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
+    flags.add_argument("--encoder", help="sentence encoder of new texts; as noted beside the embeddings by default")
+    flags.add_argument("--rank_by", choices=tuple(RANKINGS), help="see above; the first for which there is all")
+    flags.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the bundle")
+    add_device_flags(flags)
+    args = flags.parse_args()
+    args.change = None
+    if args.rank_by in ("blend", "model") and not args.ckpt_path:
+        flags.error(f"--rank_by {args.rank_by} needs --ckpt_path")
+    return args
+
+
+# Making one
+
+
+def make(args: argparse.Namespace) -> None:
+    """Load, check, fit, and write a bundle beside its place, before it is put there."""
+    folder = dataset_folder(args.dataset)
+    if args.output.is_dir() and any(args.output.iterdir()) and not (args.output / HEADER).is_file():
+        raise InputError(f"{args.output} holds other files, and no bundle. Name another folder.")
+    test = load_test(folder, cold=False, drop_short=True)
+    rank_by = args.rank_by or choose_ranking(args, test)
+    if test.log is None and rank_by in ("blend", "log"):
+        raise InputError(f"--rank_by {rank_by} needs the log, and {folder / HISTORIES} does not exist.")
+    parts, device = None, pick_device(args)
+    if rank_by in ("blend", "model"):
+        parts = load_parts(args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device)
+    whitening = Whitening.of(test.embeddings, source=str(test.embeddings_path))
+    rows = whitening(test.embeddings, source=str(test.embeddings_path))
+    blend = obtain_blend(args, rank_by, test, rows, parts)
+
+    check_writable(args.output / HEADER)
+    name = secrets.token_hex(4)
+    version = args.output / name
+    version.mkdir()
+    try:
+        write(version, test, rows, whitening, parts, blend, rank_by)
+        files = sorted(path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite"))
+        texts = load_pickle(folder / "item_text_dict.pkl", dict, "")
+        header = {
+            "version": VERSION,
+            "folder": name,
+            "rank_by": rank_by,
+            "encoder": args.encoder or noted_encoder(test.embeddings_path),
+            "fields": list(dict.fromkeys(field for fields in texts.values() for field in fields)),
+            "numbers": all(type(name) is int for name in load_names(folder, len(rows)).ids),
+            "arrays": widths(test, parts),
+            "files": {str(path.relative_to(version)): fingerprint(path) for path in files},
+            "made_from": {"dataset": str(args.dataset), "ckpt_path": args.ckpt_path if parts else None},
+        }
+        save_json(args.output / HEADER, header)
+    except BaseException:
+        shutil.rmtree(version, ignore_errors=True)
+        raise
+    for earlier in args.output.iterdir():
+        if earlier.is_dir() and earlier != version:
+            shutil.rmtree(earlier, ignore_errors=True)
+    print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
+
+
+def choose_ranking(args: argparse.Namespace, test: TestSet) -> str:
+    """The best ranking that the data allow."""
+    if test.log is None:
+        return "model" if args.ckpt_path else "text"
+    return "blend" if args.ckpt_path else "log"
+
+
+def whole_histories(test: TestSet) -> Sequences | None:
+    """The log with the last items: a list of the test stands in for the beginning of it that the log has."""
+    if test.log is None:
+        return None
+    lists = dict(zip(test.log.users, test.log.lists(), strict=True))
+    others = []
+    for user, items in zip(test.sequences.users, test.sequences.lists(), strict=True):
+        if lists.get(user) == items[: len(lists.get(user, ()))]:
+            lists[user] = items
+        else:  # another user, as where each file has numbered its users for itself
+            others.append(items)
+    return Sequences.of(*lists.values(), *others)
+
+
+def obtain_blend(
+    args: argparse.Namespace, rank_by: str, test: TestSet, rows: np.ndarray, parts: Parts | None
+) -> dict[str, Fitted]:
+    """The blend of a ranking, read from DATASET/blend.json where that fits, or fitted; none for the model alone."""
+    kind = RANKINGS[rank_by]
+    if kind is None:
+        return {}
+    if kind == NO_LOG:
+        return {kind: Fitted(load_blends(SHIPPED)[kind], 0)}
+    folder, network, made_with = test.embeddings_path.parent, None, {}
+    if parts is not None:
+        log = folder / HISTORIES
+        predicts, device = parts.model.config.predicts, next(parts.model.parameters()).device
+        fitted_with = load_fitted_with(parts.metadata, args.ckpt_path, predicts, device, log) or parts.model
+        made_with = blend_origin(parts.model, fitted_with, parts.tokenizer)
+        network = partial(scores_of_all, fitted_with, parts.catalog, USERS)
+        files = {HISTORIES: content(log), "embeddings": content(test.embeddings_path)}
+        try:
+            made_from = {**files, **made_with, "exclude_history": True}
+            blend = load_blends(folder / "blend.json", made_from, (kind,))[kind]
+        except InputError:
+            pass  # none, or one made from other files
+        else:
+            print(f"weights of the blend: {folder / 'blend.json'}")
+            return {kind: Fitted(blend, 0)}
+    candidates = np.flatnonzero(np.any(test.embeddings, axis=1))
+    fitted = fit_to_log(test.log, rows, candidates, exclude_history=True, network=network)[kind]
+    print(f"weights of the blend: fitted to the last items of {fitted.users} users of {HISTORIES}")
+    return {kind: fitted}
+
+
+def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:
+    """The arrays of a bundle: name -> width and dtype."""
+    arrays = {"texts": (test.embeddings.shape[1], "float32")}
+    if parts is not None:
+        arrays["codes"] = (parts.catalog.codes.shape[1], "int16")
+        if not parts.tokenizer.whitens:
+            arrays["embeddings"] = arrays["texts"]
+    return arrays
+
+
+def write(
+    version: Path,
+    test: TestSet,
+    rows: np.ndarray,
+    whitening: Whitening,
+    parts: Parts | None,
+    blend: dict[str, Fitted],
+    rank_by: str,
+) -> None:
+    """Write all but bundle.json into an empty folder; `rows` (N, E) are whitened."""
+    save_whitening(version / "whitening.npz", whitening)
+    if parts is not None:
+        for name, save, weights in (
+            ("model", save_model, parts.model),
+            ("tokenizer", save_tokenizer, parts.tokenizer),
+        ):
+            (version / name).mkdir()
+            save(version / name, weights)
+    if blend:
+        save_blends(version / "blend.json", blend, {"rank_by": rank_by})
+    if rank_by in ("blend", "log"):
+        domain = Domain.of(Statistics.of(rows, whole_histories(test)))
+        (version / "log").mkdir()
+        save_log(version / "log", domain.log, domain.ease)
+    folder = test.embeddings_path.parent
+    names, texts = load_names(folder, len(rows)), load_pickle(folder / "item_text_dict.pkl", dict, "")
+    items = [
+        Item(name, title, texts.get(number) or {})
+        for number, (name, title) in enumerate(zip(names.ids, names.titles, strict=True))
+    ]
+    arrays = {"texts": rows, "embeddings": test.embeddings}
+    if parts is not None:
+        arrays["codes"] = parts.catalog.codes
+    store = ItemStore.create(version, widths(test, parts))
+    store.append(items, arrays, ~np.any(test.embeddings, axis=1))
+
+
+# Changing one
+
+
+def change(args: argparse.Namespace) -> None:
+    """Add, update or remove items."""
+    bundle = Bundle.open(args.bundle)
+    if args.change == "remove":
+        ids = args.ids or [item for item, _ in read_file(args.items, args.item_column, [])]
+        print(f"{args.bundle}: {bundle.remove(ids)} items removed")
+        return
+    items = read_file(args.items, args.item_column, bundle.fields)
+    items = [(bundle.own_form(item), fields) for item, fields in items]
+    count = bundle.add(items) if args.change == "add" else bundle.update(items)
+    print(f"{args.bundle}: {count} items {'added' if args.change == 'add' else 'updated'}")
+
+
+def read_file(path: Path, item_column: str | None, fields: list[str]) -> list[tuple[ItemId, dict]]:
+    """Read items from a file: their ids, and those of some text fields that it has.
+
+    InputError for a file that cannot be read, or has none of the fields.
+    """
+    table = open_table(path, ReadSettings("items", None, None, True, None))
+    item = find_column(table, "item", item_column, also=("id",))
+    texts = [name for name in fields if table.rows_name_fields or (name in table.columns and name != item)]
+    if fields and not texts:
+        raise InputError(f"{path} has none of the text columns of the bundle's items: {', '.join(fields)}.")
+    with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "items", {"file": str(path)}) as tables:
+        tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
+        read_items(tables, Source(table, None, item, None, texts or [item]), Path(folder))
+        tables.make("numbered", "SELECT row_number() OVER (ORDER BY first) - 1 AS id, * FROM item_texts")
+        found = dict(item_texts(tables, "numbered", texts))
+        names = [name for (name,) in tables.rows("SELECT item_name FROM numbered ORDER BY id")]
+    return [(name, found[row]) for row, name in enumerate(names)]
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,251 @@
+"""A bundle: one folder with all that recommends from a shop's catalog, checked when it is opened.
+
+    my_bundle/bundle.json       names the folder with all the rest, says what it was made from, and hashes of its files
+    my_bundle/<version>/        model/ and tokenizer/ (safetensors), log/ (statistics), blend.json, whitening.npz,
+                                items.sqlite, and by the items' numbers texts.bin, embeddings.bin, codes.bin
+
+A bundle that is made anew gets a folder of its own, and one rename of bundle.json puts it in place of the earlier one.
+Items are added, changed and removed in the folder itself (serving/store.py).
+Letters of the shapes as in utils/data.py: X items, E embedding width.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from ae_trainer import AutoEncoder
+from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
+from data_processing.parts.missing import is_missing
+from model import RecGPT
+from serving.log import load_log
+from serving.store import Item, ItemId, ItemStore, check_id
+from serving.weights import load_model_folder, load_tokenizer_folder
+from utils.blend import NETWORK, Blend
+from utils.blend_files import load_blends
+from utils.checkpoint import CODES
+from utils.data import check_finite
+from utils.errors import InputError, reason, shown
+from utils.files import fingerprint, read_json, require_file
+from utils.names import TITLES, title
+from utils.scores import LogStatistics
+from utils.whitening import Whitening
+
+VERSION = 1
+HEADER = "bundle.json"
+REMEDY = "Make it with python -m serving.bundle."
+NEEDED = {"folder": str, "encoder": (str, type(None)), "fields": list, "arrays": dict, "files": dict, "rank_by": str}
+
+
+class Bundle:
+    """All that recommends, opened."""
+
+    def __init__(self, header_path: Path, header: dict[str, Any], device: str):
+        """What bundle.json says, by `header`; InputError unless all files are there and whole."""
+        self.path, self.header, self.folder = header_path, header, header_path.parent / header["folder"]
+        for name, known in header["files"].items():
+            if fingerprint(require_file(self.folder / name, REMEDY)) != known:
+                raise InputError(f"{self.folder / name} is not the file that {header_path} was written with. {REMEDY}")
+        self.device = device
+        self.encoder_name: str | None = header["encoder"]
+        self.fields: list[str] = header["fields"]
+        self.store = ItemStore(self.folder, header["arrays"])
+        self.width = self.store.widths["texts"][0]  # E
+        self.model: RecGPT | None = None
+        self.tokenizer: AutoEncoder | None = None
+        self.log: tuple[LogStatistics, csr_array | None] | None = None
+        self.blend: Blend | None = None
+        if (self.folder / "model").is_dir():
+            self.model = load_model_folder(self.folder / "model", device)
+            self.tokenizer = load_tokenizer_folder(self.folder / "tokenizer")
+        if (self.folder / "log").is_dir():
+            self.log = load_log(self.folder / "log")
+        if (self.folder / "blend.json").is_file():
+            ((_, self.blend),) = load_blends(self.folder / "blend.json").items()
+        self.whitening = load_whitening(self.folder / "whitening.npz")
+        self._encoder, self._encoding = None, threading.Lock()
+
+    @classmethod
+    def open(cls, path: Path, device: str = "cpu") -> "Bundle":
+        """Open the bundle in a folder; InputError for none, or one that is damaged or of another version."""
+        header_path = path / HEADER
+        while True:
+            header = read_json(require_file(header_path, REMEDY))
+            if header.get("version") != VERSION:
+                raise InputError(
+                    f"{header_path} is of version {shown(header.get('version'))}, expected {VERSION}. {REMEDY}"
+                )
+            for name, kind in NEEDED.items():
+                if not isinstance(header.get(name), kind):
+                    raise InputError(f"{header_path}: {name!r} is {shown(header.get(name))}. {REMEDY}")
+            try:
+                return cls(header_path, header, device)
+            except InputError:
+                if read_json(header_path) == header:  # otherwise another was made meanwhile, in place of this one
+                    raise
+
+    def is_current(self) -> bool:
+        """Whether no other bundle has been made in its place; true, too, while the file cannot be read."""
+        with contextlib.suppress(InputError):
+            return read_json(self.path).get("folder") == self.header["folder"]
+        return True
+
+    @property
+    def title_field(self) -> str:
+        """The text field that holds a title, or else the first one."""
+        return next((name for name in TITLES if name in self.fields), self.fields[0])
+
+    def own_form(self, item: str) -> ItemId:
+        """An id that was read from text as the shop has it: a number, where all ids were whole numbers."""
+        plain = self.header.get("numbers") is True and item.isascii() and item.isdecimal() and len(item) < 19
+        return int(item) if plain and str(int(item)) == item else item
+
+    @property
+    def reads_model(self) -> bool:
+        """Whether scores need the model."""
+        return self.model is not None and (self.blend is None or bool(self.blend.factor(NETWORK)))
+
+    @property
+    def reads_codes(self) -> bool:
+        """Whether a blend reads the codes of items."""
+        return self.reads_model and self.blend is not None and self.model.config.predicts == CODES
+
+    # Texts and embeddings
+
+    def ordered(self, fields: Any) -> dict[str, Any]:
+        """The text fields of an item in the order of the catalog's, without empty ones; ValueError for others."""
+        if not isinstance(fields, dict):
+            raise ValueError(f"the text of an item is a dict of fields, found {shown(fields)}")
+        unknown = [name for name in fields if name not in self.fields]
+        if unknown:
+            raise ValueError(f"items have no field {shown(unknown[0])}; they have {', '.join(self.fields)}")
+        return {name: fields[name] for name in self.fields if name in fields and not is_missing(fields[name])}
+
+    def encode(self, texts: list[dict[str, Any]]) -> np.ndarray:
+        """Raw embeddings of X items by their text fields, (X, E) float32; zeros where there is no text.
+
+        Raises:
+            InputError: the encoder is not known, cannot be loaded, or makes embeddings of another width.
+            ValueError: a field that the catalog does not have.
+        """
+        rows = np.zeros((len(texts), self.width), dtype=np.float32)
+        written = [item_text(fields) if fields else "" for fields in map(self.ordered, texts)]
+        known = [row for row, text in enumerate(written) if text]
+        if not known:
+            return rows
+        with self._encoding:
+            self._encoder = self._encoder or self._load_encoder()
+            found = self._encoder.encode([written[row] for row in known])
+        if found.shape[1] != self.width:
+            raise InputError(f"the encoder {self.encoder_name} is {found.shape[1]} wide, the bundle {self.width}.")
+        rows[known] = found
+        return rows
+
+    def _load_encoder(self) -> Encoding:
+        if self.encoder_name is None:
+            raise InputError(f"{self.path} does not name its sentence encoder, which a new text needs. Give --encoder.")
+        return Encoding(self.encoder_name, load_encoder(self.encoder_name, "cpu"), DEFAULT_BATCH)
+
+    def prepared(self, embeddings: np.ndarray) -> np.ndarray:
+        """Raw embeddings (X, E) as model and tokenizer read them: whitened, if they were trained so."""
+        return self.whitening(embeddings) if self.tokenizer.whitens else embeddings
+
+    # Changes
+
+    def add(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None = None) -> int:
+        """Add items, each with its id and text fields; returns how many.
+
+        Args:
+            items: nothing is changed unless all can be added.
+            embeddings: (X, E) float, as the sentence encoder makes them; None: it makes them.
+
+        Raises:
+            ValueError: an id that an item has already, or that is there twice; a field that the catalog does not have.
+            InputError: the encoder cannot be loaded, another process is changing the bundle, or the disk is full.
+        """
+        return self._put(items, embeddings, new=True)
+
+    def update(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None = None) -> int:
+        """Change the texts of items, as `add`; what the log says of them stays. ValueError for an id that none has."""
+        return self._put(items, embeddings, new=False)
+
+    def remove(self, ids: Iterable[ItemId]) -> int:
+        """Remove items, all or none; returns how many. They may stand in no history any more.
+
+        Raises:
+            ValueError: an id that no item has, or that is there twice.
+            InputError: another process is changing the bundle, or the disk is full.
+        """
+        ids = checked_ids(ids)
+        with self.store.writing():
+            numbers = [self.store.number(item) for item in ids]
+            missing = [item for item, number in zip(ids, numbers, strict=True) if number is None]
+            if missing:
+                raise ValueError(f"no item has the id {shown(missing[0])}; nothing was removed")
+            if len(set(numbers)) < len(numbers):
+                raise ValueError("an item is named twice; nothing was removed")
+            self.store.remove(numbers)
+        return len(ids)
+
+    def _put(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None, new: bool) -> int:
+        items = list(items)
+        ids, texts = checked_ids(item for item, _ in items), [self.ordered(fields) for _, fields in items]
+        if not ids:
+            return 0
+        self._earlier(ids, new)  # before the long work
+        if embeddings is None:
+            embeddings = self.encode(texts)
+        elif embeddings.shape != (len(ids), self.width):
+            raise ValueError(f"embeddings must be {(len(ids), self.width)}, found {embeddings.shape}")
+        check_finite(np.asarray(embeddings), 0, "the embeddings")
+        arrays = {"texts": self.whitening(embeddings), "embeddings": embeddings}
+        if self.tokenizer is not None:
+            arrays["codes"] = self.tokenizer.tokenize(np.ascontiguousarray(self.prepared(embeddings)))
+        named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
+        with self.store.writing():
+            earlier = self._earlier(ids, new)
+            logged = [None if new else self._logged(number) for number in earlier]
+            self.store.append(named, arrays, ~np.any(embeddings, axis=1), [] if new else earlier, logged)
+        return len(ids)
+
+    def _earlier(self, ids: list[ItemId], new: bool) -> list[int | None]:
+        """The numbers of items that have some ids; ValueError if one has where it should be new, or none has."""
+        numbers = [self.store.number(item) for item in ids]
+        for item, number in zip(ids, numbers, strict=True):
+            if new and number is not None:
+                raise ValueError(f"an item has the id {shown(item)} already: update it, or remove it first")
+            if not new and number is None:
+                raise ValueError(f"no item has the id {shown(item)}; add it")
+        if len(set(ids)) < len(ids) or (not new and len(set(numbers)) < len(numbers)):
+            raise ValueError("an item is there twice")
+        return numbers
+
+    def _logged(self, number: int) -> int | None:
+        """The number that an item has in the log; None where the log does not know it."""
+        moved = self.store.state().moved.get(number, number)
+        return moved if self.log is not None and moved < len(self.log[0].share) else None
+
+
+def checked_ids(ids: Iterable[Any]) -> list[ItemId]:
+    """Ids of items; ValueError for one that is none, and where a text stands for the list."""
+    if isinstance(ids, (str, bytes)):
+        raise ValueError(f"expected a list of ids, found {shown(ids)}")
+    return [check_id(item) for item in ids]
+
+
+def save_whitening(path: Path, whitening: Whitening) -> None:
+    """Write a whitening."""
+    np.savez(path, **whitening._asdict())
+
+
+def load_whitening(path: Path) -> Whitening:
+    """Read a whitening; InputError for a damaged file."""
+    try:
+        with np.load(require_file(path, REMEDY), allow_pickle=False) as saved:
+            return Whitening(*(saved[name] for name in Whitening._fields))
+    except (OSError, KeyError, ValueError) as error:
+        raise InputError(f"{path} cannot be read ({reason(error)}). {REMEDY}") from error

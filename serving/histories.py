@@ -1,0 +1,104 @@
+"""Histories of many users from a file, and lists for them in another that a killed run goes on with."""
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from data_processing.parts.columns import ReadSettings, find_column
+from data_processing.parts.formats import open_table
+from data_processing.parts.interactions import Source, read_interactions
+from data_processing.parts.tables import workspace
+from data_processing.parts.times import seconds
+from utils.errors import DiskError, InputError, reason, shown
+from utils.files import check_writable, lock, read_json, read_jsonl, resolve_links, save_json
+
+REMEDY = 'Give JSON lines, {"user": "anna", "items": ["B0012", "B0831"]}, or a table with a row for each interaction.'
+
+
+class History(NamedTuple):
+    """A user's items in the order of time."""
+
+    user: Any
+    items: list[Any]  # ids
+
+
+def read_histories(path: Path) -> Iterator[History]:
+    """Yield the histories of a file: JSON lines with user and items, or a table as import_dataset.py reads it.
+
+    InputError for a damaged file, or a line without user or items; names the line.
+    """
+    if path.name.removesuffix(".gz").endswith((".jsonl", ".ndjson")):
+        for number, record in read_jsonl(path, REMEDY):
+            user, items = record.get("user"), record.get("items")
+            if type(user) not in (int, str) or not isinstance(items, list):
+                raise InputError(f"{path}, line {number}: found {shown(record)}, expected user and items. {REMEDY}")
+            yield History(user, items)
+        return
+    table = open_table(path, ReadSettings("interactions", None, None, True, None))
+    columns = [find_column(table, role, None, optional=role == "time") for role in ("user", "item", "time")]
+    with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "histories", {"file": str(path)}) as tables:
+        source = Source(table, *columns, None)
+        read_interactions(tables, source, Path(folder))
+        time = "NULL" if source.time is None else seconds(tables, source.time_formats)
+        order = f"list(item_name ORDER BY {time}, line)"
+        for user, items in tables.rows(f"SELECT user_name, {order} FROM interactions GROUP BY 1 ORDER BY min(line)"):
+            yield History(user, items)
+
+
+class Lines(NamedTuple):
+    """A file of lines that is being written."""
+
+    done: int  # lines that an earlier run has written
+    file: IO[str]
+
+    def keep(self) -> None:
+        """Put what was written on disk: a killed run goes on behind it."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+
+@contextlib.contextmanager
+def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
+    """Open a file for lines; it gets its name when the block ends without an error.
+
+    A run that is killed leaves a hidden file beside it, behind whose whole lines the next run of the same `job` goes
+    on; another job starts anew.
+
+    Raises:
+        InputError: another run is writing there.
+        DiskError: no space.
+    """
+    path = resolve_links(path)
+    partial, notes = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.json")
+    check_writable(path)
+    try:
+        with partial.open("a+", encoding="utf-8") as file:
+            lock(file.fileno(), f"{partial}: another run is writing here. Wait for it, or name another place.")
+            if read_json(notes, missing_ok=True) != json.loads(json.dumps(job)):
+                file.truncate(0)
+                save_json(notes, job)
+            done = _keep_whole_lines(file)
+            yield Lines(done, file)
+            Lines(done, file).keep()
+            partial.replace(path)
+            notes.unlink()
+    except OSError as error:
+        raise DiskError(
+            f"{path} could not be written ({reason(error)}). Free some space, or name another place."
+        ) from error
+
+
+def _keep_whole_lines(file: IO[str]) -> int:
+    """Cut a file behind its last end of a line, and count the lines."""
+    done, end = 0, 0
+    with open(file.name, "rb") as written:  # noqa: PTH123  # a second handle, which counts bytes
+        for line in written:
+            if line.endswith(b"\n"):
+                done, end = done + 1, end + len(line)
+    file.truncate(end)
+    file.seek(0, os.SEEK_END)
+    return done

@@ -1,0 +1,268 @@
+"""The items of a bundle on disk: names and texts in a SQLite file, codes and embeddings in flat arrays beside it.
+
+Every item has a number: 0, 1, 2, … in the order of arrival, never given twice. Rows of the arrays belong to numbers,
+and are only ever appended; an item that is removed keeps its row, and one whose text changes gets a new number. The
+commit of a SQLite transaction makes a change known, with all of its rows or none: who reads has the catalog as it was
+before, or as it is after. What a killed process has appended without a commit is written over by the next one.
+
+SQLite, of Python's own library, since many processes look up single items while one writes.
+Letters of the shapes as in utils/data.py: N numbers, of items that are there or were.
+"""
+
+import contextlib
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from utils.errors import DiskError, InputError, reason, shown
+from utils.files import lock
+
+TABLES = """
+    CREATE TABLE items (
+        number INTEGER PRIMARY KEY, id NOT NULL, title TEXT NOT NULL, folded TEXT NOT NULL, fields TEXT NOT NULL,
+        state INTEGER NOT NULL, logged INTEGER
+    );
+    CREATE UNIQUE INDEX by_id ON items (id) WHERE state < 2;
+    CREATE INDEX by_title ON items (folded) WHERE state < 2;
+    CREATE INDEX by_state ON items (state) WHERE state > 0;
+    CREATE TABLE catalog (generation INTEGER NOT NULL, numbers INTEGER NOT NULL);
+    INSERT INTO catalog VALUES (0, 0);
+"""
+THERE, TEXTLESS, GONE = range(3)  # states: may be recommended; has no text, and may not; was removed
+FILE = "items.sqlite"
+WAIT = 30.0  # seconds for another process that is writing
+REMEDY = "Make the bundle again (python -m serving.bundle)."
+
+ItemId = int | str
+
+
+class Item(NamedTuple):
+    """An item as the shop knows it."""
+
+    id: ItemId
+    title: str
+    fields: dict[str, Any]  # text fields by name
+
+
+class Change(NamedTuple):
+    """What is known of all numbers at one time."""
+
+    generation: int  # goes up with every change
+    numbers: int  # given so far, N
+    barred: np.ndarray  # (n,) int64, ascending: numbers that may not be recommended
+    moved: dict[int, int]  # number -> number in the log, of items whose text has changed
+
+
+def folded(title: str) -> str:
+    """A title as it is looked up: without regard to case and outer blanks."""
+    return " ".join(title.casefold().split())
+
+
+def whole(title: str) -> str:
+    """A title without halves of surrogate pairs, which no file takes."""
+    return title.encode(errors="replace").decode()
+
+
+class ItemStore:
+    """The items of one bundle; safe to use from several threads."""
+
+    def __init__(self, folder: Path, widths: dict[str, tuple[int, str]]):
+        """Of a folder, and the arrays in it: name -> width and dtype."""
+        self.folder, self.widths = (
+            folder,
+            {name: (int(width), np.dtype(kind)) for name, (width, kind) in widths.items()},
+        )
+        self._threads = threading.local()
+        if not (folder / FILE).is_file():
+            raise InputError(f"{folder / FILE} does not exist. {REMEDY}")
+
+    @classmethod
+    def create(cls, folder: Path, widths: dict[str, tuple[int, str]]) -> "ItemStore":
+        """A store without items in a folder that exists."""
+        with contextlib.closing(sqlite3.connect(folder / FILE)) as connection:
+            connection.executescript(TABLES)
+        for name in widths:
+            (folder / f"{name}.bin").touch()
+        return cls(folder, widths)
+
+    # Reading
+
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        if not hasattr(self._threads, "connection"):
+            self._threads.connection = sqlite3.connect(self.folder / FILE, timeout=WAIT, isolation_level=None)
+        return self._threads.connection
+
+    def generation(self) -> int:
+        """Which generation the catalog is in now: the same number, the same catalog."""
+        return self._rows("SELECT generation FROM catalog")[0][0]
+
+    def state(self) -> Change:
+        """All numbers as they are now."""
+        with self._transaction("BEGIN"):
+            (generation, numbers), *_ = self._rows("SELECT generation, numbers FROM catalog")
+            barred = [row[0] for row in self._rows("SELECT number FROM items WHERE state > 0 ORDER BY number")]
+            moved = "SELECT number, logged FROM items WHERE logged IS NOT NULL AND logged <> number AND state < 2"
+            return Change(generation, numbers, np.array(barred, dtype=np.int64), dict(self._rows(moved)))
+
+    def array(self, name: str, numbers: int) -> np.ndarray:
+        """The first rows of an array, (numbers, width), mapped from its file without a copy; writing changes no file.
+
+        InputError if the file is shorter.
+        """
+        width, kind = self.widths[name]
+        path, size = self.folder / f"{name}.bin", numbers * width * kind.itemsize
+        if not path.is_file() or path.stat().st_size < size:
+            raise InputError(f"{path} has fewer than {numbers} rows. {REMEDY}")
+        if not size:
+            return np.empty((0, width), dtype=kind)
+        return np.memmap(path, dtype=kind, mode="c", shape=(numbers, width))
+
+    def number(self, item: ItemId) -> int | None:
+        """The number of the item with a shop's id, which may be written as text or as a number; None for none."""
+        for form in (item, *_other_form(item)):
+            with contextlib.suppress(OverflowError):  # a number beyond 64 bits
+                rows = self._rows("SELECT number FROM items WHERE id = ? AND state < 2", form)
+                if rows:
+                    return rows[0][0]
+        return None
+
+    def titled(self, title: str) -> int | None:
+        """The lowest number with a title, without regard to case; None for none."""
+        rows = self._rows("SELECT min(number) FROM items WHERE folded = ? AND state < 2", folded(title))
+        return rows[0][0]
+
+    def items(self, numbers: Sequence[int]) -> list[Item]:
+        """The items of some numbers, also of those that were removed."""
+        query = "SELECT id, title, fields FROM items WHERE number = ?"
+        found = [self._rows(query, int(number))[0] for number in numbers]
+        return [Item(name, title, json.loads(fields)) for name, title, fields in found]
+
+    # Writing
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keep other writers away in the block; InputError if one is at work."""
+        with (self.folder / ".lock").open("w") as file:
+            lock(file.fileno(), f"{self.folder}: another process is changing this bundle. Wait for it, and try again.")
+            yield
+
+    def append(
+        self,
+        items: Iterable[Item],
+        arrays: dict[str, np.ndarray],
+        textless: np.ndarray,
+        replaced: Sequence[int] = (),
+        logged: Sequence[int | None] | None = None,
+    ) -> np.ndarray:
+        """Give n items the next numbers, (n,) int64; to be called while `writing`.
+
+        Args:
+            items: with ids that no other item has, but for those replaced.
+            arrays: name -> (n, width).
+            textless: (n,) bool.
+            replaced: numbers of items that are no more.
+            logged: numbers of the items in the log, None for one that it does not have.
+
+        Raises:
+            InputError: an id is there twice.
+            DiskError: no space.
+        """
+        count = len(textless)
+        start = self._rows("SELECT numbers FROM catalog")[0][0]
+        for name, (width, kind) in self.widths.items():
+            rows = np.ascontiguousarray(arrays[name], dtype=kind)
+            if rows.shape != (count, width):
+                raise ValueError(f"{name} must be {(count, width)}, found {rows.shape}")
+            self._append_rows(self.folder / f"{name}.bin", start * width * kind.itemsize, rows)
+        numbers = range(start, start + count)
+        rows = (
+            (number, item.id, whole(item.title), folded(whole(item.title)), json.dumps(item.fields), state, at)
+            for number, item, state, at in zip(
+                numbers, items, np.where(textless, TEXTLESS, THERE).tolist(), logged or [None] * count, strict=True
+            )
+        )
+        with self._changing(count):
+            self._remove(replaced)
+            try:
+                self.connection().executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
+            except sqlite3.IntegrityError as error:
+                raise InputError(f"{self.folder}: an item's id is there twice ({reason(error)}).") from error
+        return np.arange(start, start + count)
+
+    def remove(self, numbers: Sequence[int]) -> None:
+        """Take items away; to be called while `writing`."""
+        with self._changing(0):
+            self._remove(numbers)
+
+    def _remove(self, numbers: Sequence[int]) -> None:
+        gone = [(int(number),) for number in numbers]
+        self.connection().executemany(f"UPDATE items SET state = {GONE} WHERE number = ?", gone)
+
+    @contextlib.contextmanager
+    def _changing(self, more: int) -> Iterator[None]:
+        """A transaction after which the catalog is in its next generation, with so many `more` numbers."""
+        try:
+            with self._transaction("BEGIN IMMEDIATE"):
+                yield
+                update = "UPDATE catalog SET generation = generation + 1, numbers = numbers + ?"
+                self.connection().execute(update, (more,))
+        except sqlite3.Error as error:
+            raise DiskError(f"{self.folder / FILE} could not be written ({reason(error)}).") from error
+
+    @contextlib.contextmanager
+    def _transaction(self, begin: str) -> Iterator[None]:
+        connection = self.connection()
+        connection.execute(begin)
+        try:
+            yield
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+    def _append_rows(self, path: Path, size: int, rows: np.ndarray) -> None:
+        """Write rows behind the first `size` bytes of a file, in place of what an interrupted change has left there."""
+        try:
+            with path.open("r+b") as file:
+                file.truncate(size)
+                file.seek(size)
+                file.write(rows.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise DiskError(
+                f"{path} could not be written ({reason(error)}). Free some space, and try again."
+            ) from error
+
+    def _rows(self, query: str, *values: Any) -> list[tuple]:
+        try:
+            return self.connection().execute(query, values).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise InputError(f"{self.folder / FILE} cannot be read ({reason(error)}). {REMEDY}") from error
+
+
+def _other_form(item: ItemId) -> list[ItemId]:
+    """An id as a number if it is the text of one, and the other way round."""
+    if isinstance(item, str):
+        plain = item.removeprefix("-").isdecimal() and item.isascii() and len(item) < 19
+        return [int(item)] if plain and str(int(item)) == item else []
+    return [str(item)]
+
+
+def check_id(item: Any) -> ItemId:
+    """The id of an item; ValueError unless it is a text that is not empty, or a whole number of 64 bits."""
+    if isinstance(item, np.integer):
+        item = int(item)
+    if type(item) is int and -(2**63) <= item < 2**63:
+        return item
+    if type(item) is str and item.strip():
+        return item
+    raise ValueError(f"the id of an item is a text or a whole number, found {shown(item)}")

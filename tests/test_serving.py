@@ -1,0 +1,553 @@
+"""Bundles and what is recommended from them: the scores of the parts, kept in step through every change."""
+
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import softmax
+
+from ae_trainer import AutoEncoder
+from data_processing.parts import encoding
+from model import RecGPT, RecGPTConfig
+from serving import bundle as bundle_script
+from serving import bundles, recommend
+from serving.histories import read_histories, resumable_lines
+from serving.log import grow_log, load_log, save_log
+from serving.recommender import Recommender
+from serving.scoring import scores_of_all
+from serving.store import Item, ItemStore
+from tests.conftest import House, dump
+from tests.test_data_processing import HashEncoder
+from utils.blend import WITH_LOG, WITH_NETWORK, Blender, Domain
+from utils.blend_files import load_blends
+from utils.checkpoint import save_state
+from utils.cli import run
+from utils.data import Catalog, Sequences
+from utils.errors import InputError
+from utils.files import save_json
+from utils.scores import LogStatistics, Statistics
+from utils.whitening import whiten
+
+ITEMS, WIDTH, TEXTLESS = 80, 32, 7
+RANKINGS = ("blend", "log", "model", "text")
+
+
+def text_of(item: int) -> dict:
+    return {"title": f"Thing {item}", "brand": f"Maker {item % 5}"}
+
+
+def name_of(item: int) -> str:
+    return f"B{item:03}"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A data set of 80 items, one of them without text, 300 users, a tokenizer and models of both kinds."""
+    folder, rng = tmp_path_factory.mktemp("shop"), np.random.default_rng(0)
+    texts = {item: text_of(item) if item != TEXTLESS else {} for item in range(ITEMS)}
+    written = [encoding.item_text(fields) for fields in texts.values()]
+    rows = HashEncoder().encode([text or " " for text in written]).astype(np.float32)
+    rows[TEXTLESS] = 0
+    lists = {user: ((ITEMS - 1) * rng.random(rng.integers(3, 12)) ** 2).astype(int).tolist() for user in range(300)}
+    data = folder / "data"
+    dump(data / "train.pkl", {user: items[:-1] for user, items in lists.items()})
+    dump(data / "test.pkl", lists)
+    dump(data / "item_text_dict.pkl", texts)
+    np.save(data / "item_text_embeddings.npy", rows)
+    (data / "item_ids.jsonl").write_text(
+        "".join(json.dumps({"id": item, "item": name_of(item)}) + "\n" for item in range(ITEMS))
+    )
+    torch.manual_seed(0)
+    for name, whitens in (("whitens", True), ("plain", False)):
+        tokenizer = AutoEncoder(WIDTH, whitens).eval()
+        tokenizer.start_from(whiten(rows) if whitens else rows)
+        save_state(folder / f"{name}.pt", tokenizer.state_dict(), {})
+    for predicts in ("codes", "items"):
+        model = RecGPT(RecGPTConfig(1, 32, 2, WIDTH, 32, predicts=predicts)).eval()
+        config = {"config": {"heads": 2, "predicts": predicts}}
+        save_state(folder / f"{predicts}.pt", model.state_dict(), config)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch):
+    monkeypatch.setattr(bundles, "load_encoder", lambda name, device: HashEncoder())
+
+
+@pytest.fixture
+def make(shop, tmp_path, monkeypatch):
+    """Make a bundle as the command does, and open it."""
+
+    def made(rank_by: str = "blend", predicts: str = "codes", tokenizer: str = "whitens", name="bundle") -> Recommender:
+        flags = ["--dataset", shop / "data", "--rank_by", rank_by, "--output", tmp_path / name, "--encoder", "hash"]
+        flags += ["--ckpt_path", shop / f"{predicts}.pt", "--vae_ckpt", shop / f"{tokenizer}.pt", "--device", "cpu"]
+        call(monkeypatch, bundle_script, *flags)
+        return Recommender.open(tmp_path / name)
+
+    return made
+
+
+def call(monkeypatch, script, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["serving", *map(str, arguments)])
+    script.main()
+
+
+def ids(lists) -> list[list]:
+    return [[one.id for one in found] for found in lists]
+
+
+# What is recommended
+
+
+@pytest.mark.parametrize("tokenizer", ["whitens", "plain"])
+@pytest.mark.parametrize("predicts", ["codes", "items"])
+@pytest.mark.parametrize("rank_by", RANKINGS)
+def test_lists_and_probabilities_are_those_of_the_parts(shop, make, rank_by, predicts, tokenizer):
+    """The scores of model and blend as predict.py computes them, with whole histories as the log."""
+    recommender = make(rank_by, predicts, tokenizer)
+    lists = [[1, 2, 1, 5], [3], list(range(40)), [TEXTLESS, 4]]
+    histories, bundle = Sequences.of(*lists), recommender.bundle
+    rows = np.load(shop / "data/item_text_embeddings.npy")
+    said = None
+    if rank_by in ("blend", "model"):
+        read = whiten(rows) if tokenizer == "whitens" else rows
+        catalog = Catalog(bundle.tokenizer.tokenize(read), read)
+        said = scores_of_all(bundle.model, catalog, 8, histories)
+    if rank_by == "model":
+        scores = said
+    else:
+        (blend,) = load_blends(bundle.folder / "blend.json").values()
+        log = None if rank_by == "text" else Sequences.of(*np.load(shop / "data/test.pkl", allow_pickle=True).values())
+        domain = Domain.of(Statistics.of(whiten(rows), log))
+        scores = Blender(blend, domain, np.arange(ITEMS)).scores(histories, said)
+    named = [[name_of(item) for item in items] for items in lists]
+    for exclude in (False, True):
+        kept = scores.double().numpy().copy()
+        kept[:, TEXTLESS] = -np.inf
+        for row, items in enumerate(lists if exclude else ()):
+            kept[row, items] = -np.inf
+        found = recommender.recommend(named, k=6, exclude_history=exclude)
+        best = -np.sort(-kept, axis=1)[:, :6]
+        places = [[int(one.id[1:]) for one in row] for row in found]
+        np.testing.assert_allclose(np.take_along_axis(kept, np.array(places), 1), best, rtol=1e-4, atol=1e-4)
+        chances = np.take_along_axis(softmax(kept, axis=1), np.array(places), 1)
+        np.testing.assert_allclose([[one.probability for one in row] for row in found], chances, rtol=1e-3)
+        assert [one.title for one in found[0]] == [f"Thing {item}" for item in places[0]]
+
+
+@pytest.mark.parametrize("rank_by", ["model", "text"])
+def test_an_item_that_is_typed_counts_as_the_same_item_of_the_catalog(make, rank_by):
+    """Beside what concerns its own place in the history, which a blend looks at."""
+    recommender = make(rank_by)
+    found, expected = (
+        {one.id: one.probability for one in recommender.recommend([["B003", entry]], k=ITEMS)[0] if one.id != "B005"}
+        for entry in (text_of(5), "B005")
+    )
+    scale = sum(expected.values()) / sum(found.values())
+    assert found.keys() == expected.keys()
+    np.testing.assert_allclose([found[item] * scale for item in expected], list(expected.values()), rtol=1e-4)
+    with pytest.raises(ValueError, match="no field 'colour'; they have title, brand"):
+        recommender.recommend([[{"colour": "red"}]])
+
+
+def test_what_may_be_recommended(make):
+    recommender = make("log")
+    history = ["B001", "B002"]
+    (every,) = ids(recommender.recommend([history], k=ITEMS))
+    assert len(every) == ITEMS - 3 and not {*history, "B007"} & set(every)  # those of the history, and the textless
+    (some,) = ids(recommender.recommend([history], candidates=["B009", "B001", "B003"], k=9))
+    assert some == [item for item in every if item in ("B009", "B003")]
+    (others,) = ids(recommender.recommend([history], exclude=every[:4], k=9))
+    assert others == every[4:13]
+    (with_own,) = recommender.recommend([history], k=ITEMS, exclude_history=False)
+    assert {one.id for one in with_own} == {*every, *history}
+    assert sum(one.probability for one in with_own) == pytest.approx(1, abs=1e-4)
+    with pytest.raises(ValueError, match="no candidate is left"):
+        recommender.recommend([history], candidates=["B007"])
+
+
+def test_reasons_are_the_likeness_of_texts_and_what_followed_in_the_log(make):
+    recommender = make("log")
+    rows, log = recommender.view().domain.rows, recommender.bundle.log[0]
+    ((first, *_),) = recommender.recommend([["B001", "B002", "B003", {"title": "A"}]], k=3, explain=True)
+    number, strengths = int(first.id[1:]), []
+    assert 1 <= len(first.because) <= 2
+    for reason in first.because:
+        if reason.id is None:
+            assert reason.title == "A" and reason.followed == 0
+            continue
+        own = int(reason.id[1:])
+        assert reason.similarity == pytest.approx(float(rows[own] @ rows[number]), abs=1e-5)
+        assert reason.followed == pytest.approx(float(log.transitions[own, number]), abs=1e-6)
+    strengths = [max(0, reason.similarity) + reason.followed**0.5 for reason in first.because]
+    assert strengths == sorted(strengths, reverse=True)
+    assert recommender.explain(["B001"], first.id)[0].id == "B001"
+    nearest = recommender.similar_items("B004", k=3)
+    cosines = rows @ rows[4]
+    cosines[[4, TEXTLESS]] = -2
+    assert [item.id for item, _ in nearest] == [name_of(item) for item in np.argsort(-cosines)[:3]]
+    assert recommender.similar_items(text_of(4), k=1)[0][0].id == "B004"
+
+
+# Changes
+
+
+def test_items_come_and_go_and_no_number_is_given_twice(make):
+    recommender = make("blend")
+    other = Recommender.open(recommender.bundle.path.parent)  # as in another process
+    (before,) = recommender.recommend([["B001", "B002"]], k=ITEMS)
+    recommender.add_items([("new", {"title": "Thing 4", "brand": "Maker 4"})])  # the text of B004
+    assert other.similar_items("new", k=1)[0][0].id == "B004"
+    (after,) = other.recommend([["B001", "B002"]], k=ITEMS + 1)
+    known = {one.id: one.probability for one in after}
+    assert set(known) == {"new", *(one.id for one in before)}
+    rest = 1 - known["new"]  # among the others nothing has changed
+    for one in before:
+        assert known[one.id] == pytest.approx(one.probability * rest, rel=1e-4)
+    assert ids(other.recommend([["new"]], k=1))
+    other.remove_items(["new"])
+    assert [one.probability for one in recommender.recommend([["B001", "B002"]], k=ITEMS)[0]] == pytest.approx(
+        [one.probability for one in before], rel=1e-4
+    )
+    with pytest.raises(ValueError, match="no item has the id 'new'"):
+        recommender.recommend([["new"]])
+    recommender.add_items([("new", {"title": "Thing 9"})])
+    assert recommender.bundle.store.number("new") == ITEMS + 1
+
+
+def test_an_item_whose_text_changes_keeps_what_the_log_says(make):
+    recommender = make("log")
+    histories = [["B001", "B003"], ["B003"], ["B010", "B002"]]
+    before = recommender.recommend(histories, k=ITEMS)
+    recommender.update_items([("B003", text_of(3))])  # the same text: nothing changes
+    recommender.update_items([("B003", text_of(3)), ("B010", text_of(10))])
+    after = recommender.recommend(histories, k=ITEMS)
+    for one, other in zip(before, after, strict=True):
+        assert {found.id: pytest.approx(found.probability, rel=1e-4) for found in one} == {
+            found.id: found.probability for found in other
+        }
+    recommender.update_items([("B003", {"title": "Thing 20", "brand": "Maker 0"})])
+    assert recommender.similar_items("B003", k=1)[0][0].id == "B020"
+    assert recommender.find("thing  20").id in ("B003", "B020") and recommender.find("Thing 3") is None
+
+
+def test_the_log_grows_as_if_it_had_been_counted_with_the_new_numbers():
+    rng = np.random.default_rng(1)
+    lists = [rng.integers(0, 9, rng.integers(2, 8)).tolist() for _ in range(60)]
+    moved = {11: 3, 10: 5}  # number -> number in the log
+    renamed = [[{3: 11, 5: 10}.get(item, item) for item in items] for items in lists]
+    grown, ease = grow_log(LogStatistics.of(Sequences.of(*lists), 9), None, 12, moved)
+    counted = LogStatistics.of(Sequences.of(*renamed), 12)
+    assert ease is None
+    for name in ("transitions", "cosine"):
+        np.testing.assert_allclose(getattr(grown, name).toarray(), getattr(counted, name).toarray(), rtol=1e-5)
+    seen = sorted({item for items in renamed for item in items})
+    ratio = grown.share[seen] / counted.share[seen]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-5)
+
+
+def test_a_log_on_disk_is_the_same(tmp_path):
+    lists = [[1, 2, 3], [2, 3], [3, 1, 0]] * 400
+    domain = Domain.of(Statistics.of(np.eye(5, dtype=np.float32), Sequences.of(*lists)))
+    save_log(tmp_path, domain.log, domain.ease)
+    log, ease = load_log(tmp_path)
+    np.testing.assert_array_equal(log.share, domain.log.share)
+    np.testing.assert_array_equal(log.transitions.toarray(), domain.log.transitions.toarray())
+    np.testing.assert_array_equal(ease.toarray(), domain.ease.toarray())
+    for one, other in zip(log.eras, domain.log.eras, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def store(folder: Path) -> ItemStore:
+    return ItemStore.create(folder, {"texts": (2, "float32")})
+
+
+def put(items: ItemStore, *names, value: float = 1.0) -> None:
+    rows = np.full((len(names), 2), value, dtype=np.float32)
+    with items.writing():
+        items.append([Item(name, f"{name}", {}) for name in names], {"texts": rows}, np.zeros(len(names), bool))
+
+
+def killed_between_rows_and_commit(folder: Path) -> None:
+    items = ItemStore(folder, {"texts": (2, "float32")})
+    items._changing = lambda more: os.kill(os.getpid(), signal.SIGKILL)
+    put(items, "lost", value=9.0)
+
+
+def test_a_change_that_is_killed_leaves_nothing(tmp_path):
+    items = store(tmp_path)
+    put(items, "a", "b")
+    mapped = items.array("texts", 2)
+    process = multiprocessing.get_context("spawn").Process(target=killed_between_rows_and_commit, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and (tmp_path / "texts.bin").stat().st_size == 3 * 8
+    assert items.state().numbers == 2 and items.number("lost") is None
+    put(items, "c", value=3.0)
+    assert items.number("c") == 2 and items.array("texts", 3)[:, 0].tolist() == [1, 1, 3]
+    assert mapped.tolist() == [[1, 1], [1, 1]]
+
+
+def test_an_id_is_text_or_a_number_as_it_came(tmp_path):
+    items = store(tmp_path)
+    put(items, 12, "007", "-3", "x" * 5000, "Ünïcödé 🛒")
+    assert [items.number(name) for name in (12, "12", "007", 7, "-3", -3, "x" * 5000, "Ünïcödé 🛒")] == [
+        *(0, 0, 1, None, 2, 2, 3, 4)
+    ]
+    assert [items.number(name) for name in ("012", 10**30, "1" * 400, "")] == [None] * 4
+    with pytest.raises(InputError, match="there twice"):
+        put(items, "a", "a")
+    assert items.state().numbers == 5
+
+
+def test_two_do_not_write_at_once(tmp_path):
+    items = store(tmp_path)
+    with items.writing(), pytest.raises(InputError, match="another process is changing"), items.writing():
+        pass
+
+
+def test_calls_while_the_catalog_changes(make):
+    """From several threads: every answer is of the catalog as it was at some time."""
+    recommender = make("blend", "items")
+    stop, faults = threading.Event(), []
+
+    def ask() -> None:
+        while not stop.is_set():
+            try:
+                (found,) = recommender.recommend([["B001"]], k=5)
+                if len(found) != 5 or not all(0 < one.probability < 1 for one in found):
+                    faults.append(found)
+            except Exception as error:
+                faults.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for number in range(8):
+        recommender.add_items([(f"new {number}", {"title": f"Another {number}"})])
+        recommender.remove_items([f"new {number}"])
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert not faults
+
+
+def test_a_bundle_that_is_made_anew_takes_the_place_of_the_earlier_one(make):
+    recommender = make("text")
+    first = recommender.bundle.folder
+    (before,) = ids(recommender.recommend([["B001"]]))
+    anew = make("log")
+    assert ids(recommender.recommend([["B001"]])) == ids(anew.recommend([["B001"]])) != [before]
+    assert not first.exists()
+
+
+def test_the_blend_of_predict_is_taken_where_it_was_fitted_to_the_same(shop, make, monkeypatch, capsys):
+    import predict
+
+    flags = ["--dataset", shop / "data", "--ckpt_path", shop / "codes.pt", "--vae_ckpt", shop / "whitens.pt"]
+    call(monkeypatch, predict, *flags, "--blend", "--exclude_history", "--device", "cpu")
+    path = shop / "data/blend.json"
+    try:
+        saved = json.loads(path.read_text())
+        saved["blends"][WITH_NETWORK]["weights"]["popularity"] = 0.125  # which no fit finds
+        save_json(path, saved)
+        recommender = make("blend")
+        assert recommender.bundle.blend.weights["popularity"] == 0.125
+        assert make("blend", "items", name="other").bundle.blend.weights["popularity"] != 0.125
+        assert WITH_LOG in saved["blends"]
+    finally:
+        path.unlink()
+
+
+# The commands
+
+
+def test_a_history_is_typed(make, monkeypatch, capsys):
+    bundle = make("blend").bundle.path.parent
+    capsys.readouterr()
+    call(monkeypatch, recommend, bundle, "--history", "B001", "thing 2", "Blue pen", "--k", 3)
+    said = capsys.readouterr()
+    assert said.out.count("Thing") >= 3 and "%" in said.out
+    assert "'Blue pen' is neither an id nor a title" in said.err
+    call(monkeypatch, recommend, bundle, "--history", "B001", "B002", "--k", 2, "--json")
+    out = capsys.readouterr().out
+    found = json.loads(out[out.index("[") :])
+    assert [one["id"] for one in found] == ids(Recommender.open(bundle).recommend([["B001", "B002"]], k=2))[0]
+    assert found[0]["because"][0].keys() == {"id", "title", "similarity", "followed"}
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_histories_of_a_file(make, tmp_path, monkeypatch, capsys, form):
+    bundle, rng = make("log").bundle.path.parent, np.random.default_rng(2)
+    lists = {f"user {user}": [name_of(item) for item in rng.integers(0, ITEMS, 5)] for user in range(600)}
+    lists["user 3"][1] = "unknown"
+    lists["user 4"] = ["unknown"]
+    path, output = tmp_path / f"histories.{form}", tmp_path / "lists.jsonl"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps({"user": user, "items": items}) + "\n" for user, items in lists.items()))
+    else:
+        rows = [(user, item, 100 - place) for user, items in lists.items() for place, item in enumerate(items[::-1])]
+        path.write_text("user,item,time\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows))
+    (tmp_path / "stock.txt").write_text("\n".join(name_of(item) for item in range(40)))
+    flags = ["--histories", path, "--output", output, "--k", 4, "--candidates", tmp_path / "stock.txt"]
+    call(monkeypatch, recommend, bundle, *flags)
+    said = capsys.readouterr().out
+    assert "2 items of histories are not in the catalog" in said and "1 users have no item that is" in said
+    written = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["user"] for line in written] == list(lists) and written[4]["items"] == []
+    known = [[item for item in items if item != "unknown"] for items in lists.values()]
+    stock = [name_of(item) for item in range(40)]
+    expected = Recommender.open(bundle).recommend([items for items in known if items], k=4, candidates=stock)
+    assert [line["items"] for line in written if line["items"]] == ids(expected)
+
+
+def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
+    path, job = tmp_path / "out.jsonl", {"a": 1}
+    with pytest.raises(KeyboardInterrupt), resumable_lines(path, job) as lines:
+        lines.file.write("one\ntwo\nthr")
+        lines.keep()
+        raise KeyboardInterrupt
+    assert not path.exists()
+    with resumable_lines(path, job) as lines:
+        assert lines.done == 2
+        lines.file.write("three\n")
+    assert path.read_text() == "one\ntwo\nthree\n" and sorted(tmp_path.iterdir()) == [path]
+    with pytest.raises(KeyboardInterrupt), resumable_lines(path, job) as lines:
+        lines.file.write("one\n")
+        raise KeyboardInterrupt
+    with resumable_lines(path, {"a": 2}) as lines:  # another job starts anew
+        assert lines.done == 0
+        lines.file.write("uno\n")
+    assert path.read_text() == "uno\n"
+
+
+def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
+    recommender = make("text")
+    bundle = recommender.bundle.path.parent
+    (tmp_path / "new.csv").write_text("id,title,price\nN1,Thing 5,3\nN2,,4\n")
+    call(monkeypatch, bundle_script, "add", bundle, "--items", tmp_path / "new.csv")
+    assert recommender.find("N1").fields == {"title": "Thing 5"} and recommender.find("N2").title == ""
+    assert "N2" not in ids(recommender.recommend([["B001"]], k=ITEMS + 2))[0]
+    (tmp_path / "new.csv").write_text("id,title,brand\nN2,Other thing,Maker 1\n")
+    call(monkeypatch, bundle_script, "update", bundle, "--items", tmp_path / "new.csv")
+    assert recommender.find("other THING").id == "N2"
+    call(monkeypatch, bundle_script, "remove", bundle, "--ids", "N1", "B001")
+    assert recommender.find("N1") is None and recommender.find("B001") is None
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("add BUNDLE --items none.csv", "does not exist"),
+        ("add BUNDLE --items known.csv", "an item has the id 'B001' already"),
+        ("add BUNDLE --items other.csv", "none of the text columns"),
+        ("update BUNDLE --items new.csv", "no item has the id 'N1'"),
+        ("remove BUNDLE --ids N1", "no item has the id 'N1'"),
+        ("add BUNDLE --ids N1", "needs the texts"),
+        ("--dataset DATA --rank_by blend --output out", "needs --ckpt_path"),
+        ("--dataset none --output out", "no directory"),
+        ("--dataset DATA --output .", "no bundle"),
+    ],
+)
+def test_what_bundle_refuses(shop, make, tmp_path, monkeypatch, capsys, flags, said):
+    bundle = make("text").bundle
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "known.csv").write_text("id,title\nN1,New\nB001,Old\n")
+    (tmp_path / "new.csv").write_text("id,title\nN1,New\n")
+    (tmp_path / "other.csv").write_text("id,colour\nN1,red\n")
+    state = bundle.store.state()
+    words = flags.replace("BUNDLE", str(bundle.path.parent)).replace("DATA", str(shop / "data")).split()
+    monkeypatch.setattr(sys, "argv", ["serving.bundle", *words])
+    with pytest.raises(SystemExit) as stopped:
+        run(bundle_script.main)
+    message = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in message and "Traceback" not in message
+    assert bundle.store.state().generation == state.generation and not (tmp_path / "out").exists()
+
+
+def damaged_bundles():
+    yield "bundle.json", lambda path: path.write_text("{"), "not readable JSON"
+    yield "bundle.json", lambda path: path.write_text('{"version": 9}'), "of version 9"
+    yield "bundle.json", lambda path: path.write_text('{"version": 1}'), "'folder' is None"
+    yield "*/model/model.safetensors", lambda path: path.write_bytes(b"x" * 100), "is not the file"
+    yield "*/model/config.json", Path.unlink, "does not exist"
+    yield "*/items.sqlite", Path.unlink, "does not exist"
+    yield "*/items.sqlite", lambda path: path.write_bytes(b"x" * 5000), "cannot be read"
+    yield "*/texts.bin", lambda path: path.write_bytes(b""), "fewer than 80 rows"
+
+
+@pytest.mark.parametrize(("name", "hurt", "said"), list(damaged_bundles()))
+def test_a_damaged_bundle_is_refused(make, name, hurt, said):
+    folder = make("blend").bundle.path.parent
+    hurt(next(folder.glob(name)))
+    with pytest.raises(InputError, match=said):
+        Recommender.open(folder).recommend([["B001"]])
+
+
+def test_pickles_in_a_bundle_are_not_run(make):
+    folder = make("log").bundle.folder
+    np.save(folder / "whitening.npz", np.array([print], dtype=object), allow_pickle=True)
+    with pytest.raises(InputError, match=r"is not the file|cannot be read"):
+        bundles.load_whitening(folder / "whitening.npz.npy")
+
+
+entries = st.one_of(
+    st.sampled_from([name_of(item) for item in range(ITEMS)]),
+    st.text(max_size=9),
+    st.integers(),
+    st.floats(),
+    st.none(),
+    st.booleans(),
+    st.lists(st.integers(), max_size=2),
+    st.dictionaries(st.sampled_from(["title", "brand", "x"]), st.one_of(st.text(), st.none(), st.integers())),
+)
+ROOMY = st.lists(st.one_of(st.lists(entries, max_size=6), st.text(max_size=3), st.none()), max_size=4)
+
+
+def test_odd_histories_get_answers_or_one_sentence(make):
+    """A thousand of them."""
+    recommender = make("blend")
+
+    @given(ROOMY)
+    @settings(deadline=None, max_examples=250)
+    def check(histories):
+        try:
+            found = recommender.recommend(histories, k=3)
+        except ValueError as error:
+            assert "\n" not in str(error) and len(str(error)) < 300
+        else:
+            assert len(found) == len(histories) and all(len(row) == 3 for row in found)
+
+    check()
+    long = [name_of(item % ITEMS) for item in range(5000)]
+    assert len(recommender.recommend([long[:60] * 80], k=3)[0]) == 3
+    for odd in ("B001", {"title": "x"}, [[]], [["B001"], []]):
+        with pytest.raises(ValueError, match="histor"):
+            recommender.recommend(odd)
+    for k in (0, -1, 2.5, True, "3"):
+        with pytest.raises(ValueError, match="k"):
+            recommender.recommend([["B001"]], k=k)
+
+
+def test_the_house_has_the_commands(house: House):
+    for script in ("bundle", "recommend"):
+        assert "usage" in house.type(f"python -m serving.{script} --help").stdout
+
+
+def test_histories_that_cannot_be_read(tmp_path):
+    path = tmp_path / "h.jsonl"
+    path.write_text('{"user": "a"}\n')
+    with pytest.raises(InputError, match="line 1"):
+        list(read_histories(path))
