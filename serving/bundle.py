@@ -21,7 +21,6 @@ add, update and remove change all items named or none. Their files are read as i
 import argparse
 import secrets
 import shutil
-import sys
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -74,26 +73,29 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """The command line: a change, if the first word names one, or else what to make."""
     flags = parser(__doc__)
-    if sys.argv[1:2] and sys.argv[1] in CHANGES:
-        flags.add_argument("change", choices=CHANGES, help="what to do with a bundle")
-        flags.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
-        items = flags.add_mutually_exclusive_group(required=True)
-        items.add_argument("--items", type=Path, metavar="FILE", help="items with their texts; to remove, ids alone")
-        items.add_argument("--ids", nargs="+", metavar="ID", help="ids of the items to remove")
-        flags.add_argument("--item_column", metavar="NAME", help="column of the ids, where it has no usual name")
-        args = flags.parse_args()
-        if args.ids and args.change != "remove":
-            flags.error(f"{args.change} needs the texts of the items: give --items")
-        return args
-    flags.add_argument("--dataset", required=True, help="data/test/NAME, or a data set directory")
+    flags.add_argument("--dataset", help="data/test/NAME, or a data set directory")
     flags.add_argument("--ckpt_path", help="model weights; not needed to rank by log or text")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
     flags.add_argument("--encoder", help="sentence encoder of new texts; as noted beside the embeddings by default")
     flags.add_argument("--rank_by", choices=tuple(RANKINGS), help="see above; the first for which there is all")
-    flags.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder of the bundle")
+    flags.add_argument("--output", type=Path, metavar="DIR", help="folder of the bundle")
     add_device_flags(flags)
+    changes = flags.add_subparsers(dest="change", metavar="add|update|remove")
+    for name in CHANGES:
+        changed = changes.add_parser(name, help=f"{name} items of a bundle", allow_abbrev=False)
+        changed.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        changed.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
+        items = changed.add_mutually_exclusive_group(required=True)
+        items.add_argument("--items", type=Path, metavar="FILE", help="items with their texts; to remove, ids alone")
+        if name == "remove":
+            items.add_argument("--ids", nargs="+", metavar="ID", help="ids of the items")
+        changed.add_argument("--item_column", metavar="NAME", help="column of the ids, where it has no usual name")
     args = flags.parse_args()
-    args.change = None
+    if args.change:
+        return args
+    missing = [f"--{name}" for name in ("dataset", "output") if getattr(args, name) is None]
+    if missing:
+        flags.error(f"{' and '.join(missing)} are missing; or name a change: add, update or remove")
     if args.rank_by in ("blend", "model") and not args.ckpt_path:
         flags.error(f"--rank_by {args.rank_by} needs --ckpt_path")
     return args

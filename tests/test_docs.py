@@ -29,6 +29,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SCRIPTS = "import_dataset make_dataset data_process_1 TextEncoder_batch data_process_2 pre_train_data_process pack"
 RUN = {f"data_processing/{name}.py" for name in f"{SCRIPTS} make_token_list make_eval make_pre_train".split()}
 RUN |= {"eval.py", "predict.py", "export.py", "ae_trainer.py", "utils/plot_logs.py", "figures/pipeline.py"}
+RUN |= {"serving/bundle.py", "serving/recommend.py"}
 FASTER = {"ae_trainer.py": ["--epoch", "1"]}
 LAUNCHERS = {
     "accelerate": ("accelerate.commands.launch", "launch_command_parser"),
@@ -145,6 +146,8 @@ def small(tmp_path_factory, house) -> Path:
     clicks = [f"u{user},B{item},2024-01-{day:02d}" for user in users for day, item in enumerate(had[user], start=1)]
     write(folder / "clicks.csv", ["user,item,time", *clicks])
     write(folder / "products.csv", ["item,title,brand", *(f"B{item},pen number {item},Bic" for item in items)])
+    write(folder / "new.csv", ["item,title", "N7,red pen"])
+    write(folder / "changed.csv", ["item,title", "B5,blue pen"])
     for shop in ("my_shop", "shop_a", "shop_b", "shop_c"):
         write(folder / shop / "items.jsonl", [json.dumps({"id": i, "text": {"title": f"{shop} {i}"}}) for i in items])
         write(folder / shop / "sequences.jsonl", [json.dumps({"user": f"u{u}", "items": had[u]}) for u in users])

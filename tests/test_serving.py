@@ -455,7 +455,7 @@ def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
         ("add BUNDLE --items other.csv", "none of the text columns"),
         ("update BUNDLE --items new.csv", "no item has the id 'N1'"),
         ("remove BUNDLE --ids N1", "no item has the id 'N1'"),
-        ("add BUNDLE --ids N1", "needs the texts"),
+        ("add BUNDLE --ids N1", "--items is required"),
         ("--dataset DATA --rank_by blend --output out", "needs --ckpt_path"),
         ("--dataset none --output out", "no directory"),
         ("--dataset DATA --output .", "no bundle"),
