@@ -29,6 +29,7 @@ from utils.search import ItemSearch, best_scored, code_table, slot_rows
 from utils.util import check_count
 
 SCORES = 1 << 24  # that are held at once, which bounds memory
+KEPT_IDS = 1 << 20  # whose numbers are kept in memory
 REASONS = 2  # items of the history that a recommendation is explained with, at most
 
 Text = dict[str, Any]  # fields of an item that the catalog does not have
@@ -68,7 +69,9 @@ class View(NamedTuple):
     blender: Blender | None
     catalog: Catalog | None  # what the model reads
     search: ItemSearch | None  # of a model that predicts items
+    codes: Tensor | None  # (N, K) int32, their places in `code_table`, of one that predicts codes
     candidates: np.ndarray  # (N,) bool
+    numbers: dict[ItemId, int]  # of ids that were looked up
 
 
 class Recommender:
@@ -131,7 +134,7 @@ class Recommender:
     def has_item(self, item: Any) -> bool:
         """Whether the catalog has an item with this id; False for what is no id."""
         try:
-            return self.bundle.store.number(check_id(item)) is not None
+            return self._look_up(self.view(), check_id(item)) is not None
         except ValueError:
             return False
 
@@ -202,16 +205,18 @@ class Recommender:
         candidates = np.ones(numbers, dtype=bool)
         candidates[change.barred] = False
         log, ease = (None, None) if bundle.log is None else grow_log(*bundle.log, numbers, change.moved)
-        domain, catalog, blender, search = Domain(rows, log, ease), None, None, None
+        domain, catalog, blender, search, codes = Domain(rows, log, ease), None, None, None, None
         if bundle.model is not None:
             read = rows if bundle.tokenizer.whitens else bundle.store.array("embeddings", numbers)
             catalog = Catalog(bundle.store.array("codes", numbers), read, source=str(bundle.folder))
             if bundle.model.config.predicts == ITEMS:
                 search = bundle.model.item_search(Items(catalog).to(bundle.device), 1)
+            elif bundle.blend is None:
+                codes = torch.from_numpy(catalog.codes).int().to(bundle.device) + slot_rows(bundle.device)
         if bundle.blend is not None:
-            codes = catalog.codes if bundle.reads_codes else None
-            blender = Blender(bundle.blend, domain, np.arange(numbers), codes)
-        return View(change, domain, blender, catalog, search, candidates)
+            read = catalog.codes if bundle.reads_codes else None
+            blender = Blender(bundle.blend, domain, np.arange(numbers), read)
+        return View(change, domain, blender, catalog, search, codes, candidates, {})
 
     def _read(self, view: View, histories: Sequence[Sequence[Entry]]) -> tuple[list[list[int]], New]:
         """The numbers of the items of histories, and what is new among them."""
@@ -234,9 +239,18 @@ class Recommender:
         return lists, New(self.bundle.encode(texts), [title(fields) for fields in texts])
 
     def _number(self, view: View, item: Any) -> int:
-        number = self.bundle.store.number(check_id(item))
+        number = self._look_up(view, check_id(item))
         if number is None or number >= view.change.numbers:  # the latter of an item that was added this very moment
             raise ValueError(f"no item has the id {shown(item)}")
+        return number
+
+    def _look_up(self, view: View, item: ItemId) -> int | None:
+        """The number of an id, which is kept for the next time."""
+        number = view.numbers.get(item)
+        if number is None:
+            number = self.bundle.store.number(item)
+            if number is not None and len(view.numbers) < KEPT_IDS:
+                view.numbers[item] = number
         return number
 
     def _allowed(self, view: View, exclude: Iterable[ItemId], candidates: Iterable[ItemId] | None) -> np.ndarray:
@@ -280,8 +294,7 @@ class Recommender:
         log_probs = said.log_softmax(-1)
         if view.blender is not None:
             return log_probs.cpu()
-        codes = torch.from_numpy(view.catalog.codes).int().to(device) + slot_rows(device)
-        found = F.embedding_bag(codes, code_table(log_probs), mode="sum")  # (N, B)
+        found = F.embedding_bag(view.codes, code_table(log_probs), mode="sum")  # (N, B)
         return found[:, : len(said)].T.cpu()
 
     def _listed(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from benchmarks import steady
+from serving.recommender import Recommender
 from tests import runs
 from utils.cli import run
 from utils.errors import InputError
@@ -19,6 +20,7 @@ MODEL = SMALL + "--tf_layer 1 --width 64 "
 COMMANDS = {
     "search": SMALL + "--users 3 --entropy 3",
     "blend": "--items 300 --repeats 2 --users 3 --log_users 60 --embedding_width 32",
+    "serving": "--items 300 --repeats 2 --log_users 60 --tf_layer 1 --width 64 --lengths 3 --rank_by model blend",
     "predict": MODEL + "--users 6 --test_batch_size 3",
     "train": MODEL + "--batch_size 3 --published_batch_size 2",
     "processes": "--items 300 --tf_layer 1 --width 64 --length 3 --batch_size 2 --repeats 1 --reports 1",
@@ -53,6 +55,17 @@ def test_the_blend_is_timed_beside_exact_search(monkeypatch, tmp_path):
     benchmark(monkeypatch, "blend", f" --results {tmp_path}/results.jsonl")
     result = json.loads((tmp_path / "results.jsonl").read_text())
     assert result["blend_over_search"] > 0 and result["search_ms_per_user"] > 0
+
+
+def test_calls_of_the_library_are_timed_unless_their_lists_are_wrong(monkeypatch, tmp_path, capsys):
+    benchmark(monkeypatch, "serving", f" --results {tmp_path}/results.jsonl")
+    result = json.loads((tmp_path / "results.jsonl").read_text())
+    assert result["model_3_items_ms"] > 0 and result["blend_3_items_ms"] > 0
+    scores = Recommender._scores
+    monkeypatch.setattr(Recommender, "_scores", lambda *arguments: -scores(*arguments))
+    with pytest.raises(SystemExit):
+        benchmark(monkeypatch, "serving")
+    assert "no time is reported" in capsys.readouterr().err
 
 
 def test_runs_of_pre_training_are_measured(monkeypatch, tmp_path):
