@@ -141,8 +141,10 @@ def main() -> None:
     ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
     ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
     lists, needs = TopK(found.items, found.scores), {name: method.needs for name, method in others.items()}
+    covered = {compare.MODEL: found.items}
     if BEST_BLEND in blends:
         lists, ranks[BEST_BLEND], needs[BEST_BLEND] = find.lists, find.ranks, compare.LOG
+        covered[BEST_BLEND] = lists.items
     elif blends:
         lists = blends[NO_LOG_BLEND].search(histories, length)
 
@@ -157,6 +159,8 @@ def main() -> None:
     names = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")
     setting = {name: getattr(args, name) for name in names}
     compare.report(results, args.topk)
+    for name, listed in covered.items():
+        compare.report_coverage(name, compare.coverage(listed.numpy()), len(candidates), length)
     append_results(args.results, ({**setting, **result} for result in results))
     ours = results[0]
     print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))

@@ -284,3 +284,14 @@ def test_verdicts(above, said):
     needs = {"text": compare.NOTHING, "steps": compare.LOG}
     results = compare.measure(ranks, needs, {"all users": np.ones(9, dtype=bool)}, [1, 5])
     assert compare.verdict(results, 5).startswith(said)
+
+
+def test_one_item_for_nearly_everyone_is_told(capsys):
+    lists = np.array([[1, user % 7 + 2, -1] for user in range(20)])
+    compare.report_coverage("RecGPT", compare.coverage(lists), 400, 3)
+    said = capsys.readouterr().out
+    assert "8 of 400 items in lists of 3; the most frequent stands in 100.0% of the lists" in said
+    assert "the same item to nearly everyone" in said
+    compare.report_coverage("RecGPT", compare.coverage(lists), 25, 3)  # of few candidates a list has many
+    compare.report_coverage("RecGPT", compare.coverage(lists + 9 * np.arange(20)[:, None]), 400, 3)
+    assert "everyone" not in capsys.readouterr().out

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from predict import PROTOCOLS
-from utils import metrics
+from utils import compare, metrics
 from utils.data import Sequences
 from utils.datasets import Interactions
 from utils.errors import InputError
@@ -40,6 +40,7 @@ def test_sequences_are_like_lists(lists, k):
 
 def test_the_worked_examples_of_the_metrics():
     assert doctest.testmod(metrics) == (0, 6)
+    assert doctest.testmod(compare, extraglobs={"np": np}) == (0, 1)
 
 
 def test_metrics_by_hand():

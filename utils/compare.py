@@ -29,6 +29,7 @@ MODEL = "RecGPT"  # with which all others are compared
 NOTHING, LOG, TRAINING = NEEDS = ("nothing of the domain", "its log", "training")
 RESAMPLES, CONFIDENCE, SEED = 2_000, 0.95, 0  # of the bootstrap
 BOLD = "\033[1m\\1\033[0m "  # of a terminal
+SAME, FEW = 0.5, 10  # a share of the lists that have one item; below so many times k candidates it says nothing
 DRAWN = 1 << 22  # differences that it holds at once: 32 MiB
 LISTS = "It must have the form that predict.py --output writes, with one line for each user of the test set."
 
@@ -263,6 +264,33 @@ def group_table(rows: list[dict[str, Any]], topk: list[int]) -> list[str]:
         listed = [cells(row) for row in rows if row["needs"] == needs]
         lines += [[needs, *[""] * (len(names) + 1)], *listed] if listed else []
     return list(table_lines(["method", *(f"{name} " for name in names), f"ndcg@{topk[-1]} vs {MODEL}"], lines))
+
+
+class Coverage(NamedTuple):
+    """Which items the lists of all users have."""
+
+    items: int  # different ones
+    most_frequent: float  # the share of the lists that have the item that stands in most of them
+
+
+def coverage(lists: np.ndarray) -> Coverage:
+    """The coverage of lists (U, k) int64 of different items each, -1 where one ends.
+
+    >>> coverage(np.array([[5, 2], [5, 9], [5, -1], [4, 2]]))
+    Coverage(items=4, most_frequent=0.75)
+    """
+    _, counts = np.unique(lists[lists >= 0], return_counts=True)
+    return Coverage(len(counts), float(counts.max(initial=0)) / max(1, len(lists)))
+
+
+def report_coverage(method: str, found: Coverage, candidates: int, k: int) -> None:
+    """Print how many of the candidates the lists of k have, and a warning where nearly everyone gets the same."""
+    print(  # noqa: T201
+        f"{method} recommends {found.items} of {candidates} items in lists of {k}; the most frequent stands in "
+        f"{found.most_frequent:.1%} of the lists"
+    )
+    if found.most_frequent > SAME and candidates > FEW * k:
+        print(f"{method} recommends the same item to nearly everyone: it is hardly trained, or fits nobody")  # noqa: T201
 
 
 def verdict(rows: list[dict[str, Any]], k: int) -> str:
