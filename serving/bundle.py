@@ -38,7 +38,7 @@ from data_processing.parts.formats import open_table
 from data_processing.parts.interactions import Source, read_items
 from data_processing.parts.splits import item_texts
 from data_processing.parts.tables import workspace
-from serving.bundles import HEADER, VERSION, Bundle, save_whitening
+from serving.bundles import HEADER, PREFIX, VERSION, Bundle, save_whitening
 from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
 from serving.store import Item, ItemId, ItemStore
@@ -49,7 +49,7 @@ from utils.cli import parser, run
 from utils.data import Sequences
 from utils.datasets import HISTORIES, TestSet, dataset_folder, load_test, noted_encoder
 from utils.errors import InputError
-from utils.files import check_writable, content, fingerprint, save_json
+from utils.files import check_writable, content, fingerprint, lock, save_json
 from utils.names import load_names
 from utils.pickles import load_pickle
 from utils.scores import Statistics
@@ -59,6 +59,7 @@ from utils.whitening import Whitening
 RANKINGS = {"blend": WITH_NETWORK, "log": WITH_LOG, "model": None, "text": NO_LOG}  # name -> blend
 USERS = 96  # in a batch of the fit
 CHANGES = ("add", "update", "remove")
+LOCK = ".lock"  # of who makes a bundle in a folder
 
 
 def main() -> None:
@@ -107,8 +108,8 @@ def parse() -> argparse.Namespace:
 def make(args: argparse.Namespace) -> None:
     """Load, check, fit, and write a bundle beside its place, before it is put there."""
     folder = dataset_folder(args.dataset)
-    if args.output.is_dir() and any(args.output.iterdir()) and not (args.output / HEADER).is_file():
-        raise InputError(f"{args.output} holds other files, and no bundle. Name another folder.")
+    if args.output.is_dir() and not all(map(is_own, args.output.iterdir())):
+        raise InputError(f"{args.output} holds other files than those of a bundle. Name another folder.")
     test = load_test(folder, cold=False, drop_short=True)
     rank_by = args.rank_by or choose_ranking(args, test)
     if test.log is None and rank_by in ("blend", "log"):
@@ -121,16 +122,41 @@ def make(args: argparse.Namespace) -> None:
     blend = obtain_blend(args, rank_by, test, rows, parts)
 
     check_writable(args.output / HEADER)
-    name = secrets.token_hex(4)
+    name = f"{PREFIX}{secrets.token_hex(4)}"
     version = args.output / name
-    version.mkdir()
+    with (args.output / LOCK).open("w") as file:
+        lock(
+            file.fileno(), f"{args.output}: another process is making this bundle. Wait for it, or name another folder."
+        )
+        version.mkdir()
+        put_in_place(args, version, test, rows, whitening, parts, blend, rank_by)
+    print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
+
+
+def is_own(path: Path) -> bool:
+    """Whether a bundle's folder has a file or folder of this name."""
+    return path.name in (HEADER, LOCK) or path.name.startswith(PREFIX)
+
+
+def put_in_place(
+    args: argparse.Namespace,
+    version: Path,
+    test: TestSet,
+    rows: np.ndarray,
+    whitening: Whitening,
+    parts: Parts | None,
+    blend: dict[str, Fitted],
+    rank_by: str,
+) -> None:
+    """Write into the empty folder `version`, let bundle.json name it, and remove what is there of earlier ones."""
+    folder = test.embeddings_path.parent
     try:
         write(version, test, rows, whitening, parts, blend, rank_by)
         files = sorted(path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite"))
         texts = load_pickle(folder / "item_text_dict.pkl", dict, "")
         header = {
             "version": VERSION,
-            "folder": name,
+            "folder": version.name,
             "rank_by": rank_by,
             "encoder": args.encoder or noted_encoder(test.embeddings_path),
             "fields": list(dict.fromkeys(field for fields in texts.values() for field in fields)),
@@ -143,10 +169,9 @@ def make(args: argparse.Namespace) -> None:
     except BaseException:
         shutil.rmtree(version, ignore_errors=True)
         raise
-    for earlier in args.output.iterdir():
-        if earlier.is_dir() and earlier != version:
+    for earlier in args.output.glob(f"{PREFIX}*"):
+        if earlier != version:
             shutil.rmtree(earlier, ignore_errors=True)
-    print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
 
 
 def choose_ranking(args: argparse.Namespace, test: TestSet) -> str:
@@ -274,12 +299,16 @@ def read_file(path: Path, item_column: str | None, fields: list[str]) -> list[tu
     texts = [name for name in fields if table.rows_name_fields or (name in table.columns and name != item)]
     if fields and not texts:
         raise InputError(f"{path} has none of the text columns of the bundle's items: {', '.join(fields)}.")
+    texts = texts or [item]  # where only ids are wanted
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "items", {"file": str(path)}) as tables:
         tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
-        read_items(tables, Source(table, None, item, None, texts or [item]), Path(folder))
+        read_items(tables, Source(table, None, item, None, texts), Path(folder))
         tables.make("numbered", "SELECT row_number() OVER (ORDER BY first) - 1 AS id, * FROM item_texts")
         found = dict(item_texts(tables, "numbered", texts))
         names = [name for (name,) in tables.rows("SELECT item_name FROM numbered ORDER BY id")]
+        replaced = tables.count("item_lines") - len(names)
+    if replaced:
+        print(f"{path}: {replaced} rows that a later row of the same item replaces")
     return [(name, found[row]) for row, name in enumerate(names)]
 
 

@@ -10,6 +10,7 @@ Letters of the shapes as in utils/data.py: X items, E embedding width.
 """
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +24,7 @@ from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, l
 from data_processing.parts.missing import is_missing
 from model import RecGPT
 from serving.log import load_log
-from serving.store import Item, ItemId, ItemStore, check_id
+from serving.store import Item, ItemId, ItemStore, check_id, whole
 from serving.weights import load_model_folder, load_tokenizer_folder
 from utils.blend import NETWORK, Blend
 from utils.blend_files import load_blends
@@ -36,9 +37,11 @@ from utils.scores import LogStatistics
 from utils.whitening import Whitening
 
 VERSION = 1
-HEADER = "bundle.json"
+HEADER, PREFIX = "bundle.json", "version-"  # the second begins the name of the folder that the first names
 REMEDY = "Make it with python -m serving.bundle."
 NEEDED = {"folder": str, "encoder": (str, type(None)), "fields": list, "arrays": dict, "files": dict, "rank_by": str}
+ARRAYS = {"texts": "float32", "embeddings": "float32", "codes": "int16"}  # that a bundle may have, and their types
+WIDEST = 1 << 16  # numbers in a row
 
 
 class Bundle:
@@ -79,9 +82,7 @@ class Bundle:
                 raise InputError(
                     f"{header_path} is of version {shown(header.get('version'))}, expected {VERSION}. {REMEDY}"
                 )
-            for name, kind in NEEDED.items():
-                if not isinstance(header.get(name), kind):
-                    raise InputError(f"{header_path}: {name!r} is {shown(header.get(name))}. {REMEDY}")
+            check_header(header_path, header)
             try:
                 return cls(header_path, header, device)
             except InputError:
@@ -123,7 +124,13 @@ class Bundle:
         unknown = [name for name in fields if name not in self.fields]
         if unknown:
             raise ValueError(f"items have no field {shown(unknown[0])}; they have {', '.join(self.fields)}")
-        return {name: fields[name] for name in self.fields if name in fields and not is_missing(fields[name])}
+        found = {name: fields[name] for name in self.fields if name in fields and not is_missing(fields[name])}
+        for name, value in found.items():
+            try:
+                json.dumps(value)
+            except (TypeError, ValueError, RecursionError):
+                raise ValueError(f"field {name!r} is {shown(value)}, expected a text, a number or a list") from None
+        return found
 
     def encode(self, texts: list[dict[str, Any]]) -> np.ndarray:
         """Raw embeddings of X items by their text fields, (X, E) float32; zeros where there is no text.
@@ -133,7 +140,7 @@ class Bundle:
             ValueError: a field that the catalog does not have.
         """
         rows = np.zeros((len(texts), self.width), dtype=np.float32)
-        written = [item_text(fields) if fields else "" for fields in map(self.ordered, texts)]
+        written = [whole(item_text(fields)) if fields else "" for fields in map(self.ordered, texts)]
         known = [row for row, text in enumerate(written) if text]
         if not known:
             return rows
@@ -193,15 +200,20 @@ class Bundle:
 
     def _put(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None, new: bool) -> int:
         items = list(items)
+        odd = [item for item in items if not isinstance(item, (tuple, list)) or len(item) != 2]
+        if odd:
+            raise ValueError(f"items are pairs of an id and text fields, found {shown(odd[0])}")
         ids, texts = checked_ids(item for item, _ in items), [self.ordered(fields) for _, fields in items]
         if not ids:
             return 0
         self._earlier(ids, new)  # before the long work
         if embeddings is None:
             embeddings = self.encode(texts)
-        elif embeddings.shape != (len(ids), self.width):
-            raise ValueError(f"embeddings must be {(len(ids), self.width)}, found {embeddings.shape}")
-        check_finite(np.asarray(embeddings), 0, "the embeddings")
+        elif np.shape(embeddings) != (len(ids), self.width):
+            raise ValueError(f"embeddings must be {(len(ids), self.width)}, found {np.shape(embeddings)}")
+        with np.errstate(over="ignore"):
+            embeddings = np.asarray(embeddings, dtype=np.float32)
+        check_finite(embeddings, 0, "the embeddings")
         arrays = {"texts": self.whitening(embeddings), "embeddings": embeddings}
         if self.tokenizer is not None:
             arrays["codes"] = self.tokenizer.tokenize(np.ascontiguousarray(self.prepared(embeddings)))
@@ -220,7 +232,7 @@ class Bundle:
                 raise ValueError(f"an item has the id {shown(item)} already: update it, or remove it first")
             if not new and number is None:
                 raise ValueError(f"no item has the id {shown(item)}; add it")
-        if len(set(ids)) < len(ids) or (not new and len(set(numbers)) < len(numbers)):
+        if len(set(map(str, ids))) < len(ids) or (not new and len(set(numbers)) < len(numbers)):
             raise ValueError("an item is there twice")
         return numbers
 
@@ -228,6 +240,28 @@ class Bundle:
         """The number that an item has in the log; None where the log does not know it."""
         moved = self.store.state().moved.get(number, number)
         return moved if self.log is not None and moved < len(self.log[0].share) else None
+
+
+def check_header(path: Path, header: dict[str, Any]) -> None:
+    """InputError unless bundle.json has all that is read of it, and names no file elsewhere."""
+
+    def plain(name: str) -> bool:
+        return bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+    def is_array(name: str, found: Any) -> bool:
+        known = isinstance(found, list) and len(found) == 2 and found[1] == ARRAYS.get(name)
+        return known and type(found[0]) is int and 0 < found[0] <= WIDEST
+
+    odd = [name for name, kind in NEEDED.items() if not isinstance(header.get(name), kind)]
+    checks = {
+        "folder": lambda name: name.startswith(PREFIX) and len(Path(name).parts) == 1,
+        "fields": lambda names: names and all(type(name) is str for name in names),
+        "arrays": lambda arrays: "texts" in arrays and all(is_array(*one) for one in arrays.items()),
+        "files": lambda files: all(map(plain, files)),
+    }
+    odd = odd or [name for name, fits in checks.items() if not fits(header[name])]
+    if odd:
+        raise InputError(f"{path}: {odd[0]!r} is {shown(header.get(odd[0]))}. {REMEDY}")
 
 
 def checked_ids(ids: Iterable[Any]) -> list[ItemId]:

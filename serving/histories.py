@@ -43,8 +43,8 @@ def read_histories(path: Path) -> Iterator[History]:
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "histories", {"file": str(path)}) as tables:
         source = Source(table, *columns, None)
         read_interactions(tables, source, Path(folder))
-        time = "NULL" if source.time is None else seconds(tables, source.time_formats)
-        order = f"list(item_name ORDER BY {time}, line)"
+        time = "" if source.time is None else f"{seconds(tables, source.time_formats)}, "
+        order = f"list(item_name ORDER BY {time}line)"
         for user, items in tables.rows(f"SELECT user_name, {order} FROM interactions GROUP BY 1 ORDER BY min(line)"):
             yield History(user, items)
 
@@ -81,9 +81,14 @@ def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
             if read_json(notes, missing_ok=True) != json.loads(json.dumps(job)):
                 file.truncate(0)
                 save_json(notes, job)
-            done = _keep_whole_lines(file)
-            yield Lines(done, file)
-            Lines(done, file).keep()
+            lines = Lines(_keep_whole_lines(file), file)
+            try:
+                yield lines
+            except (InputError, ValueError):  # the same input would fail again
+                partial.unlink()
+                notes.unlink()
+                raise
+            lines.keep()
             partial.replace(path)
             notes.unlink()
     except OSError as error:

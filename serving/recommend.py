@@ -152,8 +152,8 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace) -> None:
             lines.keep()
             progress.update(len(users))
         written = progress.n
-    if not written:
-        raise InputError(f"{args.histories} has no history.")
+        if not written:
+            raise InputError(f"{args.histories} has no history.")
     print(f"{args.output}: {written} users, {lines.done} of them by an earlier run")
     print(f"  {(written - lines.done) / (time.perf_counter() - started):.1f} users/s")
     if skipped:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model import Items
-from serving.bundles import Bundle
+from serving.bundles import Bundle, checked_ids
 from serving.log import grow_log
 from serving.store import Change, Item, ItemId, check_id
 from utils.blend import Blender, Domain
@@ -119,7 +119,7 @@ class Recommender:
         lists, new = self._read(view, histories)
         if not lists:
             return []
-        allowed = self._allowed(view, exclude, candidates)
+        allowed, k = self._allowed(view, exclude, candidates), min(k, view.change.numbers)
         found, at_once = [], max(1, SCORES // view.change.numbers)
         for start in range(0, len(lists), at_once):
             part = Sequences.of(*lists[start : start + at_once])
@@ -154,6 +154,7 @@ class Recommender:
         check_count(k, "k")
         view = self.view()
         ((place,),), new = self._read(view, [[item]])
+        k = min(k, view.change.numbers)
         query = self._rows(view, np.array([place]), new)[0]
         if not query.any():
             raise ValueError(f"item {shown(item)} has no text")
@@ -220,10 +221,11 @@ class Recommender:
 
     def _read(self, view: View, histories: Sequence[Sequence[Entry]]) -> tuple[list[list[int]], New]:
         """The numbers of the items of histories, and what is new among them."""
-        if isinstance(histories, (str, bytes, dict)):
+        if isinstance(histories, (str, bytes, dict)) or not isinstance(histories, Iterable):
             raise ValueError(f"histories are a list of lists, found {shown(histories)}")
         texts, lists = [], []
         for row, history in enumerate(histories):
+            history = history.tolist() if isinstance(history, np.ndarray) else history
             if not isinstance(history, (list, tuple)):
                 raise ValueError(f"history {row} is {shown(history)}, expected a list of items")
             if not history:
@@ -258,9 +260,9 @@ class Recommender:
         allowed = view.candidates.copy()
         if candidates is not None:
             named = np.zeros_like(allowed)
-            named[[self._number(view, item) for item in candidates]] = True
+            named[[self._number(view, item) for item in checked_ids(candidates)]] = True
             allowed &= named
-        allowed[[self._number(view, item) for item in exclude]] = False
+        allowed[[self._number(view, item) for item in checked_ids(exclude)]] = False
         if not allowed.any():
             raise ValueError("there is nothing that may be recommended: no candidate is left")
         return allowed

@@ -126,6 +126,8 @@ class ItemStore:
 
     def number(self, item: ItemId) -> int | None:
         """The number of the item with a shop's id, which may be written as text or as a number; None for none."""
+        if isinstance(item, str) and whole(item) != item:
+            return None
         for form in (item, *_other_form(item)):
             with contextlib.suppress(OverflowError):  # a number beyond 64 bits
                 rows = self._rows("SELECT number FROM items WHERE id = ? AND state < 2", form)
@@ -135,7 +137,7 @@ class ItemStore:
 
     def titled(self, title: str) -> int | None:
         """The lowest number with a title, without regard to case; None for none."""
-        rows = self._rows("SELECT min(number) FROM items WHERE folded = ? AND state < 2", folded(title))
+        rows = self._rows("SELECT min(number) FROM items WHERE folded = ? AND state < 2", folded(whole(title)))
         return rows[0][0]
 
     def items(self, numbers: Sequence[int]) -> list[Item]:
@@ -263,6 +265,6 @@ def check_id(item: Any) -> ItemId:
         item = int(item)
     if type(item) is int and -(2**63) <= item < 2**63:
         return item
-    if type(item) is str and item.strip():
+    if type(item) is str and item.strip() and whole(item) == item:
         return item
     raise ValueError(f"the id of an item is a text or a whole number, found {shown(item)}")

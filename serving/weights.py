@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ae_trainer import WHITENS, AutoEncoder
 from decoder import check_width
-from model import RecGPT, RecGPTConfig
+from model import RecGPT, read_config
 from utils.checkpoint import fill_module
 from utils.errors import InputError, reason, shown
 from utils.files import read_json, save_json
@@ -28,13 +28,9 @@ def save_model(folder: Path, model: RecGPT) -> None:
 
 def load_model_folder(folder: Path, device: torch.device | str = "cpu") -> RecGPT:
     """Read a model, in evaluation mode; InputError for missing, damaged or other files."""
-    path = folder / CONFIG
-    sizes = {name: value for name, value in read_json(path).items() if name != "model"}
-    try:
-        model = RecGPT(RecGPTConfig(**sizes))
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{path} does not hold the sizes of a RecGPT model ({reason(error)}). {REMEDY}") from error
-    fill_module(model, _load(folder / "model.safetensors"), folder)
+    state = _load(folder / "model.safetensors")
+    model = RecGPT(read_config(state, {"config": read_json(folder / CONFIG)}, folder))  # sizes are those of the weights
+    fill_module(model, state, folder)
     return model.to(device).eval()
 
 
@@ -52,6 +48,8 @@ def load_tokenizer_folder(folder: Path) -> AutoEncoder:
     if type(width) is not int or width < 1:
         raise InputError(f'{path}: "embedding_width" is {shown(width)}, expected a whole number. {REMEDY}')
     check_width(width, path)
+    if sum(value.numel() for value in state.values()) < width**2:  # before more is made than memory may hold
+        raise InputError(f"{path}: the weights beside it are too few for embeddings {width} wide. {REMEDY}")
     tokenizer = AutoEncoder(width, WHITENS in state)
     fill_module(tokenizer, state, folder)
     return tokenizer.eval()

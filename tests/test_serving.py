@@ -385,7 +385,7 @@ def test_a_history_is_typed(make, monkeypatch, capsys):
     assert found[0]["because"][0].keys() == {"id", "title", "similarity", "followed"}
 
 
-@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("form", ["jsonl", "csv", "without times.csv"])
 def test_histories_of_a_file(make, tmp_path, monkeypatch, capsys, form):
     bundle, rng = make("log").bundle.path.parent, np.random.default_rng(2)
     lists = {f"user {user}": [name_of(item) for item in rng.integers(0, ITEMS, 5)] for user in range(600)}
@@ -396,13 +396,16 @@ def test_histories_of_a_file(make, tmp_path, monkeypatch, capsys, form):
         path.write_text("".join(json.dumps({"user": user, "items": items}) + "\n" for user, items in lists.items()))
     else:
         rows = [(user, item, 100 - place) for user, items in lists.items() for place, item in enumerate(items[::-1])]
-        path.write_text("user,item,time\n" + "".join(f"{user},{item},{time}\n" for user, item, time in rows))
+        names, width = ("user,item,time", 3) if form == "csv" else ("user,item", 2)
+        rows = rows if form == "csv" else rows[::-1]
+        path.write_text("".join(",".join(map(str, row[:width])) + "\n" for row in [names.split(","), *rows]))
     (tmp_path / "stock.txt").write_text("\n".join(name_of(item) for item in range(40)))
     flags = ["--histories", path, "--output", output, "--k", 4, "--candidates", tmp_path / "stock.txt"]
     call(monkeypatch, recommend, bundle, *flags)
     said = capsys.readouterr().out
     assert "2 items of histories are not in the catalog" in said and "1 users have no item that is" in said
     written = [json.loads(line) for line in output.read_text().splitlines()]
+    written = sorted(written, key=lambda line: list(lists).index(line["user"]))
     assert [line["user"] for line in written] == list(lists) and written[4]["items"] == []
     known = [[item for item in items if item != "unknown"] for items in lists.values()]
     stock = [name_of(item) for item in range(40)]
@@ -428,6 +431,41 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
         assert lines.done == 0
         lines.file.write("uno\n")
     assert path.read_text() == "uno\n"
+
+
+def test_histories_that_cannot_be_read_leave_no_file(make, tmp_path, monkeypatch):
+    bundle, path = make("text").bundle.path.parent, tmp_path / "odd.jsonl"
+    for text, said in (("", "no history"), ('{"user": 1, "items": 5}\n', "line 1"), ("x", "line 1")):
+        path.write_text(text)
+        with pytest.raises(InputError, match=said):
+            call(monkeypatch, recommend, bundle, "--histories", path, "--output", tmp_path / "out.jsonl")
+        assert not [file for file in tmp_path.iterdir() if "out.jsonl" in file.name]
+
+
+def test_only_what_is_a_bundles_own_is_removed(make, shop, monkeypatch, tmp_path):
+    recommender = make("text")
+    folder = recommender.bundle.path.parent
+    (folder / "version-killed").mkdir()  # as a killed command leaves it
+    make("text")
+    assert len(list(folder.glob("version-*"))) == 1
+    (folder / "notes").mkdir()
+    with pytest.raises(InputError, match="holds other files"):
+        make("text")
+    assert (folder / "notes").is_dir()
+
+
+def test_words_and_items_that_no_file_takes(make):
+    recommender = make("text")
+    half = "half a pair \ud83d"
+    assert recommender.find(half) is None and not recommender.has_item(half)
+    assert len(recommender.recommend([["B001", {"title": half}]], k=2)[0]) == 2
+    for items in (["abc"], [("N", {"title": b"x"})], [(half, {"title": "x"})], [(5, {"title": "a"}), ("5", {})]):
+        with pytest.raises(ValueError, match=r"pairs|field|id of an item|there twice"):
+            recommender.add_items(items)
+    for ids_of in ("exclude", "candidates"):
+        with pytest.raises(ValueError, match="expected a list of ids, found 'B002'"):
+            recommender.recommend([["B001"]], **{ids_of: "B002"})
+    assert len(recommender.recommend([["B001"]], k=2**70)[0]) == ITEMS - 2
 
 
 def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
@@ -458,7 +496,8 @@ def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
         ("add BUNDLE --ids N1", "--items is required"),
         ("--dataset DATA --rank_by blend --output out", "needs --ckpt_path"),
         ("--dataset none --output out", "no directory"),
-        ("--dataset DATA --output .", "no bundle"),
+        ("--dataset DATA --output .", "holds other files"),
+        ("remove BUNDLE --items new.csv", "no item has the id 'N1'"),
     ],
 )
 def test_what_bundle_refuses(shop, make, tmp_path, monkeypatch, capsys, flags, said):
@@ -477,7 +516,20 @@ def test_what_bundle_refuses(shop, make, tmp_path, monkeypatch, capsys, flags, s
     assert bundle.store.state().generation == state.generation and not (tmp_path / "out").exists()
 
 
+def header(**others):
+    def write(path: Path) -> None:
+        path.write_text(json.dumps({**json.loads(path.read_text()), **others}))
+
+    return write
+
+
 def damaged_bundles():
+    yield "bundle.json", header(folder="../../x"), "'folder' is '../../x'"
+    yield "bundle.json", header(fields=[1]), "'fields' is"
+    yield "bundle.json", header(arrays={"texts": [10**12, "float32"]}), "'arrays' is"
+    yield "bundle.json", header(arrays={"texts": [-1, "float32"]}), "'arrays' is"
+    yield "bundle.json", header(arrays={"texts": [32, "object"]}), "'arrays' is"
+    yield "bundle.json", header(files={"/etc/passwd": "x"}), "'files' is"
     yield "bundle.json", lambda path: path.write_text("{"), "not readable JSON"
     yield "bundle.json", lambda path: path.write_text('{"version": 9}'), "of version 9"
     yield "bundle.json", lambda path: path.write_text('{"version": 1}'), "'folder' is None"
