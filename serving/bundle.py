@@ -24,6 +24,7 @@ import shutil
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.cli import end_at_ctrl_c
 
@@ -34,14 +35,14 @@ import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER
 from data_processing.parts.columns import ReadSettings, find_column
-from data_processing.parts.formats import open_table
+from data_processing.parts.formats import field_names, open_table
 from data_processing.parts.interactions import Source, read_items
 from data_processing.parts.splits import item_texts
 from data_processing.parts.tables import workspace
 from serving.bundles import HEADER, PREFIX, VERSION, Bundle, save_whitening
 from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
-from serving.store import Item, ItemId, ItemStore
+from serving.store import Item, ItemId, ItemStore, check_id
 from serving.weights import save_model, save_tokenizer
 from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
 from utils.blend_files import SHIPPED, load_blends, save_blends
@@ -105,6 +106,17 @@ def parse() -> argparse.Namespace:
 # Making one
 
 
+class Making(NamedTuple):
+    """What a bundle is made of."""
+
+    test: TestSet
+    rows: np.ndarray  # (N, E) float32, embeddings, whitened
+    whitening: Whitening
+    parts: Parts | None  # of a bundle with a model
+    blend: dict[str, Fitted]  # none for the model alone
+    rank_by: str
+
+
 def make(args: argparse.Namespace) -> None:
     """Load, check, fit, and write a bundle beside its place, before it is put there."""
     folder = dataset_folder(args.dataset)
@@ -114,6 +126,8 @@ def make(args: argparse.Namespace) -> None:
     rank_by = args.rank_by or choose_ranking(args, test)
     if test.log is None and rank_by in ("blend", "log"):
         raise InputError(f"--rank_by {rank_by} needs the log, and {folder / HISTORIES} does not exist.")
+    if not np.any(test.embeddings):
+        raise InputError(f"no item of {folder} has text (all embeddings are zero). Encode the texts again.")
     parts, device = None, pick_device(args)
     if rank_by in ("blend", "model"):
         parts = load_parts(args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device)
@@ -129,7 +143,7 @@ def make(args: argparse.Namespace) -> None:
             file.fileno(), f"{args.output}: another process is making this bundle. Wait for it, or name another folder."
         )
         version.mkdir()
-        put_in_place(args, version, test, rows, whitening, parts, blend, rank_by)
+        put_in_place(args, version, Making(test, rows, whitening, parts, blend, rank_by))
     print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
 
 
@@ -138,29 +152,21 @@ def is_own(path: Path) -> bool:
     return path.name in (HEADER, LOCK) or path.name.startswith(PREFIX)
 
 
-def put_in_place(
-    args: argparse.Namespace,
-    version: Path,
-    test: TestSet,
-    rows: np.ndarray,
-    whitening: Whitening,
-    parts: Parts | None,
-    blend: dict[str, Fitted],
-    rank_by: str,
-) -> None:
+def put_in_place(args: argparse.Namespace, version: Path, making: Making) -> None:
     """Write into the empty folder `version`, let bundle.json name it, and remove what is there of earlier ones."""
+    test, parts = making.test, making.parts
     folder = test.embeddings_path.parent
     try:
-        write(version, test, rows, whitening, parts, blend, rank_by)
+        write(version, making)
         files = sorted(path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite"))
         texts = load_pickle(folder / "item_text_dict.pkl", dict, "")
         header = {
             "version": VERSION,
             "folder": version.name,
-            "rank_by": rank_by,
+            "rank_by": making.rank_by,
             "encoder": args.encoder or noted_encoder(test.embeddings_path),
             "fields": list(dict.fromkeys(field for fields in texts.values() for field in fields)),
-            "numbers": all(type(name) is int for name in load_names(folder, len(rows)).ids),
+            "numbers": all(type(name) is int for name in load_names(folder, len(making.rows)).ids),
             "arrays": widths(test, parts),
             "files": {str(path.relative_to(version)): fingerprint(path) for path in files},
             "made_from": {"dataset": str(args.dataset), "ckpt_path": args.ckpt_path if parts else None},
@@ -192,6 +198,8 @@ def whole_histories(test: TestSet) -> Sequences | None:
             lists[user] = items
         else:  # another user, as where each file has numbered its users for itself
             others.append(items)
+    if others:
+        print(f"{len(others)} lists of the test go on no list of {HISTORIES}: counted as those of other users")
     return Sequences.of(*lists.values(), *others)
 
 
@@ -211,9 +219,9 @@ def obtain_blend(
         fitted_with = load_fitted_with(parts.metadata, args.ckpt_path, predicts, device, log) or parts.model
         made_with = blend_origin(parts.model, fitted_with, parts.tokenizer)
         network = partial(scores_of_all, fitted_with, parts.catalog, USERS)
-        files = {HISTORIES: content(log), "embeddings": content(test.embeddings_path)}
+        made_from = {HISTORIES: content(log), "embeddings": content(test.embeddings_path)}
         try:
-            made_from = {**files, **made_with, "exclude_history": True}
+            made_from = {**made_from, **made_with, "exclude_history": True}
             blend = load_blends(folder / "blend.json", made_from, (kind,))[kind]
         except InputError:
             pass  # none, or one made from other files
@@ -236,16 +244,9 @@ def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:
     return arrays
 
 
-def write(
-    version: Path,
-    test: TestSet,
-    rows: np.ndarray,
-    whitening: Whitening,
-    parts: Parts | None,
-    blend: dict[str, Fitted],
-    rank_by: str,
-) -> None:
-    """Write all but bundle.json into an empty folder; `rows` (N, E) are whitened."""
+def write(version: Path, making: Making) -> None:
+    """Write all but bundle.json into an empty folder."""
+    test, rows, whitening, parts, blend, rank_by = making
     save_whitening(version / "whitening.npz", whitening)
     if parts is not None:
         for name, save, weights in (
@@ -262,9 +263,15 @@ def write(
         save_log(version / "log", domain.log, domain.ease)
     folder = test.embeddings_path.parent
     names, texts = load_names(folder, len(rows)), load_pickle(folder / "item_text_dict.pkl", dict, "")
+    try:
+        ids = [check_id(name) for name in names.ids]
+    except ValueError as error:
+        raise InputError(
+            f"{folder / 'item_ids.jsonl'}: {error}. Make the data set again (import_dataset.py)."
+        ) from error
     items = [
         Item(name, title, texts.get(number) or {})
-        for number, (name, title) in enumerate(zip(names.ids, names.titles, strict=True))
+        for number, (name, title) in enumerate(zip(ids, names.titles, strict=True))
     ]
     arrays = {"texts": rows, "embeddings": test.embeddings}
     if parts is not None:
@@ -296,11 +303,12 @@ def read_file(path: Path, item_column: str | None, fields: list[str]) -> list[tu
     """
     table = open_table(path, ReadSettings("items", None, None, True, None))
     item = find_column(table, "item", item_column, also=("id",))
-    texts = [name for name in fields if table.rows_name_fields or (name in table.columns and name != item)]
-    if fields and not texts:
-        raise InputError(f"{path} has none of the text columns of the bundle's items: {', '.join(fields)}.")
-    texts = texts or [item]  # where only ids are wanted
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "items", {"file": str(path)}) as tables:
+        there = field_names(tables, table, Path(folder)) if table.rows_name_fields else table.columns
+        texts = [name for name in fields if name in there and name != item]
+        if fields and not texts:
+            raise InputError(f"{path} has none of the text columns of the bundle's items: {', '.join(fields)}.")
+        texts = texts or [item]  # where only ids are wanted
         tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
         read_items(tables, Source(table, None, item, None, texts), Path(folder))
         tables.make("numbered", "SELECT row_number() OVER (ORDER BY first) - 1 AS id, * FROM item_texts")

@@ -21,7 +21,7 @@ from scipy.sparse import csr_array
 
 from ae_trainer import AutoEncoder
 from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
-from data_processing.parts.missing import is_missing
+from data_processing.parts.missing import has_text, is_missing
 from model import RecGPT
 from serving.log import load_log
 from serving.store import Item, ItemId, ItemStore, check_id, whole
@@ -70,7 +70,7 @@ class Bundle:
         if (self.folder / "blend.json").is_file():
             ((_, self.blend),) = load_blends(self.folder / "blend.json").items()
         self.whitening = load_whitening(self.folder / "whitening.npz")
-        self._encoder, self._encoding = None, threading.Lock()
+        self._encoder, self._encoding, self._changing = None, threading.Lock(), threading.Lock()
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu") -> "Bundle":
@@ -140,7 +140,9 @@ class Bundle:
             ValueError: a field that the catalog does not have.
         """
         rows = np.zeros((len(texts), self.width), dtype=np.float32)
-        written = [whole(item_text(fields)) if fields else "" for fields in map(self.ordered, texts)]
+        for fields in texts:
+            self.ordered(fields)  # which checks them; a known item's are encoded in the order that they have
+        written = [whole(item_text(fields)) if has_text(list(fields.values())) else "" for fields in texts]
         known = [row for row, text in enumerate(written) if text]
         if not known:
             return rows
@@ -154,7 +156,9 @@ class Bundle:
 
     def _load_encoder(self) -> Encoding:
         if self.encoder_name is None:
-            raise InputError(f"{self.path} does not name its sentence encoder, which a new text needs. Give --encoder.")
+            raise InputError(
+                f"{self.path} does not name its sentence encoder, which a new text needs. Make it again with --encoder."
+            )
         return Encoding(self.encoder_name, load_encoder(self.encoder_name, "cpu"), DEFAULT_BATCH)
 
     def prepared(self, embeddings: np.ndarray) -> np.ndarray:
@@ -177,7 +181,10 @@ class Bundle:
         return self._put(items, embeddings, new=True)
 
     def update(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None = None) -> int:
-        """Change the texts of items, as `add`; what the log says of them stays. ValueError for an id that none has."""
+        """Change text fields of items, as `add`; fields that are not named stay, and so does what the log says of them.
+
+        ValueError for an id that no item has.
+        """
         return self._put(items, embeddings, new=False)
 
     def remove(self, ids: Iterable[ItemId]) -> int:
@@ -188,7 +195,7 @@ class Bundle:
             InputError: another process is changing the bundle, or the disk is full.
         """
         ids = checked_ids(ids)
-        with self.store.writing():
+        with self._changing, self.store.writing():
             numbers = [self.store.number(item) for item in ids]
             missing = [item for item, number in zip(ids, numbers, strict=True) if number is None]
             if missing:
@@ -206,11 +213,15 @@ class Bundle:
         ids, texts = checked_ids(item for item, _ in items), [self.ordered(fields) for _, fields in items]
         if not ids:
             return 0
-        self._earlier(ids, new)  # before the long work
+        earlier = self._earlier(ids, new)  # before the long work
+        if not new:
+            texts = [{**item.fields, **text} for item, text in zip(self.store.items(earlier), texts, strict=True)]
         if embeddings is None:
             embeddings = self.encode(texts)
         elif np.shape(embeddings) != (len(ids), self.width):
             raise ValueError(f"embeddings must be {(len(ids), self.width)}, found {np.shape(embeddings)}")
+        if np.asarray(embeddings).dtype.kind not in "fiu":
+            raise ValueError(f"embeddings must be real numbers, found {np.asarray(embeddings).dtype}")
         with np.errstate(over="ignore"):
             embeddings = np.asarray(embeddings, dtype=np.float32)
         check_finite(embeddings, 0, "the embeddings")
@@ -218,7 +229,7 @@ class Bundle:
         if self.tokenizer is not None:
             arrays["codes"] = self.tokenizer.tokenize(np.ascontiguousarray(self.prepared(embeddings)))
         named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
-        with self.store.writing():
+        with self._changing, self.store.writing():
             earlier = self._earlier(ids, new)
             logged = [None if new else self._logged(number) for number in earlier]
             self.store.append(named, arrays, ~np.any(embeddings, axis=1), [] if new else earlier, logged)

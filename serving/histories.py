@@ -58,7 +58,8 @@ class Lines(NamedTuple):
     def keep(self) -> None:
         """Put what was written on disk: a killed run goes on behind it."""
         self.file.flush()
-        os.fsync(self.file.fileno())
+        if Path(self.file.name).is_file():  # a pipe has nothing to sync
+            os.fsync(self.file.fileno())
 
 
 @contextlib.contextmanager
@@ -73,11 +74,20 @@ def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
         DiskError: no space.
     """
     path = resolve_links(path)
+    if path.exists() and not path.is_file() and not path.is_dir():  # a device or pipe
+        with path.open("w", encoding="utf-8") as file:
+            yield Lines(0, file)
+        return
     partial, notes = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.partial.json")
     check_writable(path)
     try:
         with partial.open("a+", encoding="utf-8") as file:
-            lock(file.fileno(), f"{partial}: another run is writing here. Wait for it, or name another place.")
+            busy = f"{partial}: another run is writing here. Wait for it, or name another place."
+            lock(file.fileno(), busy)
+            if not partial.exists() or not os.path.samestat(
+                os.fstat(file.fileno()), partial.stat()
+            ):  # it has just ended
+                raise InputError(busy)
             if read_json(notes, missing_ok=True) != json.loads(json.dumps(job)):
                 file.truncate(0)
                 save_json(notes, job)

@@ -114,6 +114,8 @@ def recommend_one(recommender: Recommender, args: argparse.Namespace) -> None:
 
 def find_entry(recommender: Recommender, word: str) -> Entry:
     """The item that is meant by an id or a title; text of a new one where it is neither, which is said."""
+    if not word.strip():
+        raise InputError("a word of --history is empty. Give ids or titles.")
     item = recommender.find(word)
     if item is not None:
         return item.id
@@ -133,6 +135,8 @@ def as_json(one: Recommendation) -> dict:
 def recommend_many(recommender: Recommender, args: argparse.Namespace) -> None:
     """Write a line for each user of a file."""
     settings = options(args)
+    if args.output.exists() and args.output.samefile(require_file(args.histories, "Name another.")):
+        raise InputError(f"--output {args.output} is the file of --histories. Name another.")
     view = recommender.view()
     job = {"histories": [str(args.histories), *identity(require_file(args.histories, "Name another."))]}
     job |= {"bundle": [recommender.bundle.folder.name, view.change.generation], **settings}

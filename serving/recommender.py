@@ -62,8 +62,9 @@ class New(NamedTuple):
 
 
 class View(NamedTuple):
-    """A bundle as it is at one time."""
+    """A bundle as it is at one time; a call keeps to one, whatever becomes of the bundle meanwhile."""
 
+    bundle: Bundle
     change: Change
     domain: Domain
     blender: Blender | None
@@ -140,7 +141,7 @@ class Recommender:
 
     def find(self, word: str) -> Item | None:
         """The item with this id, or else with this title, without regard to case; None for none."""
-        store = self.bundle.store
+        store = self.view().bundle.store
         number = store.number(word) if word.strip() else None
         number = store.titled(word) if number is None else number
         return None if number is None else store.items([number])[0]
@@ -164,7 +165,7 @@ class Recommender:
             scores[0, place] = -torch.inf
         top = best_scored(scores, torch.arange(view.change.numbers), k)
         kept = top.items[0] >= 0
-        items = self.bundle.store.items(top.items[0][kept].tolist())
+        items = view.bundle.store.items(top.items[0][kept].tolist())
         return list(zip(items, top.scores[0][kept].tolist(), strict=True))
 
     def explain(self, history: Sequence[Entry], item: ItemId) -> tuple[Reason, ...]:
@@ -175,29 +176,27 @@ class Recommender:
 
     def add_items(self, items: Iterable[tuple[ItemId, Text]]) -> None:
         """Add items: ids of the shop, and text fields, which are encoded; see `Bundle.add`."""
-        self.bundle.add(items)
+        self.view().bundle.add(items)
 
     def update_items(self, items: Iterable[tuple[ItemId, Text]]) -> None:
         """Change the texts of items; see `Bundle.update`."""
-        self.bundle.update(items)
+        self.view().bundle.update(items)
 
     def remove_items(self, ids: Iterable[ItemId]) -> None:
         """Remove items; see `Bundle.remove`."""
-        self.bundle.remove(ids)
+        self.view().bundle.remove(ids)
 
     # How it is done
 
     def view(self) -> View:
-        """The bundle as it is now."""
-        if not self.bundle.is_current():
+        """The bundle as it is now, for one call."""
+        view = self._view
+        if view is None or not view.bundle.is_current() or view.change.generation != view.bundle.store.generation():
             with self._changing:
                 if not self.bundle.is_current():
-                    self.bundle, self._view = Bundle.open(self.bundle.path.parent, self.bundle.device), None
-        if self._view is None or self._view.change.generation != self.bundle.store.generation():
-            with self._changing:
-                if self._view is None or self._view.change.generation != self.bundle.store.generation():
-                    self._view = self._make_view()
-        return self._view
+                    self.bundle = Bundle.open(self.bundle.path.parent, self.bundle.device)
+                view = self._view = self._make_view()
+        return view
 
     def _make_view(self) -> View:
         bundle, change = self.bundle, self.bundle.store.state()
@@ -217,7 +216,7 @@ class Recommender:
         if bundle.blend is not None:
             read = catalog.codes if bundle.reads_codes else None
             blender = Blender(bundle.blend, domain, np.arange(numbers), read)
-        return View(change, domain, blender, catalog, search, codes, candidates, {})
+        return View(bundle, change, domain, blender, catalog, search, codes, candidates, {})
 
     def _read(self, view: View, histories: Sequence[Sequence[Entry]]) -> tuple[list[list[int]], New]:
         """The numbers of the items of histories, and what is new among them."""
@@ -238,7 +237,8 @@ class Recommender:
                 else:
                     numbers.append(self._number(view, entry))
             lists.append(numbers)
-        return lists, New(self.bundle.encode(texts), [title(fields) for fields in texts])
+        texts = [view.bundle.ordered(fields) for fields in texts]
+        return lists, New(view.bundle.encode(texts), [title(fields) for fields in texts])
 
     def _number(self, view: View, item: Any) -> int:
         number = self._look_up(view, check_id(item))
@@ -250,7 +250,7 @@ class Recommender:
         """The number of an id, which is kept for the next time."""
         number = view.numbers.get(item)
         if number is None:
-            number = self.bundle.store.number(item)
+            number = view.bundle.store.number(item)
             if number is not None and len(view.numbers) < KEPT_IDS:
                 view.numbers[item] = number
         return number
@@ -269,7 +269,7 @@ class Recommender:
 
     def _scores(self, view: View, histories: Sequences, new: New) -> Tensor:
         """The scores of all numbers after B histories, (B, N) float32."""
-        bundle, said = self.bundle, None
+        bundle, said = view.bundle, None
         if bundle.reads_model:
             said = self._model_scores(view, histories, new)
             if view.blender is None:
@@ -280,7 +280,7 @@ class Recommender:
     @torch.no_grad()
     def _model_scores(self, view: View, histories: Sequences, new: New) -> Tensor:
         """What the model says of all numbers, or, for a blend, of their codes."""
-        bundle, model = self.bundle, self.bundle.model
+        bundle, model = view.bundle, view.bundle.model
         device, read = bundle.device, histories.last(model.config.window - 1)
         numbers, local = np.unique(read.items, return_inverse=True)  # only what is read is looked up
         known = numbers[numbers < view.change.numbers]
@@ -308,7 +308,7 @@ class Recommender:
         found = []
         for row, history in enumerate(histories.lists()):
             places = [item for item in top.items[row].tolist() if item >= 0]
-            items = self.bundle.store.items(places)
+            items = view.bundle.store.items(places)
             why = [() if new is None else self._reasons(view, np.array(history), place, new) for place in places]
             chances = probabilities[row, places].tolist()
             found.append([Recommendation(*item[:2], *rest) for item, *rest in zip(items, chances, why, strict=True)])
@@ -325,7 +325,7 @@ class Recommender:
         best = [place for place in np.argsort(-strength, kind="stable")[:REASONS].tolist() if strength[place] > 0]
         numbers = view.change.numbers
         named = [
-            self.bundle.store.items([item])[0][:2] if item < numbers else (None, new.titles[item - numbers])
+            view.bundle.store.items([item])[0][:2] if item < numbers else (None, new.titles[item - numbers])
             for item in history[best].tolist()
         ]
         return tuple(
@@ -338,5 +338,5 @@ class Recommender:
         known = numbers < view.change.numbers
         rows = np.zeros((len(numbers), view.domain.rows.shape[1]), dtype=np.float32)
         rows[known] = view.domain.rows[numbers[known]]
-        rows[~known] = self.bundle.whitening(new.embeddings[numbers[~known] - view.change.numbers])
+        rows[~known] = view.bundle.whitening(new.embeddings[numbers[~known] - view.change.numbers])
         return rows

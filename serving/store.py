@@ -137,6 +137,8 @@ class ItemStore:
 
     def titled(self, title: str) -> int | None:
         """The lowest number with a title, without regard to case; None for none."""
+        if not folded(title):
+            return None
         rows = self._rows("SELECT min(number) FROM items WHERE folded = ? AND state < 2", folded(whole(title)))
         return rows[0][0]
 

@@ -13,7 +13,7 @@ from ae_trainer import WHITENS, AutoEncoder
 from decoder import check_width
 from model import RecGPT, read_config
 from utils.checkpoint import fill_module
-from utils.errors import InputError, reason, shown
+from utils.errors import DiskError, InputError, reason, shown
 from utils.files import read_json, save_json
 
 CONFIG = "config.json"
@@ -23,7 +23,7 @@ REMEDY = "Make the bundle again (python -m serving.bundle)."
 def save_model(folder: Path, model: RecGPT) -> None:
     """Write a model into a folder that exists: config.json and model.safetensors."""
     save_json(folder / CONFIG, {"model": "RecGPT", **asdict(model.config)})
-    save_file(_separate(model.state_dict()), folder / "model.safetensors")
+    _save(model.state_dict(), folder / "model.safetensors")
 
 
 def load_model_folder(folder: Path, device: torch.device | str = "cpu") -> RecGPT:
@@ -38,7 +38,7 @@ def save_tokenizer(folder: Path, tokenizer: AutoEncoder) -> None:
     """Write a tokenizer into a folder that exists: config.json and tokenizer.safetensors."""
     sizes = {"embedding_width": tokenizer.embedding_width, "whitens": tokenizer.whitens}
     save_json(folder / CONFIG, {"model": "RecGPT tokenizer", **sizes})
-    save_file(_separate(tokenizer.state_dict()), folder / "tokenizer.safetensors")
+    _save(tokenizer.state_dict(), folder / "tokenizer.safetensors")
 
 
 def load_tokenizer_folder(folder: Path) -> AutoEncoder:
@@ -55,9 +55,12 @@ def load_tokenizer_folder(folder: Path) -> AutoEncoder:
     return tokenizer.eval()
 
 
-def _separate(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that share no memory, as safetensors wants them."""
-    return {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+def _save(state: dict[str, Tensor], path: Path) -> None:
+    """Write tensors, as copies that share no memory, as safetensors wants them; DiskError for want of space."""
+    try:
+        save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, path)
+    except (OSError, SafetensorError) as error:
+        raise DiskError(f"{path} could not be written ({reason(error)}). Free some space, and try again.") from error
 
 
 def _load(path: Path) -> dict[str, Any]:

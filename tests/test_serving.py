@@ -454,6 +454,58 @@ def test_only_what_is_a_bundles_own_is_removed(make, shop, monkeypatch, tmp_path
     assert (folder / "notes").is_dir()
 
 
+def test_an_update_keeps_the_fields_that_it_does_not_name(make):
+    recommender = make("text")
+    embedding = recommender.view().domain.rows[5].copy()
+    recommender.update_items([("B005", {"brand": "Maker 0", "title": ""})])  # as they are
+    assert recommender.find("B005").fields == text_of(5)
+    np.testing.assert_allclose(recommender.view().domain.rows[ITEMS], embedding, atol=1e-6)
+    recommender.update_items([("B005", {"title": "Thing 6"})])
+    assert recommender.find("B005").fields == {"title": "Thing 6", "brand": "Maker 0"}
+
+
+def test_a_call_keeps_to_one_bundle_while_another_is_made(make):
+    """Numbers of one catalog never meet the names of the other."""
+    recommender = make("log")
+    expected = ids(recommender.recommend([["B001", "B002"]]))
+    view = recommender.view()
+    anew = make("text")
+    anew.bundle.remove(["B000"])
+    anew.bundle.add([("Z", {"title": "z"})])
+    recommender.view = lambda: view  # a call that began before
+    assert ids(recommender.recommend([["B001", "B002"]], explain=True)) == expected
+    del recommender.view
+    assert recommender.find("Z").id == "Z" and recommender.find("B000") is None
+    recommender.remove_items(["Z"])
+    assert not anew.has_item("Z")
+
+
+def test_pipes_and_the_input_itself_are_not_replaced(make, tmp_path, monkeypatch):
+    bundle, path = make("text").bundle.path.parent, tmp_path / "h.jsonl"
+    path.write_text('{"user": 1, "items": ["B001"]}\n')
+    with pytest.raises(InputError, match="is the file of --histories"):
+        call(monkeypatch, recommend, bundle, "--histories", path, "--output", path)
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_text()))
+    reader.start()
+    call(monkeypatch, recommend, bundle, "--histories", path, "--output", tmp_path / "pipe")
+    reader.join()
+    assert json.loads(read[0])["user"] == 1 and (tmp_path / "pipe").is_fifo()
+
+
+def test_items_of_json_lines_need_not_have_every_field(make, tmp_path, monkeypatch):
+    recommender = make("text")
+    (tmp_path / "new.jsonl").write_text('{"id": "N1", "title": "one"}\n{"id": "N1", "title": "two"}\n')
+    call(monkeypatch, bundle_script, "add", recommender.bundle.path.parent, "--items", tmp_path / "new.jsonl")
+    assert recommender.find("N1").title == "two"
+    (tmp_path / "gone.csv").write_text("id\nN1\n")
+    call(monkeypatch, bundle_script, "remove", recommender.bundle.path.parent, "--items", tmp_path / "gone.csv")
+    assert not recommender.has_item("N1") and recommender.find("") is None
+    with pytest.raises(InputError, match="is empty"):
+        call(monkeypatch, recommend, recommender.bundle.path.parent, "--history", " ")
+
+
 def test_words_and_items_that_no_file_takes(make):
     recommender = make("text")
     half = "half a pair \ud83d"
