@@ -84,10 +84,8 @@ def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
         with partial.open("a+", encoding="utf-8") as file:
             busy = f"{partial}: another run is writing here. Wait for it, or name another place."
             lock(file.fileno(), busy)
-            if not partial.exists() or not os.path.samestat(
-                os.fstat(file.fileno()), partial.stat()
-            ):  # it has just ended
-                raise InputError(busy)
+            if not partial.exists() or not os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+                raise InputError(busy)  # it has ended between the two
             if read_json(notes, missing_ok=True) != json.loads(json.dumps(job)):
                 file.truncate(0)
                 save_json(notes, job)
