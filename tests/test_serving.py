@@ -25,7 +25,7 @@ from serving.log import grow_log, load_log, save_log
 from serving.recommender import Recommender
 from serving.scoring import scores_of_all
 from serving.store import Item, ItemStore
-from tests.conftest import House, dump
+from tests.conftest import dump
 from tests.test_data_processing import HashEncoder
 from utils.blend import WITH_LOG, WITH_NETWORK, Blender, Domain
 from utils.blend_files import load_blends
@@ -643,11 +643,6 @@ def test_odd_histories_get_answers_or_one_sentence(make):
     for k in (0, -1, 2.5, True, "3"):
         with pytest.raises(ValueError, match="k"):
             recommender.recommend([["B001"]], k=k)
-
-
-def test_the_house_has_the_commands(house: House):
-    for script in ("bundle", "recommend"):
-        assert "usage" in house.type(f"python -m serving.{script} --help").stdout
 
 
 def test_histories_that_cannot_be_read(tmp_path):

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-import predict
+from serving import scoring
 from tests.conftest import dump
 from utils.cli import run
 from utils.datasets import load_eval
@@ -63,7 +63,7 @@ def test_tokenizer_and_model_read_whitened_embeddings(folder, monkeypatch, capsy
     monkeypatch.chdir(folder)
     call("pre_train", f"--data_path {folder}/made --eval_path {folder}/eval --eval_every 2 {training}")
     read = []
-    monkeypatch.setattr(predict, "Catalog", lambda *parts, **named: read.append(parts) or catalog(*parts, **named))
+    monkeypatch.setattr(scoring, "Catalog", lambda *parts, **named: read.append(parts) or catalog(*parts, **named))
     catalog = importlib.import_module("utils.data").Catalog
     call("predict", f"--dataset {folder}/other --ckpt_path {folder}/ckpt/layer_1_last.pt {vae}")
 
