@@ -235,7 +235,12 @@ class RecGPT(nn.Module):
 
     def next_item(self, batch: SeqBatch) -> Tensor:
         """What the head says of every history's next item: `next_item_logits`, or `next_item_queries`."""
-        return self.next_item_queries(batch) if self.config.predicts == ITEMS else self.next_item_logits(batch)
+        self.check_predicts()
+        return self.said(self.hidden(batch, last=batch.last))
+
+    def said(self, hidden: Tensor) -> Tensor:
+        """What the head says by the final hidden states (B, K, D) of last items: logits (B, K, V) or queries (B, D)."""
+        return hidden.mean(1).float() if self.config.predicts == ITEMS else self.logits(hidden)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
         """Logits of the four codes of every history's next item: (B, K, V) float32.
@@ -252,10 +257,9 @@ class RecGPT(nn.Module):
         Raises:
             ValueError: dropout is on, the model predicts codes, or what `hidden` raises.
         """
-        self.check_predicts()
         if self.config.predicts != ITEMS:
             raise ValueError("a model that predicts codes has no queries: call next_item_logits")
-        return self.hidden(batch, last=batch.last).mean(1).float()
+        return self.next_item(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) float32 of the final hidden states (..., D) of some tokens."""
