@@ -77,8 +77,8 @@ class RecGPTConfig:
             raise ValueError(f"RecGPTConfig: {self.heads!r} heads do not divide a width of {self.width}")
         if self.embedding_width % CODES_PER_ITEM:
             raise ValueError(f"RecGPTConfig: an embedding width of {self.embedding_width} is not four slices")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"RecGPTConfig: dropout {self.dropout} is not in [0, 1]")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout <= 1:
+            raise ValueError(f"RecGPTConfig: dropout {self.dropout!r} is no number in [0, 1]")
         if self.predicts not in PREDICTED:
             raise ValueError(f"RecGPTConfig: {self.predicts!r} is none of {PREDICTED}")
 

@@ -24,8 +24,8 @@ from utils.pretrained import WEIGHTS
 from utils.training.origins import weights_content
 
 CPU = torch.device("cpu")
-SMALL = RecGPTConfig(layers=2, width=64, heads=4, embedding_width=64, window=8, dropout=0.3)
-ITEMS = RecGPTConfig(layers=1, width=64, heads=4, embedding_width=64, window=8, predicts="items")
+SMALL = RecGPTConfig(layers=2, width=32, heads=4, embedding_width=32, window=8, dropout=0.3)
+ITEMS = RecGPTConfig(layers=1, width=32, heads=4, embedding_width=32, window=8, predicts="items")
 CARD = Card("six invented catalogs", {"ndcg@5 of pets": 0.3518, "hit@5": 1}, "Only English texts.", "cc-by-4.0")
 
 
@@ -38,7 +38,7 @@ def model() -> RecGPT:
 @pytest.fixture
 def tokenizer() -> AutoEncoder:
     torch.manual_seed(1)
-    return AutoEncoder(64, whitens=True).eval()
+    return AutoEncoder(32, whitens=True).eval()
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def change(folder: Path, **others) -> None:
 # On disk
 
 
-@pytest.mark.parametrize("config", [SMALL, ITEMS, RecGPTConfig(layers=1, width=128, embedding_width=32, window=4)])
+@pytest.mark.parametrize("config", [SMALL, ITEMS, RecGPTConfig(layers=1, width=128, embedding_width=96, window=4)])
 def test_round_trip(tmp_path, config, tokenizer):
     model = RecGPT(config)
     model.save_pretrained(tmp_path / "a")
@@ -93,10 +93,10 @@ def test_tied_tables_are_written_as_two_and_counted_once(tmp_path, model):
 
 @pytest.mark.parametrize("whitens", [False, True])
 def test_tokenizers(tmp_path, model, whitens):
-    tokenizer = AutoEncoder(64, whitens).eval()
+    tokenizer = AutoEncoder(32, whitens).eval()
     tokenizer.save_pretrained(tmp_path / "t")
     model.save_pretrained(tmp_path / "m", tokenizer)
-    rows = np.random.default_rng(0).normal(size=(9, 64)).astype(np.float32)
+    rows = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
     for folder in ("t", "m", "m/tokenizer"):
         loaded = AutoEncoder.from_pretrained(tmp_path / folder)
         assert equal(tokenizer, loaded) and loaded.fingerprint() == tokenizer.fingerprint() and not loaded.training
@@ -107,9 +107,9 @@ def test_weights_of_another_tokenizer_do_not_travel_with_a_model(saved, model, t
     assert RecGPT.from_pretrained(saved).origin == {"tokenizer": tokenizer.fingerprint()}
     loaded = RecGPT.from_pretrained(saved)
     with pytest.raises(InputError, match="was trained on codes of tokenizer"):
-        loaded.save_pretrained(saved, AutoEncoder(64))
-    with pytest.raises(InputError, match="the tokenizer is 32 wide"):
-        model.save_pretrained(saved, AutoEncoder(32))
+        loaded.save_pretrained(saved, AutoEncoder(32))
+    with pytest.raises(InputError, match="the tokenizer is 96 wide"):
+        model.save_pretrained(saved, AutoEncoder(96))
     assert equal(AutoEncoder.from_pretrained(saved), tokenizer)  # nothing was changed
     loaded.save_pretrained(saved)
     assert files_in(saved) == {"config.json", "model.safetensors", "README.md"}
@@ -144,15 +144,15 @@ def hurt_weights():
     yield lambda state: state.pop(wte), "does not hold the weights of a RecGPT model"
     yield lambda state: state.update(extra=torch.ones(3)), "unknown 'extra'"
     yield lambda state: state.update({"gpt2model.h.0.attn.bias": torch.ones(3)}), "unknown 'gpt2model.h.0.attn.bias'"
-    yield lambda state: state.update({"norm_aux.bias": torch.ones(63)}), r"norm_aux.bias is \(63,\), expected \(64,\)"
-    yield lambda state: state.update({wte: torch.ones(50257, 64)}), r"is \(50257, 64\), expected \(15361, 64\)"
+    yield lambda state: state.update({"norm_aux.bias": torch.ones(31)}), r"norm_aux.bias is \(31,\), expected \(32,\)"
+    yield lambda state: state.update({wte: torch.ones(50257, 32)}), r"is \(50257, 32\), expected \(15361, 32\)"
     yield lambda state: state.update({wpe: state[wpe][:28].clone()}), "window is 7 by the weights, 8 by the JSON"
-    yield lambda state: state.update({"norm_aux.bias": torch.full((64,), torch.inf)}), "norm_aux.bias' holds NaN"
+    yield lambda state: state.update({"norm_aux.bias": torch.full((32,), torch.inf)}), "norm_aux.bias' holds NaN"
     yield (
-        lambda state: state.update({"norm_aux.bias": torch.full((64,), 1e300, dtype=torch.float64)}),
+        lambda state: state.update({"norm_aux.bias": torch.full((32,), 1e300, dtype=torch.float64)}),
         "norm_aux.bias' holds NaN",
     )
-    yield lambda state: state.update({"norm_aux.bias": torch.ones(64).long()}), "is torch.int64, expected floating"
+    yield lambda state: state.update({"norm_aux.bias": torch.ones(32).long()}), "is torch.int64, expected floating"
     yield lambda state: state.clear(), "does not hold the weights of a RecGPT model"
 
 
@@ -178,7 +178,7 @@ def test_weights_are_loaded_whole_or_not_at_all(saved, hurt, said):
         lambda content: b"",
         lambda content: content + b"x",
         lambda content: b"\xff" * 8 + content[8:],  # a header of 2**64 bytes
-        lambda content: content.replace(b"[64]", b"[65]", 1),
+        lambda content: content.replace(b"[32]", b"[33]", 1),
         lambda content: content.replace(b"F32", b"F99", 1),
         lambda content: b"\x80\x04." + content,
     ],
@@ -198,8 +198,8 @@ def test_damaged_weights(saved, damage, known):
 @pytest.mark.parametrize(
     ("others", "said"),
     [
-        ({"heads": 3}, "names 3 heads for a width of 64"),
-        ({"heads": 10**400}, "heads for a width of 64"),
+        ({"heads": 3}, "names 3 heads for a width of 32"),
+        ({"heads": 10**400}, "heads for a width of 32"),
         ({"heads": "4"}, "names '4' heads"),
         ({"heads": True}, "names True heads"),
         ({"heads": None}, 'does not say "heads"'),
@@ -207,11 +207,12 @@ def test_damaged_weights(saved, damage, known):
         ({"predicts": "items"}, "unknown 'pred_head.weight'"),
         ({"predicts": ["codes"]}, "is none of"),
         ({"layers": 10**9}, "layers is 2 by the weights, 1000000000 by the JSON"),
-        ({"width": 10**300}, "width is 64 by the weights, a whole number of 997 bits"),
+        ({"width": 10**300}, "width is 32 by the weights, a whole number of 997 bits"),
         ({"window": [8]}, r"window is 8 by the weights, \[8\]"),
-        ({"embedding_width": {}}, "embedding_width is 64"),
-        ({"dropout": "x"}, "not supported"),
-        ({"dropout": 2}, "dropout 2 is not in"),
+        ({"embedding_width": {}}, "embedding_width is 32"),
+        ({"dropout": "x"}, "dropout 'x' is no number in"),
+        ({"dropout": 2}, "dropout 2 is no number in"),
+        ({"dropout": True}, "dropout True is no number in"),
         ({"model": "GPT2"}, '"model" is \'GPT2\', expected "RecGPT"'),
         ({"model": None}, '"model" is None'),
         ({"origin": ["x"]}, "\"origin\" is \\['x'\\]"),
@@ -234,8 +235,8 @@ def test_config_that_is_no_object(saved, text):
 
 def test_hostile_tokenizers(saved):
     for others, said in (
-        ({"embedding_width": 128}, "embedding_width is 128 in config.json, and 64 of the weights"),
-        ({"embedding_width": 64, "whitens": False}, "whitens is False in config.json, and True of the weights"),
+        ({"embedding_width": 128}, "embedding_width is 128 in config.json, and 32 of the weights"),
+        ({"embedding_width": 32, "whitens": False}, "whitens is False in config.json, and True of the weights"),
         ({"whitens": None}, 'does not say "whitens"'),
         ({"whitens": True, "model": "RecGPT"}, 'expected "RecGPT tokenizer"'),
     ):
@@ -269,7 +270,7 @@ def test_the_card_says_what_the_model_is(saved, model, tokenizer):
     assert about.pop("tags")[0] == "recgpt"
     assert about == {"library_name": "recgpt", "license": "cc-by-4.0", "pipeline_tag": "other"}
     table = dict(re.findall(r"^\| (\S+) \| (\S+) \|$", text.split("## Trained on")[0], re.M))
-    sizes = {"layers": 2, "width": 64, "heads": 4, "embedding_width": 64, "window": 8, "dropout": 0.3}
+    sizes = {"layers": 2, "width": 32, "heads": 4, "embedding_width": 32, "window": 8, "dropout": 0.3}
     sizes |= {"predicts": "codes", "parameters": sum(value.numel() for value in model.parameters())}
     assert table == {name: str(value) for name, value in sizes.items()}
     assert "reads the last 7 items" in text and f"`tokenizer/`, {tokenizer.fingerprint()}" in text
@@ -311,9 +312,9 @@ def call_export(monkeypatch, *flags) -> None:
 
 
 def test_from_the_release_form_and_back(tmp_path, monkeypatch, model):
-    tokenizer = AutoEncoder(64)
+    tokenizer = AutoEncoder(32)
     full = {"m": export.full_model(model.state_dict()), "t": export.full_tokenizer(tokenizer.state_dict())}
-    noted = {"config": {**vars(SMALL)}, "encoder": "some-encoder", "data": "/home/anna"}
+    noted = {"config": vars(SMALL), "encoder": "some-encoder", "refit_of": {"name": "a.pt"}, "data": "/home/anna"}
     save_state(tmp_path / "m.pt", full["m"], noted)
     save_state(tmp_path / "t.pt", full["t"], {})
     folder = tmp_path / "folder"
@@ -321,7 +322,8 @@ def test_from_the_release_form_and_back(tmp_path, monkeypatch, model):
     assert files_in(folder) == {"README.md"} | set(WEIGHTS) - {"tokenizer.safetensors"}
     assert "anna" not in (folder / "config.json").read_text() + (folder / "README.md").read_text()
     loaded = RecGPT.from_pretrained(folder)
-    assert loaded.origin == {"encoder": "some-encoder", "tokenizer": tokenizer.fingerprint()}
+    known = {"encoder": "some-encoder", "refit_of": {"name": "a.pt"}}
+    assert loaded.origin == {**known, "tokenizer": tokenizer.fingerprint()}
     assert equal(model, loaded) and equal(tokenizer, AutoEncoder.from_pretrained(folder))
 
     for source, name in ((folder, "m"), (folder / "tokenizer", "t")):
@@ -357,7 +359,7 @@ def test_scripts_read_directories_as_checkpoints(saved, model, tokenizer, tmp_pa
 
 def test_a_catalog_is_read_by_a_directory_as_by_its_checkpoint(saved, model, tokenizer, tmp_path):
     """What predict.py and serving.bundle do first; tokenizers that are not the model's are refused."""
-    embeddings = np.random.default_rng(0).normal(size=(90, 64)).astype(np.float32)
+    embeddings = np.random.default_rng(0).normal(size=(90, 32)).astype(np.float32)
     save_state(tmp_path / "m.pt", model.state_dict(), {"config": vars(SMALL)})
     save_state(tmp_path / "t.pt", tokenizer.state_dict(), {})
     files, folder = (
@@ -366,7 +368,7 @@ def test_a_catalog_is_read_by_a_directory_as_by_its_checkpoint(saved, model, tok
     )
     assert np.array_equal(files.catalog.codes, folder.catalog.codes)
     assert files.model.fingerprint() == folder.model.fingerprint()
-    AutoEncoder(64).save_pretrained(tmp_path / "other")
+    AutoEncoder(32).save_pretrained(tmp_path / "other")
     with pytest.raises(InputError, match="was trained on codes of tokenizer"):
         load_parts(str(saved), str(tmp_path / "other"), tmp_path / "e.npy", embeddings, CPU)
 

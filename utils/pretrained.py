@@ -34,8 +34,8 @@ TOKENIZER = Kind("tokenizer.safetensors", "RecGPT tokenizer", ("embedding_width"
 CONFIG, CARD, TOKENIZER_FOLDER = "config.json", "README.md", "tokenizer"
 WEIGHTS = (CONFIG, MODEL.file, TOKENIZER.file, f"{TOKENIZER_FOLDER}/{CONFIG}", f"{TOKENIZER_FOLDER}/{TOKENIZER.file}")
 NOT_SIZES = ("model", "origin", "weights")  # of what is in config.json
-# What config.json keeps of the JSON beside a checkpoint: what it reads, and hashes of the targets that it has seen.
-ORIGIN = ("encoder", "tokenizer", "held_out", "targets_of", "whole_lists_of")
+# What config.json keeps of the JSON beside a checkpoint: what it reads, and which targets it has seen, by hashes.
+ORIGIN = ("encoder", "tokenizer", "held_out", "targets_of", "whole_lists_of", "refit_of")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 REMEDY = "Write or fetch it again."
 
@@ -114,7 +114,7 @@ def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
     if config.get("model") != kind.name:
         found = shown(config.get("model"))
         raise InputError(f'{folder / CONFIG}: "model" is {found}, expected "{kind.name}". {REMEDY}')
-    missing = [name for name in kind.needed if name not in config]
+    missing = [name for name in kind.needed if config.get(name) is None]
     if missing:
         raise InputError(f'{folder / CONFIG} does not say "{missing[0]}", which the weights do not show. {REMEDY}')
     return config
