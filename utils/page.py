@@ -9,8 +9,7 @@ import unicodedata
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-LONGEST, LONGEST_NAME = 1_000, 80  # characters that are shown of a text, and of a title or an id
-READ = 20_000  # characters that are read of it
+LONGEST, LONGEST_NAME = 2_000, 80  # characters that are read of a text, and that are shown of a title or an id
 JOINERS = "\u200c\u200d"  # invisible, but Persian, Hindi and emojis are written with them
 WIDTH, HEIGHT = 1_000, 20  # of the drawing of a bar, which is stretched to its cell
 
@@ -49,7 +48,7 @@ table.left td { white-space: normal; overflow-wrap: anywhere; }
 thead th { color: var(--faint); border-bottom: 1px solid var(--line); }
 th[colspan] { text-align: left; color: var(--faint); padding-top: .5rem; }
 table.bars { width: 100%; }
-table.bars th { white-space: normal; }
+table.bars th { white-space: normal; min-width: 9rem; }
 table.bars td.bar { width: 100%; min-width: 6rem; }
 table.bars td:last-child { text-align: left; }
 svg { display: block; width: 100%; height: 1.1rem; }
@@ -62,7 +61,8 @@ summary { cursor: pointer; margin: 1rem 0 .25rem; }
 .users section { border: 1px solid var(--line); border-radius: 6px; padding: .25rem .9rem; font-size: .9rem; }
 .users ul, .users ol { padding-left: 1.5rem; margin: .25rem 0 .75rem; }
 @media (max-width: 36rem) { table.bars th, table.bars td { font-size: .8rem; padding-right: .4rem; }
-    table.bars td:last-child { white-space: normal; } table.bars td.bar { min-width: 4rem; } }
+    table.bars th { min-width: 4.5rem; } table.bars td.bar { min-width: 4rem; }
+    table.bars td:last-child { white-space: normal; } td .faint { display: block; } }
 """
 
 
@@ -72,18 +72,23 @@ class Html(str):
     __slots__ = ()
 
 
-def text(value: Any, longest: int = LONGEST) -> Html:
-    """A value as HTML: escaped, in one line, without characters that are not to be seen, and shortened.
+def text(value: Any) -> Html:
+    """A value as HTML: escaped, and without characters that are not to be seen.
 
-    >>> text("<script> 'a' & \\x00\\u202e b")
-    '&lt;script&gt; &#x27;a&#x27; &amp; b'
-    >>> text("abcdef", longest=4)
-    'abc…'
+    >>> text("<script> 'a' & \\x00\\u202eb")
+    '&lt;script&gt; &#x27;a&#x27; &amp;  b'
     """
-    if isinstance(value, Html):
-        return value
-    shown = " ".join("".join(map(visible, str(value)[:READ])).split())
-    return Html(html.escape(shown if len(shown) <= longest else shown[: longest - 1].rstrip() + "…"))
+    return value if isinstance(value, Html) else Html(html.escape("".join(map(visible, str(value)[:LONGEST]))))
+
+
+def shortened(value: Any, longest: int = LONGEST_NAME) -> str:
+    """A value in one line of at most so many characters, without those that are not to be seen.
+
+    >>> shortened("a\\n b\\tcdef", longest=6)
+    'a b c…'
+    """
+    line = " ".join("".join(map(visible, str(value)[:LONGEST])).split())
+    return line if len(line) <= longest else line[: longest - 1].rstrip() + "…"
 
 
 def visible(character: str) -> str:
@@ -96,7 +101,7 @@ def visible(character: str) -> str:
 
 def name(value: Any) -> Html:
     """A title or an id of a data set, shortened; if it runs from right to left, only it does."""
-    return element("bdi", text(value, LONGEST_NAME))
+    return element("bdi", shortened(value))
 
 
 def element(tag: str, *parts: Any, **attributes: Any) -> Html:
@@ -164,7 +169,7 @@ def chart(sections: list[tuple[Any, list[Bar]]]) -> Html:
 def chart_row(bar: Bar, mark: float, top: float) -> list[Any]:
     """The cells of a line of a chart: a label, a drawing, and the numbers."""
     number = element("b", f"{bar.value:.4f}") if bar.model else f"{bar.value:.4f}"
-    return [bar.label, drawing(bar, mark, top), join([number, " ", element("span", bar.note, class_="faint")])]
+    return [bar.label, drawing(bar, mark, top), join([number, element("span", bar.note, class_="faint")], " ")]
 
 
 def drawing(bar: Bar, mark: float, top: float) -> Html:

@@ -24,7 +24,7 @@ from utils.files import atomic_write
 from utils.fsq import CODEBOOK_SIZE
 from utils.metrics import Ranks
 from utils.names import Names
-from utils.page import Bar, Html, chart, element, join, name, page, table, text
+from utils.page import Bar, Html, chart, element, join, name, page, shortened, table
 from utils.scores import places
 
 FILE = "report.html"
@@ -141,7 +141,7 @@ def metrics(found: Evaluation) -> Html:
         summary = element("summary", f"The same table for other users: {group}")
         tables.append(element("details", summary, group_table(found, group)))
     bars = all_bars(found, first)
-    return join([element("h2", f"NDCG@{k} and other metrics"), said, bars, element("h3", first), *tables], "\n")
+    return join([element("h2", f"NDCG@{k} and other metrics"), said, bars, *tables], "\n")
 
 
 def all_bars(found: Evaluation, group: str) -> Html:
@@ -186,7 +186,7 @@ def bars_of(found: Evaluation, rows: list[dict[str, Any]], members: np.ndarray) 
 def group_table(found: Evaluation, group: str) -> Html:
     """The table of a group as it is printed: the best of a column is bold; conclusions stand below."""
     rows = found.rows(group)
-    users = paragraph(f"{group}: {rows[0]['users']}")
+    users = element("h3", f"{group}: {rows[0]['users']}")
     if not rows[0]["users"]:
         return users
     columns = compare.metric_names(found.measured.topk)
@@ -354,8 +354,8 @@ def examples(found: Evaluation, names: Names) -> Html:
     counted = np.flatnonzero(found.counted)
     rows = counted[np.unique(np.linspace(0, len(counted) - 1, min(EXAMPLES, len(counted))).round().astype(int))]
     said = paragraph(
-        f"What {found.listed.method} recommends to {len(rows)} of {len(counted)} users. They are evenly spaced over the "
-        "data set, from its first user to its last, and not chosen by how well they are served."
+        f"What {found.listed.method} recommends to {len(rows)} of {len(counted)} users. They are evenly spaced over "
+        "the data set, from its first user to its last, and not chosen by how well they are served."
     )
     users = [example(found, names, row) for row in rows.tolist()]
     return join([element("h2", "Examples"), said, element("div", *users, class_="users")], "\n")
@@ -392,4 +392,4 @@ def called(names: Names, item: int) -> Html:
     """The title of an item, and its id."""
     identifier = element("small", name(names.ids[item]))
     title = names.titles[item]
-    return join([name(title), " ", identifier]) if text(title) else join(["item ", identifier])
+    return join([name(title) if shortened(title) else "item", identifier], " ")
