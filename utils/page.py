@@ -59,7 +59,8 @@ svg path.mark { stroke: var(--mark); stroke-dasharray: 3 3; }
 summary { cursor: pointer; margin: 1rem 0 .25rem; }
 .users { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1rem; }
 .users section { border: 1px solid var(--line); border-radius: 6px; padding: .25rem .9rem; font-size: .9rem; }
-.users ul, .users ol { padding-left: 1.5rem; margin: .25rem 0 .75rem; }
+.users ul, .users ol { padding-left: 1.5rem; }
+.users h3, .users ul, .users ol, .users p { margin: .4rem 0; }
 @media (max-width: 36rem) { table.bars th, table.bars td { font-size: .8rem; padding-right: .4rem; }
     table.bars th { min-width: 4.5rem; } table.bars td.bar { min-width: 4rem; }
     table.bars td:last-child { white-space: normal; } td .faint { display: block; } }

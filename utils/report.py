@@ -371,9 +371,9 @@ def example(found: Evaluation, names: Names, row: int) -> Html:
     recent = f"The last {RECENT} of {len(history)} items" if len(history) > RECENT else "All items of the history"
     parts = [
         element("h3", "User ", name(user if isinstance(user, str) else shown(user))),
-        f"{recent}, the latest at the end:",
+        paragraph(f"{recent}, the latest at the end:"),
         element("ul", *(element("li", called(names, item)) for item in history[-RECENT:])),
-        join(["The next item was ", called(names, target), ": ", element("b", rank), "."]),
+        paragraph("The next item was ", called(names, target), ": ", element("b", rank), "."),
         paragraph("Recommended:"),
         element("ol", *recommended(names, listed[:TOP], target)),
     ]
