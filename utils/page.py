@@ -142,7 +142,8 @@ def table(header: list[Any], sections: Iterable[tuple[Any, Rows]], class_: str =
 
 def cell(value: Any) -> Html:
     """A cell of a table; a drawing has a class of its own."""
-    return element("td", value, class_="bar") if str(value).startswith("<svg") else element("td", value)
+    is_drawing = isinstance(value, Html) and value.startswith("<svg")
+    return element("td", value, class_="bar") if is_drawing else element("td", value)
 
 
 class Bar(NamedTuple):
