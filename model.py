@@ -9,6 +9,7 @@ embedding, N items of a catalog, R rows with one history each, Q tokens that att
 """
 
 import hashlib
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -395,11 +396,14 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     return F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
 
 
-def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:
+def load_model(
+    path: str | Path, device: torch.device | str, layers: int | None = None, mapped: bool = False
+) -> tuple[RecGPT, dict[str, Any]]:
     """Load a checkpoint: a model in evaluation mode, its sizes read from the weights, and the JSON beside them.
 
     The checkpoint may be the release's, its zip parts, or a directory of `RecGPT.save_pretrained`; `layers` is what the
-    user typed as --tf_layer.
+    user typed as --tf_layer. With `mapped` the weights of a directory are not copied, so that several processes share
+    them; they are to be read only.
 
     Raises:
         InputError: the file is damaged or does not hold a RecGPT model, or `layers` contradicts it.
@@ -410,9 +414,10 @@ def load_model(path: str | Path, device: torch.device, layers: int | None = None
         raise InputError(
             f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
         )
-    model = RecGPT(config)
+    with torch.device("meta") if mapped else nullcontext():
+        model = RecGPT(config)
     model.origin = known_origin(metadata)
-    fill_module(model, state, path)
+    fill_module(model, state, path, copy=not mapped)
     return model.to(device).eval(), metadata
 
 

@@ -64,7 +64,7 @@ class Bundle:
         self.log: tuple[LogStatistics, csr_array | None] | None = None
         self.blend: Blend | None = None
         if (self.folder / "model").is_dir():
-            self.model, _ = load_model(self.folder / "model", device)
+            self.model, _ = load_model(self.folder / "model", device, mapped=True)
             self.tokenizer = load_tokenizer(self.folder / "tokenizer")
             needed = {"codes"} if self.tokenizer.whitens else {"codes", "embeddings"}
             if not needed <= self.store.widths.keys() or self.model.config.embedding_width != self.width:

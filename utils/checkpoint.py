@@ -157,8 +157,11 @@ def _joined(parts: list[Path]) -> IO[bytes]:
                 return io.BytesIO(unzipped.read(weights[0]))
 
 
-def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Load a complete state dict; raise InputError that names the first tensors missing, unknown or misshapen."""
+def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path, copy: bool = True) -> None:
+    """Load a complete state dict; raise InputError that names the first tensors missing, unknown or misshapen.
+
+    Without a `copy` the module then has the given tensors themselves.
+    """
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unknown {shown(name)}" for name in state if name not in own]
@@ -175,7 +178,7 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(f"{source} does not fit this model: {'; '.join(problems[:3])}{more}.")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=not copy)
 
 
 def weight_files(path: str | Path) -> list[Path]:
