@@ -442,6 +442,15 @@ def test_an_encoder_that_multiplies_bfloat16_says_nearly_the_same():
     assert (exact * rounded).sum(axis=1).min() > 0.9999
 
 
+@pytest.mark.parametrize(("there", "warned"), [(True, False), (False, True)])
+def test_a_processor_that_imitates_bfloat16_is_told(monkeypatch, tmp_path, capsys, there, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": there})
+    for name in (str(tmp_path), str(tmp_path) + encoding.ROUNDED):
+        with pytest.raises(InputError, match="cannot be loaded"):  # nothing is in the folder
+            encoding.load_encoder(name, "cpu")
+        assert ("cannot multiply bfloat16" in capsys.readouterr().out) == (warned and name.endswith("bfloat16"))
+
+
 def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):
     texts = {item: {"title": f"item {item}"} for item in range(23) if item % 5}
     for name in ("a", "b"):

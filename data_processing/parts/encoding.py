@@ -109,9 +109,19 @@ def package_directory(name: str) -> Path:
     )
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this processor has instructions that multiply bfloat16, such as AVX512_BF16 and AMX."""
+    return any(there is True and "bf16" in name for name, there in torch.cpu.get_capabilities().items())
+
+
 def load_encoder(name: str, device: torch.device | str) -> Any:
-    """Load the SentenceTransformer that `name` names to --encoder; raise InputError if it cannot be found or loaded."""
+    """Load the SentenceTransformer that `name` names to --encoder; raise InputError if it cannot be found or loaded.
+
+    Warns where `name` asks for bfloat16 of a processor that has to imitate it.
+    """
     source = require_encoder(name)
+    if name.endswith(ROUNDED) and torch.device(device).type == "cpu" and not multiplies_bfloat16():
+        print("warning: this processor cannot multiply bfloat16, and is two to four times as fast with float32")
     try:
         from sentence_transformers import SentenceTransformer  # heavy, and only needed here
     except ImportError as error:
