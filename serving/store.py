@@ -37,6 +37,8 @@ TABLES = """
 THERE, TEXTLESS, GONE = range(3)  # states: may be recommended; has no text, and may not; was removed
 FILE = "items.sqlite"
 WAIT = 30.0  # seconds for another process that is writing
+SEARCHED = 500_000  # titles that a search looks into, which bounds its time
+LAST = "\U0010ffff"  # stands behind every other character
 REMEDY = "Make the bundle again (python -m serving.bundle)."
 
 ItemId = int | str
@@ -141,6 +143,23 @@ class ItemStore:
             return None
         rows = self._rows("SELECT min(number) FROM items WHERE folded = ? AND state < 2", folded(whole(title)))
         return rows[0][0]
+
+    def search(self, words: str, limit: int) -> list[int]:
+        """Numbers of at most `limit` items by their titles: first those that begin with some words, by an index.
+
+        Then those that hold each of the words somewhere, among the first 500,000 titles in the order of the alphabet.
+        """
+        words = folded(whole(words))
+        if not words:
+            return []
+        begin = "SELECT number FROM items WHERE folded >= ? AND folded < ? AND state < 2 ORDER BY folded LIMIT ?"
+        found = [number for (number,) in self._rows(begin, words, words + LAST, limit)]
+        if len(found) < limit:
+            titles = f"SELECT number, folded FROM items WHERE state < 2 ORDER BY folded LIMIT {SEARCHED}"
+            holds = " AND ".join("instr(folded, ?)" for _ in words.split())
+            held = f"SELECT number FROM ({titles}) WHERE {holds} LIMIT ?"
+            found += [number for (number,) in self._rows(held, *words.split(), limit + len(found))]
+        return list(dict.fromkeys(found))[:limit]
 
     def items(self, numbers: Sequence[int]) -> list[Item]:
         """The items of some numbers, also of those that were removed."""
