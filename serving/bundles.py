@@ -70,7 +70,7 @@ class Bundle:
         if (self.folder / "blend.json").is_file():
             ((_, self.blend),) = load_blends(self.folder / "blend.json").items()
         self.whitening = load_whitening(self.folder / "whitening.npz")
-        self._encoder, self._encoding, self._changing = None, threading.Lock(), threading.Lock()
+        self._encoder, self._encoding, self._changing = None, threading.RLock(), threading.Lock()
 
     @classmethod
     def open(cls, path: Path, device: str = "cpu") -> "Bundle":
@@ -147,19 +147,23 @@ class Bundle:
         if not known:
             return rows
         with self._encoding:
-            self._encoder = self._encoder or self._load_encoder()
-            found = self._encoder.encode([written[row] for row in known])
+            found = self.encoder().encode([written[row] for row in known])
         if found.shape[1] != self.width:
             raise InputError(f"the encoder {self.encoder_name} is {found.shape[1]} wide, the bundle {self.width}.")
         rows[known] = found
         return rows
 
-    def _load_encoder(self) -> Encoding:
-        if self.encoder_name is None:
-            raise InputError(
-                f"{self.path} does not name its sentence encoder, which a new text needs. Make it again with --encoder."
-            )
-        return Encoding(self.encoder_name, load_encoder(self.encoder_name, "cpu"), DEFAULT_BATCH)
+    def encoder(self) -> Encoding:
+        """The sentence encoder, loaded when it is first needed; InputError if it is not named, or cannot be."""
+        with self._encoding:
+            if self.encoder_name is None:
+                raise InputError(
+                    f"{self.path} does not name its sentence encoder, which a new text needs. "
+                    "Make it again with --encoder."
+                )
+            if self._encoder is None:
+                self._encoder = Encoding(self.encoder_name, load_encoder(self.encoder_name, "cpu"), DEFAULT_BATCH)
+            return self._encoder
 
     def prepared(self, embeddings: np.ndarray) -> np.ndarray:
         """Raw embeddings (X, E) as model and tokenizer read them: whitened, if they were trained so."""
@@ -230,8 +234,10 @@ class Bundle:
             arrays["codes"] = self.tokenizer.tokenize(np.ascontiguousarray(self.prepared(embeddings)))
         named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
         with self._changing, self.store.writing():
-            earlier = self._earlier(ids, new)
-            logged = [None if new else self._logged(number) for number in earlier]
+            earlier, logged = self._earlier(ids, new), None
+            if not new:
+                moved = self.store.state().moved
+                logged = [self._logged(moved.get(number, number)) for number in earlier]
             self.store.append(named, arrays, ~np.any(embeddings, axis=1), [] if new else earlier, logged)
         return len(ids)
 
@@ -248,9 +254,8 @@ class Bundle:
         return numbers
 
     def _logged(self, number: int) -> int | None:
-        """The number that an item has in the log; None where the log does not know it."""
-        moved = self.store.state().moved.get(number, number)
-        return moved if self.log is not None and moved < len(self.log[0].share) else None
+        """A number that the log knows; None for another."""
+        return number if self.log is not None and number < len(self.log[0].share) else None
 
 
 def check_header(path: Path, header: dict[str, Any]) -> None:

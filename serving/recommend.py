@@ -116,9 +116,12 @@ def find_entry(recommender: Recommender, word: str) -> Entry:
     """The item that is meant by an id or a title; text of a new one where it is neither, which is said."""
     if not word.strip():
         raise InputError("a word of --history is empty. Give ids or titles.")
-    item = recommender.find(word)
-    if item is not None:
-        return item.id
+    items = recommender.find(word)
+    if len(items) > 1:
+        ids = " and ".join(str(item.id) for item in items)
+        print(f"{shown(word)} is the title of {ids}, and maybe of others: taken for {items[0].id}", file=sys.stderr)
+    if items:
+        return items[0].id
     print(f"{shown(word)} is neither an id nor a title of the catalog: taken for a new title", file=sys.stderr)
     return {recommender.bundle.title_field: word}
 
@@ -137,6 +140,7 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace) -> None:
     settings = options(args)
     if args.output.exists() and args.output.samefile(require_file(args.histories, "Name another.")):
         raise InputError(f"--output {args.output} is the file of --histories. Name another.")
+    recommender = recommender.snapshot()  # one catalog for all
     view = recommender.view()
     job = {"histories": [str(args.histories), *identity(require_file(args.histories, "Name another."))]}
     job |= {"bundle": [recommender.bundle.folder.name, view.change.generation], **settings}

@@ -8,6 +8,7 @@ Letters of the shapes as in utils/data.py: B histories, N numbers of the bundle'
 
 import threading
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,24 +17,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_processing.parts.columns import clean
 from model import Items
+from serving.asked import Barred, Entry, New, Request, Text, Texts
 from serving.bundles import Bundle, checked_ids
 from serving.log import grow_log
+from serving.scoring import batches_of_equal_work
 from serving.store import Change, Item, ItemId, check_id
 from utils.blend import Blender, Domain
 from utils.checkpoint import ITEMS
 from utils.data import Catalog, Sequences, make_batch
-from utils.errors import shown
-from utils.names import title
+from utils.errors import InputError, shown
 from utils.search import ItemSearch, best_scored, code_table, slot_rows
 from utils.util import check_count
 
 SCORES = 1 << 24  # that are held at once, which bounds memory
+USERS = 48  # of mean length, whose histories the model reads together
 KEPT_IDS = 1 << 20  # whose numbers are kept in memory
 REASONS = 2  # items of the history that a recommendation is explained with, at most
-
-Text = dict[str, Any]  # fields of an item that the catalog does not have
-Entry = ItemId | Text  # of a history
 
 
 class Reason(NamedTuple):
@@ -52,13 +53,6 @@ class Recommendation(NamedTuple):
     title: str
     probability: float  # among all items that may be recommended, by the bundle's scores
     because: tuple[Reason, ...] = ()  # best first
-
-
-class New(NamedTuple):
-    """X items of histories that the catalog does not have; they stand as numbers N, N + 1, …"""
-
-    embeddings: np.ndarray  # (X, E) float32, raw
-    titles: list[str]
 
 
 class View(NamedTuple):
@@ -81,8 +75,9 @@ class Recommender:
     Safe to use from several threads. A bundle that was made anew in the same place is opened anew, too.
     """
 
-    def __init__(self, bundle: Bundle):
-        self.bundle, self._view, self._changing = bundle, None, threading.Lock()
+    def __init__(self, bundle: Bundle, kept: View | None = None):
+        """Of a bundle; with `kept` one that always answers from that view."""
+        self.bundle, self._view, self._kept, self._changing = bundle, kept, kept is not None, threading.Lock()
 
     @classmethod
     def open(cls, folder: str | Path, device: str = "cpu") -> "Recommender":
@@ -100,6 +95,7 @@ class Recommender:
         exclude: Iterable[ItemId] = (),
         candidates: Iterable[ItemId] | None = None,
         explain: bool = False,
+        skip_unknown: bool = False,
     ) -> list[list[Recommendation]]:
         """The k items that most likely come next in each history, best first; fewer where fewer may be recommended.
 
@@ -111,26 +107,44 @@ class Recommender:
             exclude: ids of items that are not recommended.
             candidates: ids of the only items that are, such as those in stock; None: all.
             explain: say which items of the history speak for each.
+            skip_unknown: pass over ids in histories that no item has. A history of such ids alone gets an empty list.
 
         Raises:
             ValueError: an empty history, an id that no item has, or nothing that may be recommended.
         """
-        check_count(k, "k")
-        view = self.view()
-        lists, new = self._read(view, histories)
-        if not lists:
-            return []
-        allowed, k = self._allowed(view, exclude, candidates), min(k, view.change.numbers)
-        found, at_once = [], max(1, SCORES // view.change.numbers)
-        for start in range(0, len(lists), at_once):
-            part = Sequences.of(*lists[start : start + at_once])
-            scores = self._scores(view, part, new)
-            scores[:, ~allowed] = -torch.inf
-            if exclude_history:
-                own = part.below(view.change.numbers)
-                scores[np.repeat(np.arange(len(own)), own.lengths), own.items] = -torch.inf
-            found += self._listed(view, scores, part, k, new if explain else None)
-        return found
+        if isinstance(histories, (str, bytes, dict)) or not isinstance(histories, Iterable):
+            raise ValueError(f"histories are a list of lists, found {shown(histories)}")
+        exclude, candidates = checked_ids(exclude), None if candidates is None else checked_ids(candidates)
+        asked = (k, exclude_history, exclude, candidates, explain, skip_unknown)
+        lists = self.answer([Request(history, *asked) for history in histories])
+        for row, found in enumerate(lists):
+            if isinstance(found, ValueError):
+                raise ValueError(f"history {row}: {found}" if len(lists) > 1 else str(found)) from found
+        return lists
+
+    def answer(self, requests: Sequence[Request]) -> list[list[Recommendation] | ValueError]:
+        """The lists of requests that may differ in all, which are computed together.
+
+        A request at fault gets its ValueError in place of a list, and the others their lists.
+        """
+        view, new = self.view(), Texts()
+        answers: list[Any] = [[] for _ in requests]
+        read, barred = {}, Barred(view.candidates, partial(self._number, view))
+        for row, request in enumerate(requests):
+            try:
+                check_count(request.k, "k")
+                numbers = self._read(view, request.history, new, request.skip_unknown)
+                barred.mask(request.exclude, request.candidates)
+                if numbers:
+                    read[row] = numbers
+            except ValueError as error:
+                answers[row] = error
+        if read:
+            asked = [requests[row] for row in read]
+            found = self._lists(view, asked, Sequences.of(*read.values()), barred, new.encoded(view.bundle))
+            for row, one in zip(read, found, strict=True):
+                answers[row] = one
+        return answers
 
     def has_item(self, item: Any) -> bool:
         """Whether the catalog has an item with this id; False for what is no id."""
@@ -139,12 +153,16 @@ class Recommender:
         except ValueError:
             return False
 
-    def find(self, word: str) -> Item | None:
-        """The item with this id, or else with this title, without regard to case; None for none."""
+    def find(self, word: str) -> list[Item]:
+        """The item with this id, or else some with this title, without regard to case; none for none."""
         store = self.view().bundle.store
-        number = store.number(word) if word.strip() else None
-        number = store.titled(word) if number is None else number
-        return None if number is None else store.items([number])[0]
+        number = store.number(clean(word))
+        return store.items(store.titled(word) if number is None else [number])
+
+    def snapshot(self) -> "Recommender":
+        """A recommender that keeps to the bundle as it is now, whatever becomes of it."""
+        view = self.view()
+        return Recommender(view.bundle, view)
 
     def similar_items(self, item: Entry, k: int = 10) -> list[tuple[Item, float]]:
         """The k items whose texts are nearest to one's, with their cosines, best first.
@@ -154,9 +172,10 @@ class Recommender:
         """
         check_count(k, "k")
         view = self.view()
-        ((place,),), new = self._read(view, [[item]])
+        new = Texts()
+        (place,) = self._read(view, [item], new)
         k = min(k, view.change.numbers)
-        query = self._rows(view, np.array([place]), new)[0]
+        query = self._rows(view, np.array([place]), new.encoded(view.bundle))[0]
         if not query.any():
             raise ValueError(f"item {shown(item)} has no text")
         scores = torch.from_numpy(view.domain.rows @ query)[None]
@@ -170,9 +189,9 @@ class Recommender:
 
     def explain(self, history: Sequence[Entry], item: ItemId) -> tuple[Reason, ...]:
         """Which items of a history speak for an item, best first; ValueError as `recommend`."""
-        view = self.view()
-        (numbers,), new = self._read(view, [history])
-        return self._reasons(view, np.array(numbers), self._number(view, item), new)
+        view, new = self.view(), Texts()
+        numbers = np.array(self._read(view, history, new))
+        return self._reasons(view, numbers, self._number(view, item), new.encoded(view.bundle))
 
     def add_items(self, items: Iterable[tuple[ItemId, Text]]) -> None:
         """Add items: ids of the shop, and text fields, which are encoded; see `Bundle.add`."""
@@ -191,6 +210,8 @@ class Recommender:
     def view(self) -> View:
         """The bundle as it is now, for one call."""
         view = self._view
+        if self._kept:
+            return view
         if view is None or not view.bundle.is_current() or view.change.generation != view.bundle.store.generation():
             with self._changing:
                 if not self.bundle.is_current():
@@ -218,31 +239,34 @@ class Recommender:
             blender = Blender(bundle.blend, domain, np.arange(numbers), read)
         return View(bundle, change, domain, blender, catalog, search, codes, candidates, {})
 
-    def _read(self, view: View, histories: Sequence[Sequence[Entry]]) -> tuple[list[list[int]], New]:
-        """The numbers of the items of histories, and what is new among them."""
-        if isinstance(histories, (str, bytes, dict)) or not isinstance(histories, Iterable):
-            raise ValueError(f"histories are a list of lists, found {shown(histories)}")
-        texts, lists = [], []
-        for row, history in enumerate(histories):
-            history = history.tolist() if isinstance(history, np.ndarray) else history
-            if not isinstance(history, (list, tuple)):
-                raise ValueError(f"history {row} is {shown(history)}, expected a list of items")
-            if not history:
-                raise ValueError(f"history {row} is empty: a recommendation needs one item or more")
-            numbers = []
-            for entry in history:
-                if isinstance(entry, dict):
-                    numbers.append(view.change.numbers + len(texts))
-                    texts.append(entry)
-                else:
-                    numbers.append(self._number(view, entry))
-            lists.append(numbers)
-        texts = [view.bundle.ordered(fields) for fields in texts]
-        return lists, New(view.bundle.encode(texts), [title(fields) for fields in texts])
+    def _read(self, view: View, history: Sequence[Entry], new: "Texts", skip_unknown: bool = False) -> list[int]:
+        """The numbers of the items of a history; texts of what is new among them go to `new`."""
+        history = history.tolist() if isinstance(history, np.ndarray) else history
+        if not isinstance(history, (list, tuple)):
+            raise ValueError(f"a history is a list of items, found {shown(history)}")
+        if not history:
+            raise ValueError("the history is empty: a recommendation needs one item or more")
+        numbers, texts = [], []
+        for entry in history:
+            if isinstance(entry, dict):
+                numbers.append(view.change.numbers + len(new.texts) + len(texts))
+                texts.append(view.bundle.ordered(entry))
+            else:
+                number = self._look_up(view, check_id(entry))
+                if number is None and not skip_unknown:
+                    raise ValueError(f"no item has the id {shown(entry)}")
+                numbers += [] if number is None else [number]
+        if texts:
+            try:
+                view.bundle.encoder()
+            except InputError as error:
+                raise ValueError(str(error)) from error
+            new.texts += texts
+        return numbers
 
     def _number(self, view: View, item: Any) -> int:
         number = self._look_up(view, check_id(item))
-        if number is None or number >= view.change.numbers:  # the latter of an item that was added this very moment
+        if number is None:
             raise ValueError(f"no item has the id {shown(item)}")
         return number
 
@@ -250,22 +274,10 @@ class Recommender:
         """The number of an id, which is kept for the next time."""
         number = view.numbers.get(item)
         if number is None:
-            number = view.bundle.store.number(item)
+            number = view.bundle.store.number(item, view.change)
             if number is not None and len(view.numbers) < KEPT_IDS:
                 view.numbers[item] = number
         return number
-
-    def _allowed(self, view: View, exclude: Iterable[ItemId], candidates: Iterable[ItemId] | None) -> np.ndarray:
-        """Which numbers may be recommended, (N,) bool; ValueError if none may."""
-        allowed = view.candidates.copy()
-        if candidates is not None:
-            named = np.zeros_like(allowed)
-            named[[self._number(view, item) for item in checked_ids(candidates)]] = True
-            allowed &= named
-        allowed[[self._number(view, item) for item in checked_ids(exclude)]] = False
-        if not allowed.any():
-            raise ValueError("there is nothing that may be recommended: no candidate is left")
-        return allowed
 
     def _scores(self, view: View, histories: Sequences, new: New) -> Tensor:
         """The scores of all numbers after B histories, (B, N) float32."""
@@ -299,20 +311,36 @@ class Recommender:
         found = F.embedding_bag(view.codes, code_table(log_probs), mode="sum")  # (N, B)
         return found[:, : len(said)].T.cpu()
 
-    def _listed(
-        self, view: View, scores: Tensor, histories: Sequences, k: int, new: New | None
+    def _lists(
+        self, view: View, requests: list[Request], histories: Sequences, barred: Barred, new: New
     ) -> list[list[Recommendation]]:
-        """The lists of B users by scores (B, N), with reasons where new items, or that there are none, are given."""
-        probabilities = scores.double().softmax(1)  # among what may be recommended
-        top = best_scored(scores, torch.arange(view.change.numbers), k)
-        found = []
-        for row, history in enumerate(histories.lists()):
-            places = [item for item in top.items[row].tolist() if item >= 0]
-            items = view.bundle.store.items(places)
-            why = [() if new is None else self._reasons(view, np.array(history), place, new) for place in places]
-            chances = probabilities[row, places].tolist()
-            found.append([Recommendation(*item[:2], *rest) for item, *rest in zip(items, chances, why, strict=True)])
+        """The list of each request, whose histories are given by numbers."""
+        found: list[Any] = [None] * len(requests)
+        known, window = view.change.numbers, view.bundle.model.config.window if view.bundle.reads_model else 1
+        most = max(1, SCORES // known)
+        for batch in batches_of_equal_work(np.minimum(histories.lengths, window), USERS):
+            for rows in np.split(batch, range(most, len(batch), most)):
+                part = histories.select(rows)
+                scores, lists = self._scores(view, part, new), part.lists()
+                for row, own, left in zip(rows, lists, scores, strict=True):
+                    left.masked_fill_(barred.mask(requests[row].exclude, requests[row].candidates), -torch.inf)
+                    if requests[row].exclude_history:
+                        left[[number for number in own if number < known]] = -torch.inf
+                probabilities = scores.double().softmax(1)  # among what may be recommended
+                top = best_scored(scores, torch.arange(known), min(max(requests[row].k for row in rows), known)).items
+                for row, own, places, chances in zip(rows, lists, top, probabilities, strict=True):
+                    places = places[: requests[row].k]
+                    found[row] = self._listed(view, requests[row], own, places[places >= 0], chances, new)
         return found
+
+    def _listed(
+        self, view: View, request: Request, history: list[int], places: Tensor, chances: Tensor, new: New
+    ) -> list[Recommendation]:
+        """The recommendations of the numbers `places` (k,), by the probabilities (N,) of all."""
+        own, numbers = np.array(history), places.tolist()
+        why = [self._reasons(view, own, number, new) if request.explain else () for number in numbers]
+        items = zip(view.bundle.store.items(numbers), chances[places].tolist(), why, strict=True)
+        return [Recommendation(item.id, item.title, chance, reasons) for item, chance, reasons in items]
 
     def _reasons(self, view: View, history: np.ndarray, number: int, new: New) -> tuple[Reason, ...]:
         """The items of a history that speak for an item most: by likeness of texts and by what followed in the log."""

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data_processing.parts.columns import clean
 from utils.errors import DiskError, InputError, reason, shown
 from utils.files import lock
 
@@ -28,7 +29,8 @@ TABLES = """
         number INTEGER PRIMARY KEY, id NOT NULL, title TEXT NOT NULL, folded TEXT NOT NULL, fields TEXT NOT NULL,
         state INTEGER NOT NULL, logged INTEGER
     );
-    CREATE UNIQUE INDEX by_id ON items (id) WHERE state < 2;
+    CREATE UNIQUE INDEX by_id ON items (CAST(id AS TEXT)) WHERE state < 2;
+    CREATE INDEX by_any_id ON items (CAST(id AS TEXT), number);
     CREATE INDEX by_title ON items (folded) WHERE state < 2;
     CREATE INDEX by_state ON items (state) WHERE state > 0;
     CREATE TABLE catalog (generation INTEGER NOT NULL, numbers INTEGER NOT NULL);
@@ -58,6 +60,7 @@ class Change(NamedTuple):
     generation: int  # goes up with every change
     numbers: int  # given so far, N
     barred: np.ndarray  # (n,) int64, ascending: numbers that may not be recommended
+    gone: frozenset[int]  # numbers of items that were removed, or have another number now
     moved: dict[int, int]  # number -> number in the log, of items whose text has changed
 
 
@@ -109,9 +112,11 @@ class ItemStore:
         """All numbers as they are now."""
         with self._transaction("BEGIN"):
             (generation, numbers), *_ = self._rows("SELECT generation, numbers FROM catalog")
-            barred = [row[0] for row in self._rows("SELECT number FROM items WHERE state > 0 ORDER BY number")]
+            rows = self._rows("SELECT number, state FROM items WHERE state > 0 ORDER BY number")
             moved = "SELECT number, logged FROM items WHERE logged IS NOT NULL AND logged <> number AND state < 2"
-            return Change(generation, numbers, np.array(barred, dtype=np.int64), dict(self._rows(moved)))
+            barred = np.array([number for number, _ in rows], dtype=np.int64)
+            gone = frozenset(number for number, state in rows if state == GONE)
+            return Change(generation, numbers, barred, gone, dict(self._rows(moved)))
 
     def array(self, name: str, numbers: int) -> np.ndarray:
         """The first rows of an array, (numbers, width), mapped from its file without a copy; writing changes no file.
@@ -126,23 +131,27 @@ class ItemStore:
             return np.empty((0, width), dtype=kind)
         return np.memmap(path, dtype=kind, mode="c", shape=(numbers, width))
 
-    def number(self, item: ItemId) -> int | None:
-        """The number of the item with a shop's id, which may be written as text or as a number; None for none."""
-        if isinstance(item, str) and whole(item) != item:
-            return None
-        for form in (item, *_other_form(item)):
-            with contextlib.suppress(OverflowError):  # a number beyond 64 bits
-                rows = self._rows("SELECT number FROM items WHERE id = ? AND state < 2", form)
-                if rows:
-                    return rows[0][0]
-        return None
+    def number(self, item: ItemId, at: Change | None = None) -> int | None:
+        """The number of the item with a shop's id, which may be written as text or as a number; None for none.
 
-    def titled(self, title: str) -> int | None:
-        """The lowest number with a title, without regard to case; None for none."""
-        if not folded(title):
+        With `at` it is the number that the item had at that time.
+        """
+        name = str(item)
+        if whole(name) != name:
             return None
-        rows = self._rows("SELECT min(number) FROM items WHERE folded = ? AND state < 2", folded(whole(title)))
-        return rows[0][0]
+        if at is None:
+            rows = self._rows("SELECT number FROM items WHERE CAST(id AS TEXT) = ? AND state < 2", name)
+            return rows[0][0] if rows else None
+        query = "SELECT max(number) FROM items WHERE CAST(id AS TEXT) = ? AND number < ?"
+        number = self._rows(query, name, at.numbers)[0][0]
+        return None if number in at.gone else number
+
+    def titled(self, title: str, at_most: int = 2) -> list[int]:
+        """The lowest numbers of items with a title, without regard to case."""
+        if not folded(title):
+            return []
+        query = "SELECT number FROM items WHERE folded = ? AND state < 2 ORDER BY number LIMIT ?"
+        return [number for (number,) in self._rows(query, folded(whole(title)), at_most)]
 
     def search(self, words: str, limit: int) -> list[int]:
         """Numbers of at most `limit` items by their titles: first those that begin with some words, by an index.
@@ -162,10 +171,19 @@ class ItemStore:
         return list(dict.fromkeys(found))[:limit]
 
     def items(self, numbers: Sequence[int]) -> list[Item]:
-        """The items of some numbers, also of those that were removed."""
+        """The items of some numbers, also of those that were removed; InputError for damaged ones."""
         query = "SELECT id, title, fields FROM items WHERE number = ?"
-        found = [self._rows(query, int(number))[0] for number in numbers]
-        return [Item(name, title, json.loads(fields)) for name, title, fields in found]
+        found = []
+        for number in numbers:
+            try:
+                ((name, title, fields),) = self._rows(query, int(number))
+                item = Item(name, title, json.loads(fields))
+            except (TypeError, ValueError, RecursionError):
+                item = Item(None, None, None)
+            if tuple(map(type, item)) not in ((str, str, dict), (int, str, dict)):
+                raise InputError(f"{self.folder / FILE}: item {number} is damaged. {REMEDY}")
+            found.append(item)
+        return found
 
     # Writing
 
@@ -272,20 +290,15 @@ class ItemStore:
             raise InputError(f"{self.folder / FILE} cannot be read ({reason(error)}). {REMEDY}") from error
 
 
-def _other_form(item: ItemId) -> list[ItemId]:
-    """An id as a number if it is the text of one, and the other way round."""
-    if isinstance(item, str):
-        plain = item.removeprefix("-").isdecimal() and item.isascii() and len(item) < 19
-        return [int(item)] if plain and str(int(item)) == item else []
-    return [str(item)]
-
-
 def check_id(item: Any) -> ItemId:
-    """The id of an item; ValueError unless it is a text that is not empty, or a whole number of 64 bits."""
+    """The id of an item; ValueError unless it is a text that is not empty, or a whole number of 64 bits.
+
+    A text loses its outer blanks and gets the Unicode form NFC, as in a table that import_dataset.py reads.
+    """
     if isinstance(item, np.integer):
         item = int(item)
     if type(item) is int and -(2**63) <= item < 2**63:
         return item
-    if type(item) is str and item.strip() and whole(item) == item:
-        return item
+    if type(item) is str and clean(item) and whole(item) == item:
+        return clean(item)
     raise ValueError(f"the id of an item is a text or a whole number, found {shown(item)}")

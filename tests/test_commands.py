@@ -35,7 +35,7 @@ def test_published_predict(house, cold):
     results = [json.loads(line) for line in (house / "results.jsonl").read_text().splitlines()]
     assert {found["cold"] for found in results} == {bool(cold) and "False" not in cold}
     assert done.stdout.strip().splitlines()[-1] == metrics_line(results)
-    assert "no GPU found: running on the CPU" in done.stdout or torch.cuda.is_available()
+    assert "no GPU found: running on the CPU" in done.stderr or torch.cuda.is_available()
     methods = {found["method"] for found in results}
     texts, log = (
         {"repeat recent", "nearest text", "whitened text"},

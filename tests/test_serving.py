@@ -20,6 +20,7 @@ from data_processing.parts import encoding
 from model import RecGPT, RecGPTConfig
 from serving import bundle as bundle_script
 from serving import bundles, recommend
+from serving.asked import Request
 from serving.histories import read_histories, resumable_lines
 from serving.log import grow_log, load_log, save_log
 from serving.recommender import Recommender
@@ -198,6 +199,46 @@ def test_reasons_are_the_likeness_of_texts_and_what_followed_in_the_log(make):
     assert recommender.similar_items(text_of(4), k=1)[0][0].id == "B004"
 
 
+def test_requests_that_differ_are_answered_together(make):
+    """Each as if it had come alone, and the faults of some disturb no other."""
+    recommender = make("blend")
+    stock, some = [name_of(item) for item in range(40)], [name_of(item) for item in range(20, 60)]
+    requests = [
+        Request(["B001", "B002"], k=3),
+        Request(["B001", "none"], k=3),
+        Request(["B001", "none"], k=5, skip_unknown=True),
+        Request(["none"], skip_unknown=True),
+        Request([], k=2),
+        Request(["B003", {"title": "Blue pen"}], candidates=stock, explain=True),
+        Request(["B004"] * 60, k=7, exclude=some, exclude_history=False),
+        Request(["B004"], k=0),
+        Request(["B004"], candidates=[]),
+        Request(["B004"], candidates=stock, exclude=some),
+    ]
+    found = recommender.answer(requests)
+    faults = {1: "no item has the id 'none'", 4: "empty", 7: "k must be", 8: "no candidate is left"}
+    for row, (request, one) in enumerate(zip(requests, found, strict=True)):
+        if row in faults:
+            assert isinstance(one, ValueError) and faults[row] in str(one)
+            continue
+        (alone,) = recommender.answer([request])
+        assert [each.id for each in one] == [each.id for each in alone] and len(one) == (0 if row == 3 else request.k)
+        np.testing.assert_allclose([each.probability for each in one], [each.probability for each in alone], rtol=1e-3)
+        assert [each.because for each in one] == [each.because for each in alone]
+    assert found[5][0].because and not found[0][0].because
+    assert ids([found[2]]) == ids(recommender.recommend([["B001"]], k=5))
+
+
+def test_ids_are_compared_as_tables_are_read(make):
+    """Without outer blanks, and with accents in one form; and 7 is "7"."""
+    recommender = make("text")
+    recommender.add_items([("Cafe\u0301 ", {"title": "Coffee"}), (7, {"title": "Seven"})])
+    assert recommender.find(" Caf\u00e9")[0].id == "Caf\u00e9" and recommender.has_item("Cafe\u0301")
+    assert recommender.find("7")[0].id == 7
+    with pytest.raises(ValueError, match="already"):
+        recommender.add_items([("7", {"title": "Another"})])
+
+
 # Changes
 
 
@@ -237,7 +278,7 @@ def test_an_item_whose_text_changes_keeps_what_the_log_says(make):
         }
     recommender.update_items([("B003", {"title": "Thing 20", "brand": "Maker 0"})])
     assert recommender.similar_items("B003", k=1)[0][0].id == "B020"
-    assert recommender.find("thing  20").id in ("B003", "B020") and recommender.find("Thing 3") is None
+    assert {item.id for item in recommender.find("thing  20")} == {"B003", "B020"} and not recommender.find("Thing 3")
 
 
 def test_the_log_grows_as_if_it_had_been_counted_with_the_new_numbers():
@@ -458,10 +499,10 @@ def test_an_update_keeps_the_fields_that_it_does_not_name(make):
     recommender = make("text")
     embedding = recommender.view().domain.rows[5].copy()
     recommender.update_items([("B005", {"brand": "Maker 0", "title": ""})])  # as they are
-    assert recommender.find("B005").fields == text_of(5)
+    assert recommender.find("B005")[0].fields == text_of(5)
     np.testing.assert_allclose(recommender.view().domain.rows[ITEMS], embedding, atol=1e-6)
     recommender.update_items([("B005", {"title": "Thing 6"})])
-    assert recommender.find("B005").fields == {"title": "Thing 6", "brand": "Maker 0"}
+    assert recommender.find("B005")[0].fields == {"title": "Thing 6", "brand": "Maker 0"}
 
 
 def test_a_call_keeps_to_one_bundle_while_another_is_made(make):
@@ -475,7 +516,13 @@ def test_a_call_keeps_to_one_bundle_while_another_is_made(make):
     recommender.view = lambda: view  # a call that began before
     assert ids(recommender.recommend([["B001", "B002"]], explain=True)) == expected
     del recommender.view
-    assert recommender.find("Z").id == "Z" and recommender.find("B000") is None
+    kept = recommender.snapshot()
+    (before,) = ids(kept.recommend([["B001"]], k=ITEMS))
+    recommender.update_items([("B001", {"title": "Another"})])  # which gives it another number
+    recommender.remove_items([before[0]])
+    assert ids(kept.recommend([["B001"]], k=ITEMS)) == [before] and kept.has_item(before[0])
+    assert not recommender.has_item(before[0])
+    assert recommender.find("Z")[0].id == "Z" and not recommender.find("B000")
     recommender.remove_items(["Z"])
     assert not anew.has_item("Z")
 
@@ -498,10 +545,10 @@ def test_items_of_json_lines_need_not_have_every_field(make, tmp_path, monkeypat
     recommender = make("text")
     (tmp_path / "new.jsonl").write_text('{"id": "N1", "title": "one"}\n{"id": "N1", "title": "two"}\n')
     call(monkeypatch, bundle_script, "add", recommender.bundle.path.parent, "--items", tmp_path / "new.jsonl")
-    assert recommender.find("N1").title == "two"
+    assert recommender.find("N1")[0].title == "two"
     (tmp_path / "gone.csv").write_text("id\nN1\n")
     call(monkeypatch, bundle_script, "remove", recommender.bundle.path.parent, "--items", tmp_path / "gone.csv")
-    assert not recommender.has_item("N1") and recommender.find("") is None
+    assert not recommender.has_item("N1") and not recommender.find("")
     with pytest.raises(InputError, match="is empty"):
         call(monkeypatch, recommend, recommender.bundle.path.parent, "--history", " ")
 
@@ -509,7 +556,7 @@ def test_items_of_json_lines_need_not_have_every_field(make, tmp_path, monkeypat
 def test_words_and_items_that_no_file_takes(make):
     recommender = make("text")
     half = "half a pair \ud83d"
-    assert recommender.find(half) is None and not recommender.has_item(half)
+    assert not recommender.find(half) and not recommender.has_item(half)
     assert len(recommender.recommend([["B001", {"title": half}]], k=2)[0]) == 2
     for items in (["abc"], [("N", {"title": b"x"})], [(half, {"title": "x"})], [(5, {"title": "a"}), ("5", {})]):
         with pytest.raises(ValueError, match=r"pairs|field|id of an item|there twice"):
@@ -525,13 +572,13 @@ def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
     bundle = recommender.bundle.path.parent
     (tmp_path / "new.csv").write_text("id,title,price\nN1,Thing 5,3\nN2,,4\n")
     call(monkeypatch, bundle_script, "add", bundle, "--items", tmp_path / "new.csv")
-    assert recommender.find("N1").fields == {"title": "Thing 5"} and recommender.find("N2").title == ""
+    assert recommender.find("N1")[0].fields == {"title": "Thing 5"} and recommender.find("N2")[0].title == ""
     assert "N2" not in ids(recommender.recommend([["B001"]], k=ITEMS + 2))[0]
     (tmp_path / "new.csv").write_text("id,title,brand\nN2,Other thing,Maker 1\n")
     call(monkeypatch, bundle_script, "update", bundle, "--items", tmp_path / "new.csv")
-    assert recommender.find("other THING").id == "N2"
+    assert recommender.find("other THING")[0].id == "N2"
     call(monkeypatch, bundle_script, "remove", bundle, "--ids", "N1", "B001")
-    assert recommender.find("N1") is None and recommender.find("B001") is None
+    assert not recommender.find("N1") and not recommender.find("B001")
 
 
 # Bad input

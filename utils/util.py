@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def pick_device(args: argparse.Namespace) -> torch.device:
     """Choose the device; print a line if it is the CPU for want of a GPU; InputError if --device is not there."""
     if args.device is None:
         if not torch.cuda.is_available():
-            print("no GPU found: running on the CPU")  # noqa: T201
+            print("no GPU found: running on the CPU", file=sys.stderr)  # noqa: T201
             return torch.device("cpu")
         args.device = f"cuda:{args.gpu}"
     try:
