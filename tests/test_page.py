@@ -61,7 +61,7 @@ def titles(page, selector: str, count: int) -> list[str]:
 
 def test_a_history_is_built_and_recommended_from(page, running):
     page.fill("#words", "thing 1")
-    assert "Thing 1" in titles(page, "#found", 12)[0]
+    assert "Thing 1" in titles(page, "#found", 8)[0]
     page.get_by_label("Add: Thing 1", exact=True).first.click()
     page.fill("#words", "B003")
     page.get_by_label("Add: Thing 3", exact=True).first.click()

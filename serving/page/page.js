@@ -71,7 +71,7 @@ async function search() {
   at("add-text").hidden = !words;
   at("add-text").textContent = `Add “${words}” as the title of an item that is not in the catalog`;
   if (!words) return at("found").replaceChildren();
-  const { items } = await ask("search", `search?limit=12&words=${encodeURIComponent(words)}`);
+  const { items } = await ask("search", `search?limit=8&words=${encodeURIComponent(words)}`);
   fill(at("found"), items.map((item) => itemRow(item)), "No title holds these words.");
 }
 
@@ -123,6 +123,7 @@ async function recommend() {
   at("recommended-section").setAttribute("aria-busy", "false");
 }
 
+const cosine = (value) => (Math.abs(value) < 0.005 ? 0 : value).toFixed(2); // no minus before zeros
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 2 : 1)} %`;
 
 function bar(probability, highest) { // beside the number, which says the same
@@ -134,13 +135,13 @@ function bar(probability, highest) { // beside the number, which says the same
 function why(reasons) {
   const said = reasons.map((reason) => {
     const followed = reason.followed > 0 ? `, ${percent(reason.followed)} of what followed it` : "";
-    return `${reason.title} (texts ${reason.similarity.toFixed(2)}${followed})`;
+    return `${reason.title} (texts ${cosine(reason.similarity)}${followed})`;
   });
   return make("span", { className: "why", textContent: said.length ? `because of ${said.join("; ")}` : "" });
 }
 
 const RULES = { // name -> what it does, and how its score is written
-  "nearest text": ["Like the last item’s text", (value) => value.toFixed(2)],
+  "nearest text": ["Like the last item’s text", cosine],
   popularity: ["Most often in the log", percent],
   repeat: ["The history again, the last first", (value) => `${value} ×`],
 };
@@ -174,7 +175,7 @@ async function showDetails(id) {
   at("details").scrollTop = 0;
   try {
     const near = await ask("near", `similar?k=8&id=${address}`);
-    fill(at("neighbours"), near.items.map((one) => itemRow(one, score(one.score.toFixed(2)))), "None.");
+    fill(at("neighbours"), near.items.map((one) => itemRow(one, score(cosine(one.score)))), "None.");
   } catch (error) { // said here, since the dialog stands before the line for messages
     fill(at("neighbours"), [], error.message);
   }
