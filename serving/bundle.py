@@ -5,6 +5,7 @@
     python -m serving.bundle add my_bundle --items new.csv
     python -m serving.bundle update my_bundle --items changed.csv
     python -m serving.bundle remove my_bundle --ids B0012 B0831
+    python -m serving.bundle check my_bundle
 
 A bundle ranks by the best that the data allow, unless --rank_by says otherwise:
     blend    texts, the log and RecGPT; its weights are those of DATASET/blend.json where predict.py has fitted them
@@ -16,11 +17,16 @@ A bundle ranks by the best that the data allow, unless --rank_by says otherwise:
 What the log says is counted from whole histories, with the last items, which predict.py hides to measure.
 Where OUTPUT is a bundle already, the new one takes its place by one rename, and servers go over to it.
 add, update and remove change all items named or none. Their files are read as import_dataset.py reads --items.
+check reads all of a bundle, and says what is damaged.
 """
 
 import argparse
+import contextlib
+import json
+import re
 import secrets
 import shutil
+import sqlite3
 import tempfile
 from functools import partial
 from pathlib import Path
@@ -35,23 +41,23 @@ import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER
 from data_processing.parts.columns import ReadSettings, find_column
-from data_processing.parts.formats import field_names, open_table
+from data_processing.parts.formats import FORMATS, field_names, open_table
 from data_processing.parts.interactions import Source, read_items
 from data_processing.parts.splits import item_texts
 from data_processing.parts.tables import workspace
-from serving.bundles import HEADER, PREFIX, VERSION, Bundle, save_whitening
+from serving.bundles import ARRAYS, HEADER, PREFIX, VERSION, Bundle, check_header, read_header, save_whitening
 from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
-from serving.store import Item, ItemId, ItemStore, check_id
+from serving.store import FILE, Item, ItemId, ItemStore, check_id
 from serving.weights import save_model, save_tokenizer
 from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
 from utils.blend_files import SHIPPED, load_blends, save_blends
 from utils.cli import parser, run
 from utils.data import Sequences
 from utils.datasets import HISTORIES, TestSet, dataset_folder, load_test, noted_encoder
-from utils.errors import InputError
+from utils.errors import DiskError, InputError, reason, shown
 from utils.files import check_writable, content, fingerprint, lock, save_json
-from utils.names import load_names
+from utils.names import Names, load_names
 from utils.pickles import load_pickle
 from utils.scores import Statistics
 from utils.util import add_device_flags, pick_device
@@ -59,7 +65,10 @@ from utils.whitening import Whitening
 
 RANKINGS = {"blend": WITH_NETWORK, "log": WITH_LOG, "model": None, "text": NO_LOG}  # name -> blend
 USERS = 96  # in a batch of the fit
+TEXTS = "item_text_dict.pkl"
 CHANGES = ("add", "update", "remove")
+OWN = re.compile(rf"{PREFIX}[0-9a-f]{{8}}|\.{re.escape(HEADER)}\..*\.partial")  # that a killed command may leave
+WITHIN = ("whitening.npz", "model", "tokenizer", "blend.json", "log", *(f"{name}.bin" for name in ARRAYS))
 LOCK = ".lock"  # of who makes a bundle in a folder
 
 
@@ -82,7 +91,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--rank_by", choices=tuple(RANKINGS), help="see above; the first for which there is all")
     flags.add_argument("--output", type=Path, metavar="DIR", help="folder of the bundle")
     add_device_flags(flags)
-    changes = flags.add_subparsers(dest="change", metavar="add|update|remove")
+    changes = flags.add_subparsers(dest="change", metavar="add|update|remove|check")
     for name in CHANGES:
         changed = changes.add_parser(name, help=f"{name} items of a bundle", allow_abbrev=False)
         changed.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -92,6 +101,13 @@ def parse() -> argparse.Namespace:
         if name == "remove":
             items.add_argument("--ids", nargs="+", metavar="ID", help="ids of the items")
         changed.add_argument("--item_column", metavar="NAME", help="column of the ids, where it has no usual name")
+        changed.add_argument("--item_names", nargs="+", metavar="NAME", help="of the columns, if FILE has none")
+        changed.add_argument("--format", choices=FORMATS, help="of FILE; guessed from its name and contents by default")
+        changed.add_argument("--encoding", help="of FILE, such as latin-1; utf-8 by default")
+        changed.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
+    checked = changes.add_parser("check", help="say what of a bundle is damaged", allow_abbrev=False)
+    checked.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    checked.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
     args = flags.parse_args()
     if args.change:
         return args
@@ -110,6 +126,8 @@ class Making(NamedTuple):
     """What a bundle is made of."""
 
     test: TestSet
+    names: Names  # of its items
+    texts: dict[int, dict]  # their text fields
     rows: np.ndarray  # (N, E) float32, embeddings, whitened
     whitening: Whitening
     parts: Parts | None  # of a bundle with a model
@@ -120,14 +138,17 @@ class Making(NamedTuple):
 def make(args: argparse.Namespace) -> None:
     """Load, check, fit, and write a bundle beside its place, before it is put there."""
     folder = dataset_folder(args.dataset)
-    if args.output.is_dir() and not all(map(is_own, args.output.iterdir())):
-        raise InputError(f"{args.output} holds other files than those of a bundle. Name another folder.")
+    strange = [path for path in args.output.iterdir() if not is_own(path)] if args.output.is_dir() else []
+    if strange:
+        raise InputError(f"{strange[0]} is no file of a bundle. Name another folder, since this one is replaced.")
     test = load_test(folder, cold=False, drop_short=True)
     rank_by = args.rank_by or choose_ranking(args, test)
     if test.log is None and rank_by in ("blend", "log"):
         raise InputError(f"--rank_by {rank_by} needs the log, and {folder / HISTORIES} does not exist.")
     if not np.any(test.embeddings):
         raise InputError(f"no item of {folder} has text (all embeddings are zero). Encode the texts again.")
+    names, texts = load_names(folder, len(test.embeddings)), load_pickle(folder / TEXTS, dict, "")
+    check_texts(texts, folder / TEXTS)
     parts, device = None, pick_device(args)
     if rank_by in ("blend", "model"):
         parts = load_parts(args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device)
@@ -135,49 +156,79 @@ def make(args: argparse.Namespace) -> None:
     rows = whitening(test.embeddings, source=str(test.embeddings_path))
     blend = obtain_blend(args, rank_by, test, rows, parts)
 
+    there = args.output.exists()
     check_writable(args.output / HEADER)
-    name = f"{PREFIX}{secrets.token_hex(4)}"
-    version = args.output / name
+    version = args.output / f"{PREFIX}{secrets.token_hex(4)}"
+    busy = f"{args.output}: another process is making this bundle. Wait for it, or name another folder."
     with (args.output / LOCK).open("w") as file:
-        lock(
-            file.fileno(), f"{args.output}: another process is making this bundle. Wait for it, or name another folder."
-        )
-        version.mkdir()
-        put_in_place(args, version, Making(test, rows, whitening, parts, blend, rank_by))
+        lock(file.fileno(), busy)
+        try:
+            version.mkdir()
+            put_in_place(args, version, Making(test, names, texts, rows, whitening, parts, blend, rank_by))
+        except BaseException as error:
+            shutil.rmtree(version, ignore_errors=True)
+            if not there:
+                (args.output / LOCK).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):
+                    args.output.rmdir()
+            if isinstance(error, (OSError, sqlite3.Error)):
+                raise DiskError(f"{version} could not be written ({reason(error)}). Free some space.") from error
+            raise
     print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
 
 
 def is_own(path: Path) -> bool:
-    """Whether a bundle's folder has a file or folder of this name."""
-    return path.name in (HEADER, LOCK) or path.name.startswith(PREFIX)
+    """Whether a file or folder is a bundle's, so that it may be replaced or removed."""
+    if path.is_symlink():
+        return False
+    if path.name == HEADER:
+        try:
+            read_header(path)
+        except InputError:
+            return False
+        return True
+    if path.is_dir():
+        own = all(entry.name in WITHIN or entry.name.startswith((FILE, LOCK)) for entry in path.iterdir())
+        return own and bool(OWN.fullmatch(path.name))
+    return path.name == LOCK or bool(OWN.fullmatch(path.name))
+
+
+def check_texts(texts: dict, path: Path) -> None:
+    """InputError unless items have text fields with names, and values that JSON can hold."""
+    for number, fields in texts.items():
+        try:
+            if not all(type(name) is str for name in fields):
+                raise TypeError("the name of a field is no text")
+            json.dumps(fields)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise InputError(f"{path}: item {shown(number)} has odd text fields ({reason(error)}).") from error
+    if not any(texts.values()):
+        raise InputError(f"{path} has no text of any item. Make the data set again (import_dataset.py).")
 
 
 def put_in_place(args: argparse.Namespace, version: Path, making: Making) -> None:
     """Write into the empty folder `version`, let bundle.json name it, and remove what is there of earlier ones."""
     test, parts = making.test, making.parts
-    folder = test.embeddings_path.parent
-    try:
-        write(version, making)
-        files = sorted(path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite"))
-        texts = load_pickle(folder / "item_text_dict.pkl", dict, "")
-        header = {
-            "version": VERSION,
-            "folder": version.name,
-            "rank_by": making.rank_by,
-            "encoder": args.encoder or noted_encoder(test.embeddings_path),
-            "fields": list(dict.fromkeys(field for fields in texts.values() for field in fields)),
-            "numbers": all(type(name) is int for name in load_names(folder, len(making.rows)).ids),
-            "arrays": widths(test, parts),
-            "files": {str(path.relative_to(version)): fingerprint(path) for path in files},
-            "made_from": {"dataset": str(args.dataset), "ckpt_path": args.ckpt_path if parts else None},
-        }
-        save_json(args.output / HEADER, header)
-    except BaseException:
-        shutil.rmtree(version, ignore_errors=True)
-        raise
-    for earlier in args.output.glob(f"{PREFIX}*"):
-        if earlier != version:
-            shutil.rmtree(earlier, ignore_errors=True)
+    write(version, making)
+    files = sorted(path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite"))
+    header = {
+        "version": VERSION,
+        "folder": version.name,
+        "rank_by": making.rank_by,
+        "encoder": args.encoder or noted_encoder(test.embeddings_path),
+        "fields": list(dict.fromkeys(field for fields in making.texts.values() for field in fields)),
+        "numbers": all(type(name) is int for name in making.names.ids),
+        "arrays": widths(test, parts),
+        "files": {str(path.relative_to(version)): fingerprint(path) for path in files},
+        "made_from": {"dataset": str(args.dataset), "ckpt_path": args.ckpt_path if parts else None},
+    }
+    header = json.loads(json.dumps(header))  # as it will be read
+    check_header(args.output / HEADER, header)
+    Bundle(args.output / HEADER, header, "cpu").store.items([0])  # what cannot be opened replaces nothing
+    save_json(args.output / HEADER, header)
+    for earlier in args.output.iterdir():
+        if earlier.name not in (HEADER, LOCK, version.name) and is_own(earlier):
+            shutil.rmtree(earlier, ignore_errors=True) if earlier.is_dir() else earlier.unlink(missing_ok=True)
 
 
 def choose_ranking(args: argparse.Namespace, test: TestSet) -> str:
@@ -246,7 +297,7 @@ def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:
 
 def write(version: Path, making: Making) -> None:
     """Write all but bundle.json into an empty folder."""
-    test, rows, whitening, parts, blend, rank_by = making
+    test, names, texts, rows, whitening, parts, blend, rank_by = making
     save_whitening(version / "whitening.npz", whitening)
     if parts is not None:
         for name, save, weights in (
@@ -261,13 +312,11 @@ def write(version: Path, making: Making) -> None:
         domain = Domain.of(Statistics.of(rows, whole_histories(test)))
         (version / "log").mkdir()
         save_log(version / "log", domain.log, domain.ease)
-    folder = test.embeddings_path.parent
-    names, texts = load_names(folder, len(rows)), load_pickle(folder / "item_text_dict.pkl", dict, "")
     try:
         ids = [check_id(name) for name in names.ids]
     except ValueError as error:
         raise InputError(
-            f"{folder / 'item_ids.jsonl'}: {error}. Make the data set again (import_dataset.py)."
+            f"{test.embeddings_path.parent / 'item_ids.jsonl'}: {error}. Make the data set again (import_dataset.py)."
         ) from error
     items = [
         Item(name, title, texts.get(number) or {})
@@ -286,23 +335,25 @@ def write(version: Path, making: Making) -> None:
 def change(args: argparse.Namespace) -> None:
     """Add, update or remove items."""
     bundle = Bundle.open(args.bundle)
-    if args.change == "remove":
-        ids = args.ids or [item for item, _ in read_file(args.items, args.item_column, [])]
-        print(f"{args.bundle}: {bundle.remove(ids)} items removed")
+    if args.change == "check":
+        print(f"{args.bundle}: {bundle.store.check()} items, and all of the bundle is whole")
         return
-    items = read_file(args.items, args.item_column, bundle.fields)
-    items = [(bundle.own_form(item), fields) for item, fields in items]
-    count = bundle.add(items) if args.change == "add" else bundle.update(items)
-    print(f"{args.bundle}: {count} items {'added' if args.change == 'add' else 'updated'}")
+    if args.change == "remove":
+        count, done = bundle.remove(args.ids or [item for item, _ in read_file(args, [])]), "removed"
+    else:
+        items = [(bundle.own_form(item), fields) for item, fields in read_file(args, bundle.fields)]
+        count, done = (bundle.add(items), "added") if args.change == "add" else (bundle.update(items), "updated")
+    print(f"{args.bundle}: {count} item{'s' * (count != 1)} {done}")
 
 
-def read_file(path: Path, item_column: str | None, fields: list[str]) -> list[tuple[ItemId, dict]]:
+def read_file(args: argparse.Namespace, fields: list[str]) -> list[tuple[ItemId, dict]]:
     """Read items from a file: their ids, and those of some text fields that it has.
 
     InputError for a file that cannot be read, or has none of the fields.
     """
-    table = open_table(path, ReadSettings("items", None, None, True, None))
-    item = find_column(table, "item", item_column, also=("id",))
+    path = args.items
+    table = open_table(path, ReadSettings("items", args.format, args.encoding, not args.no_quotes, args.item_names))
+    item = find_column(table, "item", args.item_column, also=("id",))
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "items", {"file": str(path)}) as tables:
         there = field_names(tables, table, Path(folder)) if table.rows_name_fields else table.columns
         texts = [name for name in fields if name in there and name != item]

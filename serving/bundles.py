@@ -12,9 +12,11 @@ Letters of the shapes as in utils/data.py: X items, E embedding width.
 import contextlib
 import json
 import threading
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -65,11 +67,14 @@ class Bundle:
         if (self.folder / "model").is_dir():
             self.model = load_model_folder(self.folder / "model", device)
             self.tokenizer = load_tokenizer_folder(self.folder / "tokenizer")
+            needed = {"codes"} if self.tokenizer.whitens else {"codes", "embeddings"}
+            if not needed <= self.store.widths.keys() or self.model.config.embedding_width != self.width:
+                raise InputError(f"{header_path}: 'arrays' does not fit the model. {REMEDY}")
         if (self.folder / "log").is_dir():
             self.log = load_log(self.folder / "log")
         if (self.folder / "blend.json").is_file():
             ((_, self.blend),) = load_blends(self.folder / "blend.json").items()
-        self.whitening = load_whitening(self.folder / "whitening.npz")
+        self.whitening = load_whitening(self.folder / "whitening.npz", self.width)
         self._encoder, self._encoding, self._changing = None, threading.RLock(), threading.Lock()
 
     @classmethod
@@ -77,12 +82,7 @@ class Bundle:
         """Open the bundle in a folder; InputError for none, or one that is damaged or of another version."""
         header_path = path / HEADER
         while True:
-            header = read_json(require_file(header_path, REMEDY))
-            if header.get("version") != VERSION:
-                raise InputError(
-                    f"{header_path} is of version {shown(header.get('version'))}, expected {VERSION}. {REMEDY}"
-                )
-            check_header(header_path, header)
+            header = read_header(header_path)
             try:
                 return cls(header_path, header, device)
             except InputError:
@@ -258,6 +258,15 @@ class Bundle:
         return number if self.log is not None and number < len(self.log[0].share) else None
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Read bundle.json; InputError for none, or one that is damaged or of another version."""
+    header = read_json(require_file(path, REMEDY))
+    if header.get("version") != VERSION:
+        raise InputError(f"{path} is of version {shown(header.get('version'))}, expected {VERSION}. {REMEDY}")
+    check_header(path, header)
+    return header
+
+
 def check_header(path: Path, header: dict[str, Any]) -> None:
     """InputError unless bundle.json has all that is read of it, and names no file elsewhere."""
 
@@ -292,10 +301,13 @@ def save_whitening(path: Path, whitening: Whitening) -> None:
     np.savez(path, **whitening._asdict())
 
 
-def load_whitening(path: Path) -> Whitening:
-    """Read a whitening; InputError for a damaged file."""
+def load_whitening(path: Path, width: int) -> Whitening:
+    """Read a whitening of embeddings so wide; InputError for a damaged file."""
     try:
         with np.load(require_file(path, REMEDY), allow_pickle=False) as saved:
-            return Whitening(*(saved[name] for name in Whitening._fields))
-    except (OSError, KeyError, ValueError) as error:
+            whitening = Whitening(*(saved[name] for name in Whitening._fields))
+            if [(part.shape, part.dtype) for part in whitening] != [((width,), float), ((width, width), float)]:
+                raise ValueError("its parts have other shapes")
+            return whitening
+    except (OSError, KeyError, ValueError, EOFError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}). {REMEDY}") from error

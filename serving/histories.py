@@ -26,7 +26,23 @@ class History(NamedTuple):
     items: list[Any]  # ids
 
 
-def read_histories(path: Path) -> Iterator[History]:
+class Reading(NamedTuple):
+    """How a table is read, where that is not to be found out; see import_dataset.py's flags of the same names."""
+
+    format: str | None = None
+    encoding: str | None = None
+    no_quotes: bool = False
+    names: list[str] | None = None
+    user_column: str | None = None
+    item_column: str | None = None
+    time_column: str | None = None
+    time_format: list[str] | None = None
+
+
+FOUND_OUT = Reading()
+
+
+def read_histories(path: Path, reading: Reading = FOUND_OUT) -> Iterator[History]:
     """Yield the histories of a file: JSON lines with user and items, or a table as import_dataset.py reads it.
 
     InputError for a damaged file, or a line without user or items; names the line.
@@ -38,10 +54,12 @@ def read_histories(path: Path) -> Iterator[History]:
                 raise InputError(f"{path}, line {number}: found {shown(record)}, expected user and items. {REMEDY}")
             yield History(user, items)
         return
-    table = open_table(path, ReadSettings("interactions", None, None, True, None))
-    columns = [find_column(table, role, None, optional=role == "time") for role in ("user", "item", "time")]
+    settings = ReadSettings("interactions", reading.format, reading.encoding, not reading.no_quotes, reading.names)
+    table = open_table(path, settings)
+    named = {"user": reading.user_column, "item": reading.item_column, "time": reading.time_column}
+    columns = [find_column(table, role, name, optional=role == "time") for role, name in named.items()]
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "histories", {"file": str(path)}) as tables:
-        source = Source(table, *columns, None)
+        source = Source(table, *columns, None, time_formats=reading.time_format)
         read_interactions(tables, source, Path(folder))
         time = "" if source.time is None else f"{seconds(tables, source.time_formats)}, "
         order = f"list(item_name ORDER BY {time}line)"

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from utils.eras import UNKNOWN, Eras
+from utils.errors import InputError
 from utils.files import load_array
 from utils.scores import LogStatistics
 
@@ -30,11 +31,23 @@ def load_log(folder: Path) -> tuple[LogStatistics, csr_array | None]:
     eras = Eras(*(load_array(folder / f"eras.{name}.npy", REMEDY, mode="c") for name in Eras._fields))
 
     def matrix(name: str) -> csr_array:
-        parts = (load_array(folder / f"{name}.{part}.npy", REMEDY, mode="c") for part in PARTS)
-        return csr_array(tuple(parts), shape=(len(share), len(share)))
+        data, indices, indptr = (load_array(folder / f"{name}.{part}.npy", REMEDY, mode="c") for part in PARTS)
+        check_matrix(folder / name, data, indices, indptr, len(share))
+        return csr_array((data, indices, indptr), shape=(len(share), len(share)))
 
+    if share.ndim != 1 or not len(eras.line) == len(eras.item) == len(share):
+        raise InputError(f"{folder}: the arrays are of different numbers of items. {REMEDY}")
     ease = matrix("ease") if (folder / "ease.indptr.npy").is_file() else None
     return LogStatistics(share, matrix("transitions"), matrix("cosine"), eras), ease
+
+
+def check_matrix(path: Path, data: np.ndarray, indices: np.ndarray, indptr: np.ndarray, items: int) -> None:
+    """InputError unless these are the parts of a matrix (N, N); reading with others could end the process."""
+    kinds = [(part.ndim, part.dtype.kind in kind) for part, kind in ((data, "f"), (indices, "iu"), (indptr, "iu"))]
+    fits = kinds == [(1, True)] * 3 and len(indptr) == items + 1 and len(data) == len(indices) == indptr[-1]
+    fits = fits and indptr[0] == 0 and (np.diff(indptr) >= 0).all()
+    if not fits or (len(indices) and not 0 <= indices.min() <= indices.max() < items):
+        raise InputError(f"{path}.*.npy are not the parts of a matrix of {items} items. {REMEDY}")
 
 
 def grow_log(

@@ -3,13 +3,14 @@
     python -m serving.recommend my_bundle --history "Blue pen" "Notebook A5"
     python -m serving.recommend my_bundle --history B0012 B0831 --k 5 --json
     python -m serving.recommend my_bundle --histories clicks.csv --output lists.jsonl --candidates in_stock.txt
+    python -m serving.recommend my_bundle --similar "Blue pen"
 
 A word of --history is an item's id or its title. What is neither is taken for the title of an item that the catalog
-does not have, and encoded.
+does not have, and encoded. --similar lists the items whose texts are nearest to one's.
 --histories takes JSON lines, {"user": "anna", "items": ["B0012", "B0831"]}, or a table with a row for each interaction,
 as import_dataset.py does. Items that the catalog does not have are skipped there, and counted. A run that was killed
 goes on where it stopped. OUTPUT gets a line for each user, with ids, titles and probabilities, best first.
---candidates and --exclude are files with an id in each line.
+--candidates and --exclude are files with an id in each line; ids that no item has are passed over, and counted.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import itertools
 import json
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,8 +29,9 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from serving.histories import History, read_histories, resumable_lines
-from serving.recommender import Entry, Recommendation, Recommender
+from data_processing.parts.formats import FORMATS
+from serving.histories import History, Reading, read_histories, resumable_lines
+from serving.recommender import Entry, Reason, Recommendation, Recommender
 from serving.store import ItemId
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError, shown
@@ -43,7 +46,9 @@ def main() -> None:
     args = parse()
     recommender = Recommender.open(args.bundle, str(pick_device(args)))
     try:
-        if args.history:
+        if args.similar:
+            print_similar(recommender, args)
+        elif args.history:
             recommend_one(recommender, args)
         else:
             recommend_many(recommender, args)
@@ -58,12 +63,20 @@ def parse() -> argparse.Namespace:
     asked = flags.add_mutually_exclusive_group(required=True)
     asked.add_argument("--history", nargs="+", metavar="ITEM", help="ids or titles, in the order of time")
     asked.add_argument("--histories", type=Path, metavar="FILE", help="histories of many users; see above")
+    asked.add_argument("--similar", metavar="ITEM", help="id or title of an item, whose like are listed")
     flags.add_argument("--output", type=Path, metavar="FILE.jsonl", help="where the lists of --histories go")
     flags.add_argument("--k", type=positive_int, default=10, help="length of the lists")
     flags.add_argument("--no_exclude_history", action="store_true", help="recommend items of the history, too")
     flags.add_argument("--candidates", type=Path, metavar="FILE", help="ids of the only items that are recommended")
     flags.add_argument("--exclude", type=Path, metavar="FILE", help="ids of items that are not")
     flags.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    flags.add_argument("--format", choices=FORMATS, help="of the table of --histories; guessed by default")
+    flags.add_argument("--encoding", help="of its text, such as latin-1; utf-8 by default")
+    flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character in it')
+    flags.add_argument("--names", nargs="+", metavar="NAME", help="of its columns, if it has no line of names")
+    for role in ("user", "item", "time"):
+        flags.add_argument(f"--{role}_column", metavar="NAME", help=f"column of the {role}, if it has no usual name")
+    flags.add_argument("--time_format", nargs="+", metavar="FORM", help="of its times, such as '%%d/%%m/%%Y %%H:%%M'")
     add_device_flags(flags)
     args = flags.parse_args()
     if (args.histories is None) != (args.output is None):
@@ -71,28 +84,36 @@ def parse() -> argparse.Namespace:
     return args
 
 
-def options(args: argparse.Namespace) -> dict:
+def options(recommender: Recommender, args: argparse.Namespace) -> dict:
     """What flags say of `Recommender.recommend`."""
-    candidates = read_ids(args.candidates) if args.candidates else None
-    excluded = read_ids(args.exclude) if args.exclude else []
+    candidates = read_ids(recommender, args.candidates) if args.candidates else None
     return {
         "k": args.k,
         "exclude_history": not args.no_exclude_history,
         "candidates": candidates,
-        "exclude": excluded,
+        "exclude": read_ids(recommender, args.exclude) if args.exclude else [],
     }
 
 
-def read_ids(path: Path) -> list[ItemId]:
-    """The ids in the lines of a text file; InputError if there is none."""
+def read_ids(recommender: Recommender, path: Path) -> list[ItemId]:
+    """The ids in the lines of a text file that items have; InputError if there is none."""
+    remedy = "Give a file with an id in each line."
     try:
-        lines = require_file(path, "Give a file with an id in each line.").read_text(encoding="utf-8-sig").splitlines()
+        lines = require_file(path, remedy).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text ({error.reason}). Give a file with an id in each line.") from error
-    ids = [line.strip() for line in lines if line.strip()]
-    if not ids:
-        raise InputError(f"{path} has no id. Give a file with an id in each line.")
-    return ids
+        raise InputError(f"{path} is not UTF-8 text ({error.reason}). {remedy}") from error
+    ids = {number: line.strip() for number, line in enumerate(lines, 1) if line.strip()}
+    unknown = {number: item for number, item in ids.items() if not recommender.has_item(item)}
+    if len(unknown) == len(ids):
+        raise InputError(f"{path} has no id of an item. {remedy}")
+    if unknown:
+        number, item = next(iter(unknown.items()))
+        print(
+            f"{path}: {len(unknown)} of {len(ids)} ids are those of no item, and were passed over; the first is "
+            f"{shown(item)} in line {number}",
+            file=sys.stderr,
+        )
+    return [item for number, item in ids.items() if number not in unknown]
 
 
 # One history
@@ -101,15 +122,32 @@ def read_ids(path: Path) -> list[ItemId]:
 def recommend_one(recommender: Recommender, args: argparse.Namespace) -> None:
     """Print what comes next in the typed history."""
     history = [find_entry(recommender, word) for word in args.history]
-    (found,) = recommender.recommend([history], explain=True, **options(args))
+    (found,) = recommender.recommend([history], explain=True, **options(recommender, args))
     if args.json:
-        print(json.dumps([as_json(one) for one in found], indent=1, ensure_ascii=False))
+        print_json([as_json(one) for one in found])
         return
-    rows = [
-        [one.id, one.title[:50], "; ".join(reason.title[:30] for reason in one.because), f"{one.probability:.2%}"]
-        for one in found
-    ]
-    print_table(["id", "title", "because of", "probability"], rows, left=3)
+    rows = [[one.id, one.title[:50], "; ".join(map(as_text, one.because)), f"{one.probability:.2%}"] for one in found]
+    print_table(["id", "title", "because of (likeness of texts, share of its buyers)", "probability"], rows, left=3)
+
+
+def print_similar(recommender: Recommender, args: argparse.Namespace) -> None:
+    """Print the items whose texts are nearest to one's."""
+    found = recommender.similar_items(find_entry(recommender, args.similar), args.k)
+    if args.json:
+        print_json([{"id": item.id, "title": item.title, "similarity": cosine} for item, cosine in found])
+        return
+    print_table(["id", "title", "likeness"], [[item.id, item.title[:50], f"{cosine:.2f}"] for item, cosine in found], 2)
+
+
+def print_json(value: list[dict]) -> None:
+    """Print a list as JSON."""
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def as_text(reason: Reason) -> str:
+    """A reason in a few words."""
+    bought = f", {reason.followed:.1%}" if reason.followed else ""
+    return f"{reason.title[:30]} ({reason.similarity:.2f}{bought})"
 
 
 def find_entry(recommender: Recommender, word: str) -> Entry:
@@ -122,7 +160,9 @@ def find_entry(recommender: Recommender, word: str) -> Entry:
         print(f"{shown(word)} is the title of {ids}, and maybe of others: taken for {items[0].id}", file=sys.stderr)
     if items:
         return items[0].id
-    print(f"{shown(word)} is neither an id nor a title of the catalog: taken for a new title", file=sys.stderr)
+    near = recommender.suggest(word)
+    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+    print(f"{shown(word)} is neither an id nor a title of the catalog: taken for a new title{meant}", file=sys.stderr)
     return {recommender.bundle.title_field: word}
 
 
@@ -137,16 +177,17 @@ def as_json(one: Recommendation) -> dict:
 
 def recommend_many(recommender: Recommender, args: argparse.Namespace) -> None:
     """Write a line for each user of a file."""
-    settings = options(args)
+    settings = options(recommender, args)
     if args.output.exists() and args.output.samefile(require_file(args.histories, "Name another.")):
         raise InputError(f"--output {args.output} is the file of --histories. Name another.")
     recommender = recommender.snapshot()  # one catalog for all
     view = recommender.view()
     job = {"histories": [str(args.histories), *identity(require_file(args.histories, "Name another."))]}
-    job |= {"bundle": [recommender.bundle.folder.name, view.change.generation], **settings}
-    started, skipped, empty = time.perf_counter(), 0, 0
+    reading = Reading(*(getattr(args, name) for name in Reading._fields))
+    job |= {"bundle": [recommender.bundle.folder.name, view.change.generation], "reading": reading, **settings}
+    started, skipped, empty, listed = time.perf_counter(), 0, 0, Counter()
     with resumable_lines(args.output, job) as lines, tqdm(initial=lines.done, unit="user", mininterval=1.0) as progress:
-        for users in chunks(itertools.islice(read_histories(args.histories), lines.done, None)):
+        for users in chunks(itertools.islice(read_histories(args.histories, reading), lines.done, None)):
             known = [[item for item in user.items if recommender.has_item(item)] for user in users]
             skipped += sum(len(user.items) - len(items) for user, items in zip(users, known, strict=True))
             empty += sum(not items for items in known)
@@ -156,18 +197,23 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace) -> None:
                 record = {"user": user.user, "items": [one.id for one in found]}
                 record |= {"titles": [one.title for one in found]}
                 record |= {"probabilities": [round(one.probability, 6) for one in found]}
+                listed.update(record["items"])
                 lines.file.write(json.dumps(record) + "\n")
             lines.keep()
             progress.update(len(users))
         written = progress.n
         if not written:
             raise InputError(f"{args.histories} has no history.")
-    print(f"{args.output}: {written} users, {lines.done} of them by an earlier run")
-    print(f"  {(written - lines.done) / (time.perf_counter() - started):.1f} users/s")
+    earlier, seconds = f", {lines.done} of them by an earlier run" if lines.done else "", time.perf_counter() - started
+    print(f"{args.output}: {written} users{earlier}, {(written - lines.done) / seconds:.1f} users/s")
     if skipped:
         print(f"  {skipped} items of histories are not in the catalog, and were skipped")
     if empty:
         print(f"  {empty} users have no item that is, and got empty lists")
+    if listed:
+        ((item, count),) = listed.most_common(1)
+        many = f"{len(listed)} of {view.candidates.sum()} items"
+        print(f"  {many} are recommended; {shown(item)} stands in {count / (written - lines.done):.0%} of the lists")
 
 
 def chunks(histories: Iterator[History]) -> Iterator[list[History]]:

@@ -6,6 +6,7 @@
 Letters of the shapes as in utils/data.py: B histories, N numbers of the bundle's items, E embedding width.
 """
 
+import difflib
 import threading
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -23,7 +24,7 @@ from serving.asked import Barred, Entry, New, Request, Text, Texts
 from serving.bundles import Bundle, checked_ids
 from serving.log import grow_log
 from serving.scoring import batches_of_equal_work
-from serving.store import Change, Item, ItemId, check_id
+from serving.store import Change, Item, ItemId, check_id, folded
 from utils.blend import Blender, Domain
 from utils.checkpoint import ITEMS
 from utils.data import Catalog, Sequences, make_batch
@@ -158,6 +159,12 @@ class Recommender:
         store = self.view().bundle.store
         number = store.number(clean(word))
         return store.items(store.titled(word) if number is None else [number])
+
+    def suggest(self, word: str) -> list[str]:
+        """Up to three ids or titles that begin like a word and are much like it."""
+        store, word = self.view().bundle.store, clean(word)
+        known = {folded(name): name for name in store.beginning_like(word)}
+        return [known[name] for name in difflib.get_close_matches(folded(word), list(known), n=3, cutoff=0.7)]
 
     def snapshot(self) -> "Recommender":
         """A recommender that keeps to the bundle as it is now, whatever becomes of it."""

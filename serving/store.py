@@ -10,6 +10,7 @@ Letters of the shapes as in utils/data.py: N numbers, of items that are there or
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import sqlite3
@@ -33,11 +34,13 @@ TABLES = """
     CREATE INDEX by_any_id ON items (CAST(id AS TEXT), number);
     CREATE INDEX by_title ON items (folded) WHERE state < 2;
     CREATE INDEX by_state ON items (state) WHERE state > 0;
+    CREATE TABLE pieces (array TEXT NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL, hash TEXT NOT NULL);
     CREATE TABLE catalog (generation INTEGER NOT NULL, numbers INTEGER NOT NULL);
     INSERT INTO catalog VALUES (0, 0);
 """
 THERE, TEXTLESS, GONE = range(3)  # states: may be recommended; has no text, and may not; was removed
 FILE = "items.sqlite"
+ROWS = 1 << 14  # that are written at once
 WAIT = 30.0  # seconds for another process that is writing
 SEARCHED = 500_000  # titles that a search looks into, which bounds its time
 LAST = "\U0010ffff"  # stands behind every other character
@@ -170,6 +173,16 @@ class ItemStore:
             found += [number for (number,) in self._rows(held, *words.split(), limit + len(found))]
         return list(dict.fromkeys(found))[:limit]
 
+    def beginning_like(self, word: str, at_most: int = 1000) -> list[str]:
+        """Some ids and titles that have the first letters of a word, in any case."""
+        found = []
+        for column, start in (("CAST(id AS TEXT)", word), ("CAST(id AS TEXT)", word.upper()), ("folded", folded(word))):
+            start = whole(start[: max(1, len(start) // 2)])
+            name = "title" if column == "folded" else column
+            query = f"SELECT {name} FROM items WHERE {column} >= ? AND {column} < ? AND state < 2 LIMIT ?"
+            found += [name for (name,) in self._rows(query, start, start + LAST, at_most)]
+        return found
+
     def items(self, numbers: Sequence[int]) -> list[Item]:
         """The items of some numbers, also of those that were removed; InputError for damaged ones."""
         query = "SELECT id, title, fields FROM items WHERE number = ?"
@@ -184,6 +197,26 @@ class ItemStore:
                 raise InputError(f"{self.folder / FILE}: item {number} is damaged. {REMEDY}")
             found.append(item)
         return found
+
+    def check(self) -> int:
+        """Read all there is; returns the number of items. InputError for the first thing that is damaged."""
+        damage = [row[0] for row in self._rows("PRAGMA quick_check")]
+        if damage != ["ok"]:
+            raise InputError(f"{self.folder / FILE} is damaged ({shown(damage[0])}). {REMEDY}")
+        for name, start, size, known in self._rows("SELECT array, start, size, hash FROM pieces ORDER BY start"):
+            path, digest = self.folder / f"{name}.bin", hashlib.blake2b(digest_size=16)
+            if name not in self.widths or not path.is_file():
+                raise InputError(f"{path} does not exist. {REMEDY}")
+            with path.open("rb") as file:
+                file.seek(start)
+                while size > 0 and (part := file.read(min(size, 1 << 24))):
+                    digest.update(part)
+                    size -= len(part)
+            if digest.hexdigest() != known:
+                raise InputError(f"{path} is not as it was written, from byte {start} on. {REMEDY}")
+        numbers = [number for (number,) in self._rows("SELECT number FROM items WHERE state < 2")]
+        self.items(numbers)
+        return len(numbers)
 
     # Writing
 
@@ -217,11 +250,13 @@ class ItemStore:
         """
         count = len(textless)
         start = self._rows("SELECT numbers FROM catalog")[0][0]
+        pieces = []
         for name, (width, kind) in self.widths.items():
             rows = np.ascontiguousarray(arrays[name], dtype=kind)
             if rows.shape != (count, width):
                 raise ValueError(f"{name} must be {(count, width)}, found {rows.shape}")
-            self._append_rows(self.folder / f"{name}.bin", start * width * kind.itemsize, rows)
+            at = start * width * kind.itemsize
+            pieces.append((name, at, rows.nbytes, self._append_rows(self.folder / f"{name}.bin", at, rows)))
         numbers = range(start, start + count)
         rows = (
             (number, item.id, whole(item.title), folded(whole(item.title)), json.dumps(item.fields), state, at)
@@ -231,6 +266,7 @@ class ItemStore:
         )
         with self._changing(count):
             self._remove(replaced)
+            self.connection().executemany("INSERT INTO pieces VALUES (?, ?, ?, ?)", pieces)
             try:
                 self.connection().executemany("INSERT INTO items VALUES (?, ?, ?, ?, ?, ?, ?)", rows)
             except sqlite3.IntegrityError as error:
@@ -269,15 +305,23 @@ class ItemStore:
                 connection.execute("ROLLBACK")
             raise
 
-    def _append_rows(self, path: Path, size: int, rows: np.ndarray) -> None:
-        """Write rows behind the first `size` bytes of a file, in place of what an interrupted change has left there."""
+    def _append_rows(self, path: Path, size: int, rows: np.ndarray) -> str:
+        """Write rows behind the first `size` bytes of a file, in place of what an interrupted change has left there.
+
+        Returns their hash.
+        """
+        digest = hashlib.blake2b(digest_size=16)
         try:
             with path.open("r+b") as file:
                 file.truncate(size)
                 file.seek(size)
-                file.write(rows.tobytes())
+                for start in range(0, len(rows), ROWS):
+                    part = rows[start : start + ROWS].tobytes()
+                    digest.update(part)
+                    file.write(part)
                 file.flush()
                 os.fsync(file.fileno())
+            return digest.hexdigest()
         except OSError as error:
             raise DiskError(
                 f"{path} could not be written ({reason(error)}). Free some space, and try again."

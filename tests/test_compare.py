@@ -284,6 +284,8 @@ def test_verdicts(above, said):
     needs = {"text": compare.NOTHING, "steps": compare.LOG}
     results = compare.measure(ranks, needs, {"all users": np.ones(9, dtype=bool)}, [1, 5])
     assert compare.verdict(results, 5).startswith(said)
+    own = {**results[1], "method": compare.BEST_BLEND, "difference": 0.9, "low": 0.8, "high": 1.0}
+    assert compare.verdict([*results, {**own, "ndcg@5": 1.0}], 5).startswith(said)  # a blend with RecGPT is no rival
 
 
 def test_one_item_for_nearly_everyone_is_told(capsys):

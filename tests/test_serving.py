@@ -21,7 +21,7 @@ from model import RecGPT, RecGPTConfig
 from serving import bundle as bundle_script
 from serving import bundles, recommend
 from serving.asked import Request
-from serving.histories import read_histories, resumable_lines
+from serving.histories import Reading, read_histories, resumable_lines
 from serving.log import grow_log, load_log, save_log
 from serving.recommender import Recommender
 from serving.scoring import scores_of_all
@@ -33,7 +33,7 @@ from utils.blend_files import load_blends
 from utils.checkpoint import save_state
 from utils.cli import run
 from utils.data import Catalog, Sequences
-from utils.errors import InputError
+from utils.errors import DiskError, InputError
 from utils.files import save_json
 from utils.scores import LogStatistics, Statistics
 from utils.whitening import whiten
@@ -420,10 +420,14 @@ def test_a_history_is_typed(make, monkeypatch, capsys):
     assert said.out.count("Thing") >= 3 and "%" in said.out
     assert "'Blue pen' is neither an id nor a title" in said.err
     call(monkeypatch, recommend, bundle, "--history", "B001", "B002", "--k", 2, "--json")
-    out = capsys.readouterr().out
-    found = json.loads(out[out.index("[") :])
+    found = json.loads(capsys.readouterr().out)
     assert [one["id"] for one in found] == ids(Recommender.open(bundle).recommend([["B001", "B002"]], k=2))[0]
     assert found[0]["because"][0].keys() == {"id", "title", "similarity", "followed"}
+    call(monkeypatch, recommend, bundle, "--similar", "thing 4", "--k", 2, "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert [one["id"] for one in found] == [item.id for item, _ in Recommender.open(bundle).similar_items("B004", k=2)]
+    call(monkeypatch, recommend, bundle, "--history", "b0O1", "--k", 1)
+    assert "did you mean B0" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "without times.csv"])
@@ -440,10 +444,12 @@ def test_histories_of_a_file(make, tmp_path, monkeypatch, capsys, form):
         names, width = ("user,item,time", 3) if form == "csv" else ("user,item", 2)
         rows = rows if form == "csv" else rows[::-1]
         path.write_text("".join(",".join(map(str, row[:width])) + "\n" for row in [names.split(","), *rows]))
-    (tmp_path / "stock.txt").write_text("\n".join(name_of(item) for item in range(40)))
+    (tmp_path / "stock.txt").write_text("\n".join(["Item_ID", *(name_of(item) for item in range(40))]))
     flags = ["--histories", path, "--output", output, "--k", 4, "--candidates", tmp_path / "stock.txt"]
     call(monkeypatch, recommend, bundle, *flags)
-    said = capsys.readouterr().out
+    said, error = capsys.readouterr()
+    assert "1 of 41 ids are those of no item, and were passed over; the first is 'Item_ID' in line 1" in error
+    assert "items are recommended; 'B" in said
     assert "2 items of histories are not in the catalog" in said and "1 users have no item that is" in said
     written = [json.loads(line) for line in output.read_text().splitlines()]
     written = sorted(written, key=lambda line: list(lists).index(line["user"]))
@@ -483,16 +489,79 @@ def test_histories_that_cannot_be_read_leave_no_file(make, tmp_path, monkeypatch
         assert not [file for file in tmp_path.iterdir() if "out.jsonl" in file.name]
 
 
-def test_only_what_is_a_bundles_own_is_removed(make, shop, monkeypatch, tmp_path):
+def test_only_what_is_a_bundles_own_is_removed(make):
     recommender = make("text")
     folder = recommender.bundle.path.parent
-    (folder / "version-killed").mkdir()  # as a killed command leaves it
+    (folder / "version-0000dead").mkdir()  # as a killed command leaves it
+    (folder / "version-0000dead" / "whitening.npz").touch()
+    (folder / ".bundle.json.host.1.partial").touch()
     make("text")
-    assert len(list(folder.glob("version-*"))) == 1
-    (folder / "notes").mkdir()
-    with pytest.raises(InputError, match="holds other files"):
+    assert sorted(path.name.split("-")[0] for path in folder.iterdir()) == [".lock", "bundle.json", "version"]
+    for name in ("notes", "version-notes", "version-0000beef", ".bundle.json"):
+        (folder / name).mkdir()
+        (folder / name / "mine.txt").touch()
+        with pytest.raises(InputError, match=f"{name} is no file of a bundle"):
+            make("text")
+        (folder / name / "mine.txt").unlink()
+        (folder / name).rmdir()
+    (folder / "bundle.json").write_text('{"version": 1, "of": "another program"}')
+    with pytest.raises(InputError, match="bundle.json is no file of a bundle"):
         make("text")
-    assert (folder / "notes").is_dir()
+
+
+@pytest.mark.parametrize("texts", [{}, {0: {}}, {0: {1: "a"}}, {0: {"title": b"x"}}])
+def test_what_could_not_be_opened_replaces_nothing(shop, make, tmp_path, monkeypatch, texts):
+    recommender = make("text")
+    (tmp_path / "data").mkdir()
+    for path in (shop / "data").iterdir():
+        (tmp_path / "data" / path.name).symlink_to(path)
+    (tmp_path / "data/item_text_dict.pkl").unlink()
+    dump(tmp_path / "data/item_text_dict.pkl", texts)
+    for output in (recommender.bundle.path.parent, tmp_path / "another"):
+        with pytest.raises(InputError, match="text"):
+            call(monkeypatch, bundle_script, "--dataset", tmp_path / "data", "--rank_by", "text", "--output", output)
+    assert not (tmp_path / "another").exists()
+    assert ids(recommender.recommend([["B001"]], k=3)) == ids(
+        Recommender.open(tmp_path / "bundle").recommend([["B001"]], k=3)
+    )
+
+
+def test_a_make_that_fails_leaves_no_folder(make, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bundle_script, "save_whitening", full)
+    with pytest.raises(DiskError, match="version-.* could not be written"):
+        make("text")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_check_sees_a_changed_byte(make, monkeypatch, capsys):
+    recommender = make("log")
+    recommender.add_items([("new", {"title": "New"})])
+    folder = recommender.bundle.path.parent
+    call(monkeypatch, bundle_script, "check", folder)
+    assert f"{ITEMS + 1} items, and all of the bundle is whole" in capsys.readouterr().out
+    path = recommender.bundle.folder / "texts.bin"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=f"is not as it was written, from byte {ITEMS * WIDTH * 4} on"):
+        call(monkeypatch, bundle_script, "check", folder)
+    recommender.bundle.store.connection().execute("UPDATE items SET fields = '[1' WHERE number = 3")
+    with pytest.raises(InputError, match="item 3 is damaged"):
+        recommender.find("B003")
+
+
+@pytest.mark.parametrize(("part", "value"), [("indices", 10**6), ("indices", -1), ("indptr", 10**6), ("indptr", -5)])
+def test_a_forged_matrix_is_refused(tmp_path, part, value):
+    domain = Domain.of(Statistics.of(np.eye(5, dtype=np.float32), Sequences.of(*[[1, 2, 3], [2, 3]])))
+    save_log(tmp_path, domain.log, None)
+    forged = np.load(tmp_path / f"transitions.{part}.npy")
+    forged[1] = value
+    np.save(tmp_path / f"transitions.{part}.npy", forged)
+    with pytest.raises(InputError, match="are not the parts of a matrix of 5 items"):
+        load_log(tmp_path)
 
 
 def test_an_update_keeps_the_fields_that_it_does_not_name(make):
@@ -595,7 +664,7 @@ def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
         ("add BUNDLE --ids N1", "--items is required"),
         ("--dataset DATA --rank_by blend --output out", "needs --ckpt_path"),
         ("--dataset none --output out", "no directory"),
-        ("--dataset DATA --output .", "holds other files"),
+        ("--dataset DATA --output .", "is no file of a bundle"),
         ("remove BUNDLE --items new.csv", "no item has the id 'N1'"),
     ],
 )
@@ -651,7 +720,7 @@ def test_pickles_in_a_bundle_are_not_run(make):
     folder = make("log").bundle.folder
     np.save(folder / "whitening.npz", np.array([print], dtype=object), allow_pickle=True)
     with pytest.raises(InputError, match=r"is not the file|cannot be read"):
-        bundles.load_whitening(folder / "whitening.npz.npy")
+        bundles.load_whitening(folder / "whitening.npz.npy", WIDTH)
 
 
 entries = st.one_of(
@@ -690,6 +759,15 @@ def test_odd_histories_get_answers_or_one_sentence(make):
     for k in (0, -1, 2.5, True, "3"):
         with pytest.raises(ValueError, match="k"):
             recommender.recommend([["B001"]], k=k)
+
+
+def test_a_table_with_odd_columns_is_read_as_the_flags_say(tmp_path):
+    path = tmp_path / "h.txt"
+    path.write_text("who;what;wann\nanna;B002;31/12/2020 10:00\nanna;B001;01/02/2020 09:00\n")
+    with pytest.raises(InputError, match="--user_column"):
+        list(read_histories(path))
+    columns = {"user_column": "who", "item_column": "what", "time_column": "wann", "time_format": ["%d/%m/%Y %H:%M"]}
+    assert list(read_histories(path, Reading(**columns))) == [("anna", ["B001", "B002"])]
 
 
 def test_histories_that_cannot_be_read(tmp_path):

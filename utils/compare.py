@@ -296,7 +296,7 @@ def report_coverage(method: str, found: Coverage, candidates: int, k: int) -> No
 def verdict(rows: list[dict[str, Any]], k: int) -> str:
     """One line that says what the model loses to or beats, and what is best without a log."""
     name = f"ndcg@{k}"
-    others = [row for row in rows if row["needs"]]
+    others = [row for row in rows if row["needs"] and row["method"] != BEST_BLEND]  # which has the model's own part
     best = max(others, key=lambda row: row[name])
     needs = "" if f"({best['needs']})" in best["method"] else f" ({best['needs']})"  # some names say it
     rival, difference, low, high = best["method"] + needs, best["difference"], best["low"], best["high"]
