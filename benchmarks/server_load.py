@@ -14,10 +14,10 @@ that load, and the server at 70 % of what it then has answered; medians of the r
 
 import argparse
 import asyncio
+import contextlib
 import itertools
 import json
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -65,14 +65,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make_parts(Path(folder), args)
         recommender = make_bundle(Path(folder), args.rank_by)
-        with start_server(Path(folder) / args.rank_by) as server:
-            port = int(re.search(r"http://127\.0\.0\.1:(\d+)", server.stdout.readline())[1])
+        with server(Path(folder) / args.rank_by) as port:
             check(recommender, port, args)
             rounds = [time_in_turn(recommender, port, number, args) for number in range(args.repeats + 1)][1:]
-            server.send_signal(signal.SIGTERM)
-            server.communicate()
-    if server.returncode:
-        raise InputError(f"the server ended with exit code {server.returncode}; no time is reported")
     result = {name: statistics.median(one[name] for one in rounds) for name in rounds[0]}
     result["all_ratios"] = [round(one["ratio"], 3) for one in rounds]
     result["matrix_gflops"] = common.matrix_rate(device) / 1e9
@@ -96,10 +91,18 @@ def time_in_turn(recommender: Recommender, port: int, number: int, args: argpars
     }
 
 
-def start_server(bundle: Path) -> subprocess.Popen:
-    """The command, at a free port."""
+@contextlib.contextmanager
+def server(bundle: Path) -> Iterator[int]:
+    """The command, in the block, at a free port, which is given; InputError unless it ends well."""
     command = [sys.executable, "-m", "serving.server", str(bundle), "--port", "0", "--device", "cpu"]
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        yield int(re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())[1])
+    finally:
+        process.terminate()
+        process.communicate()
+    if process.returncode:
+        raise InputError(f"the server ended with exit code {process.returncode}; no time is reported")
 
 
 def histories(args: argparse.Namespace, seed: int) -> Iterator[list[int]]:

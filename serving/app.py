@@ -14,11 +14,11 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, field_validator
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serving.api_page import api_page
 from serving.asked import Request
-from serving.border import MOST_BYTES, Border, add_handlers
+from serving.border import MOST_BYTES, Border, Json, add_handlers
 from serving.recommender import Recommendation
 from serving.rules import Scored, describe, rule_lists, search
 from serving.service import Service
@@ -116,9 +116,9 @@ def size(text: dict[str, Any]) -> float:
 # Answers
 
 
-def listed(items: list[Recommendation]) -> JSONResponse:
+def listed(items: list[Recommendation]) -> Json:
     """Recommendations with the names of their parts."""
-    return JSONResponse(
+    return Json(
         {"items": [{**one._asdict(), "because": [reason._asdict() for reason in one.because]} for one in items]}
     )
 
@@ -173,13 +173,13 @@ async def recommend(asked: Asked, http: HttpRequest, service: Served) -> Respons
 async def rules(asked: AskedRules, http: HttpRequest, service: Served) -> Response:
     """What simple rules would recommend: nearest text, popularity, repeat; null of a rule without data."""
     found = await service.call(http, rule_lists, service.recommender, asked.history, asked.k)
-    return JSONResponse({name: None if items is None else scored(items) for name, items in found.items()})
+    return Json({name: None if items is None else scored(items) for name, items in found.items()})
 
 
 @router.get("/similar")
 async def similar(item: KnownItem, http: HttpRequest, service: Served, k: Count = 10) -> Response:
     """The items whose texts are nearest to one's, with cosines, best first."""
-    return JSONResponse({"items": scored(await service.call(http, service.recommender.similar_items, item, k))})
+    return Json({"items": scored(await service.call(http, service.recommender.similar_items, item, k))})
 
 
 @router.get("/search")
@@ -190,14 +190,14 @@ async def search_titles(
     limit: Count = 20,
 ) -> Response:
     """Items by words: the one with this id, then titles that begin with the words, then titles that hold them."""
-    return JSONResponse({"items": named(await service.call(http, search, service.recommender, words, limit))})
+    return Json({"items": named(await service.call(http, search, service.recommender, words, limit))})
 
 
 @router.get("/item")
 async def item(item: KnownItem, http: HttpRequest, service: Served) -> Response:
     """One item: its title, text fields, codes and share of the log; null where the bundle has none."""
     found = await service.call(http, describe, service.recommender, item)
-    return JSONResponse(found._asdict())
+    return Json(found._asdict())
 
 
 @writes.post("/add")
@@ -221,7 +221,7 @@ async def remove(removed: Removed, http: HttpRequest, service: Served) -> Respon
 async def change(http: HttpRequest, service: Service, function: Any, items: list[Any]) -> Response:
     """Make a change, and say how many items it was about."""
     await service.call(http, function, items)
-    return JSONResponse({"count": len(items)})
+    return Json({"count": len(items)})
 
 
 # The next two have no queue to wait in: they must answer when the queues are full. FastAPI runs them in a thread.
@@ -232,7 +232,7 @@ def health(service: Served) -> Response:
     """Whether recommendations can be had, and from what."""
     view = service.recommender.view()
     bundle, change = view.bundle, view.change
-    return JSONResponse(
+    return Json(
         {
             "status": "ok",
             "items": change.numbers - len(change.barred),

@@ -5,6 +5,7 @@ once, and of many the next batch gathers while one is computed.
 """
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any
@@ -72,8 +73,9 @@ class Batcher:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        end = time.monotonic() + seconds
         for thread in self._threads:
-            thread.join(seconds)
+            thread.join(max(0.0, end - time.monotonic()))
         return not any(thread.is_alive() for thread in self._threads)
 
     def _leave(self, future: Future) -> None:

@@ -5,8 +5,10 @@ the client; its traceback is in the server's log.
 """
 
 import hmac
+import json
 import time
 from collections.abc import Collection
+from typing import Any
 from urllib.parse import urlsplit
 
 from fastapi import FastAPI
@@ -19,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from serving.batching import Closed, Full
 from serving.service import TOKEN, Gone, Refused, Service
 from utils.errors import InputError, shown
+from utils.files import nan_to_none
 
 WRITES = "/items/"  # begins the paths that change the bundle
 LOCAL = ("localhost", "127.0.0.1", "::1")
@@ -37,9 +40,17 @@ TOO_LARGE = f"the body has more than {MOST_BYTES} bytes"
 STOPPING = "the server is stopping and takes no more requests"
 
 
-def fault(status: int, sentence: str, **headers: str) -> JSONResponse:
+class Json(JSONResponse):
+    """JSON that any text can stand in, halves of surrogate pairs, too; what is not a number is null."""
+
+    def render(self, content: Any) -> bytes:
+        """The body."""
+        return json.dumps(nan_to_none(content)).encode()
+
+
+def fault(status: int, sentence: str, **headers: str) -> Json:
     """An answer that says what is wrong."""
-    return JSONResponse({"error": sentence}, status, {name.replace("_", "-"): said for name, said in headers.items()})
+    return Json({"error": sentence}, status, {name.replace("_", "-"): said for name, said in headers.items()})
 
 
 class Border:

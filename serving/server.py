@@ -39,6 +39,7 @@ SETTINGS = {
     "proxy_headers": False,
     "lifespan": "off",
     "ws": "none",
+    "limit_concurrency": 1000,  # connections, each of which may send a body
 }
 KEEP_ALIVE = 30  # seconds until a connection that asks nothing is closed
 port_number = whole_number(0, 2**16, "from 0 to 65535")
@@ -86,7 +87,10 @@ def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; InputError for an address that is not of this machine, or a port that is taken."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listening = socket.create_server((host, port), family=family, backlog=1024)
+        # Or else the kernel holds back the second packet of an answer, its body, for 40 ms.
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return listening
     except (OSError, UnicodeError) as error:
         raise InputError(
             f"--host {host} --port {port} cannot be listened to ({reason(error)}). Give others."

@@ -5,6 +5,7 @@ the bundle waits in a second queue, whose threads take one call each, so that no
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -16,6 +17,7 @@ from serving.asked import Request
 from serving.batching import Batcher
 from serving.metrics import Metrics
 from serving.recommender import Recommender
+from utils.errors import InputError
 
 THREADS = 4  # of the second queue
 TOKEN = "RECGPT_TOKEN"  # noqa: S105 - the environment's variable with the token of those who may write
@@ -61,13 +63,14 @@ class Service:
 
     def text_of_metrics(self) -> str:
         """The counters, with what is true at this moment, for Prometheus."""
-        change = self.recommender.view().change
         gauges = {
             "recgpt_queue_length": ("Recommendations that wait.", len(self.asked)),
             "recgpt_other_queue_length": ("Other requests that wait.", len(self.others)),
-            "recgpt_items": ("Items that may be recommended.", change.numbers - len(change.barred)),
-            "recgpt_generation": ("Changes of the bundle since it was made.", change.generation),
         }
+        with contextlib.suppress(InputError):  # of a damaged bundle, whose items cannot be counted
+            change = self.recommender.view().change
+            gauges["recgpt_items"] = "Items that may be recommended.", change.numbers - len(change.barred)
+            gauges["recgpt_generation"] = "Changes of the bundle since it was made.", change.generation
         return self.metrics.text(gauges)
 
     def _recommend(self, requests: Sequence[Request]) -> list:

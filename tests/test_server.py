@@ -266,7 +266,7 @@ def test_a_thousand_odd_histories(bundle, capfd):
     """Each gets a list of the length that was asked for, or one sentence; and all of them are counted."""
     rng = random.Random(0)
     asked = [
-        {"history": odd_history(rng), "k": rng.choice([1, 5, 79]), "skip_unknown": rng.random() < 0.5}
+        {"history": odd_history(rng), "k": rng.choice([1, 5, 79]), "skip_unknown": rng.random() < 0.5, "explain": True}
         for _ in range(1000)
     ]
     with serving(Recommender.open(bundle)) as running, ThreadPoolExecutor(8) as threads:
@@ -361,6 +361,11 @@ def test_writes_need_the_token_of_the_environment(shop, tmp_path, capfd):  # noq
         assert running.post("/items/update", updated, AUTHORIZED).json() == {"count": 1}
         assert running.get("/item", id="N1").json()["fields"] == {"title": "Another", "brand": "Maker 0"}
         assert "recgpt_generation 3" in running.metrics()
+        odd = {"items": [{"id": "N2", "fields": {"title": HALF, "brand": [float("nan"), "\x00"]}}]}
+        assert running.post("/items/add", odd, AUTHORIZED).json() == {"count": 1}
+        assert running.get("/item", id="N2").json()["fields"]["brand"] == [None, "\x00"]
+        assert running.recommend(["N1"], candidates=["N2"], explain=True).status == 200
+        assert running.post("/items/remove", {"ids": ["N2"]}, AUTHORIZED).json() == {"count": 1}
         assert running.post("/items/remove", {"ids": ["N1"]}, AUTHORIZED).json() == {"count": 1}
         assert running.post("/items/remove", {"ids": ["N1"]}, AUTHORIZED).status == 400
         assert running.get("/item", id="N1").status == 404 and running.get("/health").json()["items"] == 79
@@ -489,6 +494,7 @@ def test_a_bundle_that_is_damaged_meanwhile_is_one_sentence(shop, tmp_path):  # 
     with serving(Recommender.open(folder)) as running:
         header = json.loads((folder / "bundle.json").read_text())
         (folder / "bundle.json").write_text(json.dumps({**header, "folder": "version-gone"}))
+        assert "recgpt_queue_length 0" in running.metrics()
         for answer in (running.recommend(["B001"]), running.get("/health")):
             assert answer.status == 503 and "version-gone" in answer.sentence()
         (folder / "bundle.json").write_text(json.dumps(header))
@@ -529,6 +535,13 @@ def test_a_queue_whose_work_does_not_end_can_be_left():
     queue = Batcher(lambda jobs: time.sleep(1) or jobs, most=1, room=2)
     queue.submit(1)
     assert not queue.close(0.05)
+
+
+def test_answers_are_not_held_back_by_the_kernel():
+    with server.listen("localhost", 0) as listening, socket.create_connection(listening.getsockname()[:2]):
+        accepted, _ = listening.accept()
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        accepted.close()
 
 
 def test_the_command_says_what_is_missing(bundle, monkeypatch, capsys):
