@@ -42,6 +42,8 @@ THERE, TEXTLESS, GONE = range(3)  # states: may be recommended; has no text, and
 FILE = "items.sqlite"
 ROWS = 1 << 14  # that are written at once
 WAIT = 30.0  # seconds for another process that is writing
+SEARCHED = 500_000  # titles that a search looks into, which bounds its time
+LAST = "\U0010ffff"  # stands behind every other character
 REMEDY = "Make the bundle again (python -m serving.bundle)."
 
 ItemId = int | str
@@ -154,6 +156,23 @@ class ItemStore:
         query = "SELECT number FROM items WHERE folded = ? AND state < 2 ORDER BY number LIMIT ?"
         return [number for (number,) in self._rows(query, folded(whole(title)), at_most)]
 
+    def search(self, words: str, limit: int) -> list[int]:
+        """Numbers of at most `limit` items by their titles: first those that begin with some words, by an index.
+
+        Then those that hold each of the words somewhere, among the first 500,000 titles in the order of the alphabet.
+        """
+        words = folded(whole(words))
+        if not words:
+            return []
+        begin = "SELECT number FROM items WHERE folded >= ? AND folded < ? AND state < 2 ORDER BY folded LIMIT ?"
+        found = [number for (number,) in self._rows(begin, words, words + LAST, limit)]
+        if len(found) < limit:
+            titles = f"SELECT number, folded FROM items WHERE state < 2 ORDER BY folded LIMIT {SEARCHED}"
+            holds = " AND ".join("instr(folded, ?)" for _ in words.split())
+            held = f"SELECT number FROM ({titles}) WHERE {holds} LIMIT ?"
+            found += [number for (number,) in self._rows(held, *words.split(), limit + len(found))]
+        return list(dict.fromkeys(found))[:limit]
+
     def beginning_like(self, word: str, at_most: int = 1000) -> list[str]:
         """Some ids and titles that have the first letters of a word, in any case."""
         found = []
@@ -161,7 +180,7 @@ class ItemStore:
             start = whole(start[: max(1, len(start) // 2)])
             name = "title" if column == "folded" else column
             query = f"SELECT {name} FROM items WHERE {column} >= ? AND {column} < ? AND state < 2 LIMIT ?"
-            found += [name for (name,) in self._rows(query, start, start + "\U0010ffff", at_most)]
+            found += [name for (name,) in self._rows(query, start, start + LAST, at_most)]
         return found
 
     def items(self, numbers: Sequence[int]) -> list[Item]:

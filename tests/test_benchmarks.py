@@ -22,6 +22,7 @@ COMMANDS = {
     "search": SMALL + "--users 3 --entropy 3",
     "blend": "--items 300 --repeats 2 --users 3 --log_users 60 --embedding_width 32",
     "serving": "--items 300 --repeats 2 --log_users 60 --tf_layer 1 --width 64 --lengths 3 --rank_by model blend",
+    "server_load": "--items 300 --repeats 1 --log_users 60 --tf_layer 1 --width 64 --seconds 0.5 --clients 4",
     "predict": MODEL + "--users 6 --test_batch_size 3",
     "train": MODEL + "--batch_size 3 --published_batch_size 2",
     "processes": "--items 300 --tf_layer 1 --width 64 --length 3 --batch_size 2 --repeats 1 --reports 1",
@@ -66,6 +67,17 @@ def test_calls_of_the_library_are_timed_unless_their_lists_are_wrong(monkeypatch
     monkeypatch.setattr(Recommender, "_scores", lambda *arguments: -scores(*arguments))
     with pytest.raises(SystemExit):
         benchmark(monkeypatch, "serving")
+    assert "no time is reported" in capsys.readouterr().err
+
+
+def test_the_server_is_loaded_unless_its_lists_are_wrong(monkeypatch, tmp_path, capsys):
+    benchmark(monkeypatch, "server_load", f" --results {tmp_path}/results.jsonl")
+    result = json.loads((tmp_path / "results.jsonl").read_text())
+    assert result["ratio"] > 0 and result["p95_ms"] >= result["median_ms"] > 0
+    recommend = Recommender.recommend
+    monkeypatch.setattr(Recommender, "recommend", lambda self, lists, **others: recommend(self, lists[::-1], **others))
+    with pytest.raises(SystemExit):
+        benchmark(monkeypatch, "server_load")
     assert "no time is reported" in capsys.readouterr().err
 
 
