@@ -35,7 +35,7 @@ from tqdm import tqdm
 
 from decoder import Decoder, check_width
 from encoder import Encoder
-from utils.checkpoint import fill_module, load_state, load_tensors, save_state, save_tensors
+from utils.checkpoint import fill_module, load_state, load_tensors, read_metadata, save_state, save_tensors
 from utils.cli import (
     SWITCH,
     add_settings,
@@ -53,6 +53,7 @@ from utils.datasets import is_whitened
 from utils.errors import InputError, reason, shown
 from utils.files import check_writable, load_matrix, lock_folder
 from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
+from utils.pretrained import TOKENIZER, TOKENIZER_FOLDER, fetched, kind_of, pretrained_directory, save_folder
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 from utils.whitening import WHITENED, WhitenedMatrix, Whitening
@@ -170,6 +171,33 @@ class AutoEncoder(nn.Module):
         self.quantizer.project_in.weight.copy_(weight)
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
 
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, device: torch.device | str = "cpu", revision: str | None = None, token: str | None = None
+    ) -> "AutoEncoder":
+        """Load the tokenizer of a directory, or of a model OWNER/NAME of the Hub, in evaluation mode.
+
+        InputError for what RecGPT.from_pretrained refuses.
+        """
+        return load_tokenizer(fetched(name, revision, token), device)
+
+    def save_pretrained(self, directory: str | Path) -> None:
+        """Write config.json and tokenizer.safetensors into a directory, in the place of an earlier tokenizer or model.
+
+        Beside a model's weights RecGPT.save_pretrained writes it.
+
+        Raises:
+            InputError: the directory holds other files, or a weight is not finite.
+            DiskError: no space; what was there stays.
+        """
+        with pretrained_directory(directory) as folder:
+            self.save_weights(folder)
+
+    def save_weights(self, folder: Path) -> None:
+        """Write config.json and tokenizer.safetensors into a folder, which is made if need be."""
+        sizes = {"embedding_width": self.embedding_width, "whitens": self.whitens}
+        save_folder(folder, TOKENIZER, sizes, self.state_dict())
+
     def fingerprint(self) -> str:
         """Hash of `project_in`, sixteen hexadecimal digits: codes of different tokenizers have different ones."""
         digest = hashlib.sha256()
@@ -183,15 +211,25 @@ class AutoEncoder(nn.Module):
 def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
     """Load the tokenizer of a checkpoint, in evaluation mode; InputError for a damaged file, or one without tokenizer.
 
-    The release's unused encoder weights are dropped.
+    The checkpoint may be a directory of a tokenizer, or of a model that has one. The release's unused encoder weights
+    are dropped.
     """
-    state = {name: value for name, value in load_state(path).items() if not name.startswith("encoder.")}
+    folder = Path(path) / TOKENIZER_FOLDER
+    path = folder if kind_of(folder) else Path(path)
+    state = load_state(path)
+    if not path.is_dir():
+        state = {name: value for name, value in state.items() if not name.startswith("encoder.")}
     if "quantizer.project_in.weight" not in state or state["quantizer.project_in.weight"].ndim != 2:
         raise InputError(f"{path} holds no tokenizer (quantizer.project_in is missing). Give a file of ae_trainer.py.")
     width = state["quantizer.project_in.weight"].shape[1] * CODES_PER_ITEM
     check_width(width, path)
     if sum(value.numel() for value in state.values()) < width**2:  # before more is made than memory may hold
         raise InputError(f"{path} holds too few numbers for embeddings {width} wide. Give a file of ae_trainer.py.")
+    if path.is_dir():
+        noted = read_metadata(path)["config"]
+        for name, found in (("embedding_width", width), ("whitens", WHITENS in state)):
+            if noted[name] != found:
+                raise InputError(f"{path}: {name} is {shown(noted[name])} in config.json, and {found} of the weights.")
     tokenizer = AutoEncoder(width, WHITENS in state)
     fill_module(tokenizer, state, path)
     return tokenizer.to(device).eval()

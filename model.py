@@ -9,9 +9,11 @@ embedding, N items of a catalog, R rows with one history each, Q tokens that att
 """
 
 import hashlib
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,10 +34,25 @@ from utils.checkpoint import (
     read_metadata,
 )
 from utils.data import IGNORED, WINDOW, Catalog, SeqBatch, token_positions
-from utils.errors import InputError, reason
+from utils.datasets import Origin, check_fit
+from utils.errors import InputError, reason, shown
 from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.model_card import Card, model_card
+from utils.pretrained import (
+    CARD,
+    MODEL,
+    TOKENIZER_FOLDER,
+    fetched,
+    known_origin,
+    pretrained_directory,
+    save_folder,
+    upload,
+)
 from utils.search import ItemSearch
 from utils.util import check_count
+
+if TYPE_CHECKING:
+    from ae_trainer import AutoEncoder
 
 HEAD_WIDTH = 64  # as in GPT-2, which has 12 heads at width 768
 ITEMS_AT_ONCE = 1 << 16  # of a catalog whose embeddings are read together
@@ -61,8 +78,8 @@ class RecGPTConfig:
             raise ValueError(f"RecGPTConfig: {self.heads!r} heads do not divide a width of {self.width}")
         if self.embedding_width % CODES_PER_ITEM:
             raise ValueError(f"RecGPTConfig: an embedding width of {self.embedding_width} is not four slices")
-        if not 0 <= self.dropout <= 1:
-            raise ValueError(f"RecGPTConfig: dropout {self.dropout} is not in [0, 1]")
+        if type(self.dropout) not in (int, float) or not 0 <= self.dropout <= 1:
+            raise ValueError(f"RecGPTConfig: dropout {self.dropout!r} is no number in [0, 1]")
         if self.predicts not in PREDICTED:
             raise ValueError(f"RecGPTConfig: {self.predicts!r} is none of {PREDICTED}")
 
@@ -140,6 +157,7 @@ class RecGPT(nn.Module):
         super().__init__()
         self.config = config
         self.items: Items | None = None  # where items are predicted: the candidates of the loss
+        self.origin: dict[str, Any] = {}  # encoder, tokenizer and targets that it was trained on, as far as it is known
         self.gpt2model = GPT2ItemModel(config.gpt2())
         if gradient_checkpointing:
             self.gpt2model.gradient_checkpointing_enable()
@@ -159,6 +177,98 @@ class RecGPT(nn.Module):
         for parameter in self.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
         return digest.hexdigest()
+
+    @classmethod
+    def from_pretrained(
+        cls, name: str | Path, device: torch.device | str = "cpu", revision: str | None = None, token: str | None = None
+    ) -> "RecGPT":
+        """Load the model of a directory that `save_pretrained` wrote, or of the Hub, in evaluation mode.
+
+        Two tables that are equal, as those of `tie_embeddings`, are loaded as two.
+
+        Args:
+            name: the directory, or OWNER/NAME of a model of the Hub, of which nothing but weights and sizes is fetched.
+            device: where the model is put.
+            revision: branch, tag or commit of the Hub.
+            token: of the Hub, for a private model; by default HF_TOKEN, or that of `hf auth login`.
+
+        Raises:
+            InputError: the Hub is out of reach or has no such model; a weight is missing, unknown, of another shape or
+                not finite; or sizes in config.json are not those of the weights.
+        """
+        return load_model(fetched(name, revision, token), torch.device(device))[0]
+
+    def save_pretrained(
+        self, directory: str | Path, tokenizer: "AutoEncoder | None" = None, card: Card | None = None
+    ) -> None:
+        """Write config.json, model.safetensors and a model card into a directory, in the place of an earlier model.
+
+        Args:
+            directory: is made if need be.
+            tokenizer: is written into its folder tokenizer/; the weights are of no use without it.
+            card: what the model card says of data, metrics and limits. Without it, that they were not given.
+
+        Raises:
+            InputError: the directory holds other files, a weight is not finite, or the model was trained on the codes
+                of another tokenizer.
+            DiskError: no space; what was there stays.
+        """
+        with pretrained_directory(directory) as folder:
+            self._save_all(folder, tokenizer, card, "path/to/this/folder")
+
+    def push_to_hub(
+        self,
+        name: str,
+        tokenizer: "AutoEncoder | None" = None,
+        card: Card | None = None,
+        private: bool = True,
+        revision: str | None = None,
+        message: str = "RecGPT: weights, sizes and model card",
+        token: str | None = None,
+    ) -> str:
+        """Send what `save_pretrained` writes to the model OWNER/NAME of the Hub; returns the address of the commit.
+
+        Args:
+            name: OWNER/NAME; the model is made where there is none.
+            tokenizer: as of `save_pretrained`.
+            card: as of `save_pretrained`.
+            private: only the owner can read the model; False: everyone can.
+            revision: branch, which is made where there is none; by default the main branch.
+            message: of the commit.
+            token: of the Hub, one that may write; by default HF_TOKEN, or that of `hf auth login`.
+
+        Raises:
+            InputError: what `save_pretrained` refuses; no token, HF_HUB_OFFLINE, the Hub is out of reach or refuses; or
+                `private`, and everyone can read the model that is there already.
+        """
+        write = partial(self._save_all, tokenizer=tokenizer, card=card, name=name)
+        return upload(name, write, private, revision, message, token)
+
+    def _save_all(self, folder: Path, tokenizer: "AutoEncoder | None", card: Card | None, name: str) -> None:
+        """Write weights, tokenizer and card into a folder, for a model that will be loaded as `name`."""
+        origin, state = self.origin, self.state_dict()
+        if tokenizer is not None:
+            read = (origin.get("encoder"), origin.get("tokenizer"))
+            found = Origin("the tokenizer", tokenizer.embedding_width, None, tokenizer.fingerprint())
+            check_fit(Origin("the model", self.config.embedding_width, *read), found)
+            tokenizer.save_weights(folder / TOKENIZER_FOLDER)
+            origin = {**origin, "tokenizer": tokenizer.fingerprint()}
+        self.save_weights(folder, origin)
+        table = state["gpt2model.wte.weight"].numel() * has_tied_embeddings(state)
+        numbers = sum(value.numel() for value in state.values()) - table
+        text = model_card(name, {**self._sizes(), "parameters": numbers}, origin, tokenizer is not None, card or Card())
+        (folder / CARD).write_text(text, encoding="utf-8")
+
+    def save_weights(self, folder: Path, origin: dict[str, Any] | None = None) -> None:
+        """Write config.json and model.safetensors into a folder, which is made if need be.
+
+        `origin` stands in for the attribute.
+        """
+        origin = self.origin if origin is None else origin
+        save_folder(folder, MODEL, {**self._sizes(), "origin": origin}, self.state_dict())
+
+    def _sizes(self) -> dict[str, Any]:
+        return {**asdict(self.config), "heads": self.config.attention_heads}
 
     def fuse(self, codes: Tensor, embeddings: Tensor) -> Tensor:
         """Token embedding plus auxiliary embedding of (..., S, K) codes and (..., S, E) float: (..., T, D) float."""
@@ -235,7 +345,12 @@ class RecGPT(nn.Module):
 
     def next_item(self, batch: SeqBatch) -> Tensor:
         """What the head says of every history's next item: `next_item_logits`, or `next_item_queries`."""
-        return self.next_item_queries(batch) if self.config.predicts == ITEMS else self.next_item_logits(batch)
+        self.check_predicts()
+        return self.said(self.hidden(batch, last=batch.last))
+
+    def said(self, hidden: Tensor) -> Tensor:
+        """What the head says by the final hidden states (B, K, D) of last items: logits (B, K, V) or queries (B, D)."""
+        return hidden.mean(1).float() if self.config.predicts == ITEMS else self.logits(hidden)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
         """Logits of the four codes of every history's next item: (B, K, V) float32.
@@ -252,10 +367,9 @@ class RecGPT(nn.Module):
         Raises:
             ValueError: dropout is on, the model predicts codes, or what `hidden` raises.
         """
-        self.check_predicts()
         if self.config.predicts != ITEMS:
             raise ValueError("a model that predicts codes has no queries: call next_item_logits")
-        return self.hidden(batch, last=batch.last).mean(1).float()
+        return self.next_item(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) float32 of the final hidden states (..., D) of some tokens."""
@@ -282,22 +396,28 @@ def summed_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     return F.linear_cross_entropy(hidden, weight, targets, reduction="none", options=options).float().sum()
 
 
-def load_model(path: str | Path, device: torch.device, layers: int | None = None) -> tuple[RecGPT, dict[str, Any]]:
+def load_model(
+    path: str | Path, device: torch.device | str, layers: int | None = None, mapped: bool = False
+) -> tuple[RecGPT, dict[str, Any]]:
     """Load a checkpoint: a model in evaluation mode, its sizes read from the weights, and the JSON beside them.
 
-    The checkpoint may be the release's, or its zip parts; `layers` is what the user typed as --tf_layer.
+    The checkpoint may be the release's, its zip parts, or a directory of `RecGPT.save_pretrained`; `layers` is what the
+    user typed as --tf_layer. With `mapped` the weights of a directory are not copied, so that several processes share
+    them; they are to be read only.
 
     Raises:
         InputError: the file is damaged or does not hold a RecGPT model, or `layers` contradicts it.
     """
     state, metadata = load_state(path), read_metadata(path)
-    config = read_config(state, metadata, path)
+    config = read_config(dict(state) if Path(path).is_dir() else state, metadata, path)  # a directory's is not cut
     if layers is not None and layers != config.layers:
         raise InputError(
             f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."
         )
-    model = RecGPT(config)
-    fill_module(model, state, path)
+    with torch.device("meta") if mapped else nullcontext():
+        model = RecGPT(config)
+    model.origin = known_origin(metadata)
+    fill_module(model, state, path, copy=not mapped)
     return model.to(device).eval(), metadata
 
 
@@ -305,8 +425,10 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
     """Read every size from the weights of a checkpoint, and cut the release's token embedding to the V rows in use.
 
     Raises:
-        InputError: the weights are not those of a RecGPT model.
+        InputError: the weights are not those of a RecGPT model, or the JSON beside them names other sizes.
     """
+    noted = metadata.get("config")
+    noted = noted if isinstance(noted, dict) else {}  # checkpoint_heads refuses others
     try:
         width = state["gpt2model.wte.weight"].shape[1]
         state["gpt2model.wte.weight"] = state["gpt2model.wte.weight"][:VOCABULARY]
@@ -316,6 +438,7 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
             heads=checkpoint_heads(metadata, noted_heads(state), width, path),
             embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
             window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
+            dropout=noted.get("dropout", RecGPTConfig.dropout),
             predicts=checkpoint_predicts(metadata, noted_predicts(state), path),
         )
     except (KeyError, ValueError, IndexError, TypeError) as error:
@@ -323,6 +446,12 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
             f"{path} does not hold the weights of a RecGPT model (missing or odd: {reason(error)}). "
             "Give a checkpoint that pre_train.py wrote, or the release's."
         ) from error
+    for name in ("layers", "width", "embedding_width", "window"):
+        if name in noted and noted[name] != getattr(config, name):
+            raise InputError(
+                f"{path}: {name} is {getattr(config, name)} by the weights, {shown(noted[name])} by the JSON beside. "
+                "Restore it, or write or fetch both again."
+            )
     check_width(config.embedding_width, path)
     blocks, tables = 12 * width * config.layers, VOCABULARY + config.embedding_width // CODES_PER_ITEM
     held = sum(value.numel() for value in state.values())

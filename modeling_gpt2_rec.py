@@ -85,12 +85,15 @@ def item_block_attention(
         mask = history_mask(item_block_mask, q.shape[2], per_item, q.device)
         out = attend(q, k, v, mask, dropout, scaling)  # (histories, heads, tokens, D / heads)
         outputs.append(out.transpose(1, 2).unflatten(1, (-1, per_item)).flatten(0, 1))  # (slots, K, heads, D / heads)
-    return torch.cat(outputs)[groups.unpadded].flatten(0, 1)[None], None  # (P, K, …) -> (S, K, …) -> (1, T, …)
+    out = outputs[0] if groups.alike else torch.cat(outputs)[groups.unpadded]  # (P, K, …) -> (S, K, …)
+    return out.flatten(0, 1)[None], None  # (1, T, …)
 
 
 def split_groups(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> Iterator[tuple[Tensor, ...]]:
     """Queries, keys or values (1, heads, T, D / heads) by group: (histories, heads, tokens, D / heads), padded."""
-    sides = tuple(side[0].transpose(0, 1).unflatten(0, (-1, per_item))[groups.padded] for side in sides)  # (P, K, …)
+    sides = tuple(side[0].transpose(0, 1).unflatten(0, (-1, per_item)) for side in sides)  # (S, K, …)
+    if not groups.alike:
+        sides = tuple(side[groups.padded] for side in sides)  # (P, K, …)
     start = 0
     for histories, items in groups.shapes:
         end = start + histories * items

@@ -51,6 +51,7 @@ from utils.files import atomic_write, check_writable
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
 from utils.names import load_names
+from utils.report import Evaluation, Listed, Measured, report_path, write_report
 from utils.scores import Statistics, distinct_items
 from utils.search import (
     SCAN_USERS,
@@ -89,6 +90,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items, scores, target and its rank")
     flags.add_argument("--with_titles", action="store_true", help="write ids and titles of the items there, too")
     flags.add_argument("--per_user", metavar="FILE.npz", help="write each user's NDCG at the largest k by each method")
+    flags.add_argument("--report", metavar="DIR", help="write DIR/report.html, a page with all results and examples")
     flags.add_argument("--exclude_history", action="store_true", help="recommend nothing that is in the user's history")
     flags.add_argument(
         "--compare", type=named_file, nargs="+", default=[], metavar="NAME=FILE", help="lists like those of --output"
@@ -103,7 +105,7 @@ def parse() -> argparse.Namespace:
             raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
     if args.with_titles and not args.output:
         raise InputError("--with_titles says what the items of --output are called. Give --output, too.")
-    for path in filter(None, (args.output, args.results, args.per_user)):
+    for path in filter(None, (args.output, args.results, args.per_user, report_path(args.report))):
         check_writable(path)
     return args
 
@@ -113,7 +115,8 @@ def main() -> None:
     args = parse()
     protocol = PROTOCOLS[args.protocol]
     test, model, catalog, candidates, made_with, fitted_with = load(args, protocol)
-    names = load_names(test.embeddings_path.parent, len(catalog)) if args.with_titles else None
+    folder, named = test.embeddings_path.parent, args.with_titles or args.report
+    names = load_names(folder, len(catalog), needed=args.with_titles) if named else None
     length = min(max(args.topk), len(catalog))  # of the lists: no search finds more
     histories, targets = test.sequences.split_targets()
     read = histories.last(model.config.window - 1)
@@ -141,27 +144,33 @@ def main() -> None:
     ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
     ranks = {compare.MODEL: Ranks(found.above, found.tied), **ranks}
     lists, needs = TopK(found.items, found.scores), {name: method.needs for name, method in others.items()}
-    covered = {compare.MODEL: found.items}
+    covered, by = {compare.MODEL: found.items}, compare.MODEL
     if BEST_BLEND in blends:
         lists, ranks[BEST_BLEND], needs[BEST_BLEND] = find.lists, find.ranks, compare.LOG
-        covered[BEST_BLEND] = lists.items
+        covered[BEST_BLEND], by = lists.items, BEST_BLEND
     elif blends:
-        lists = blends[NO_LOG_BLEND].search(histories, length)
+        lists, by = blends[NO_LOG_BLEND].search(histories, length), NO_LOG_BLEND
 
     groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
     pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in blends else []
     results = compare.measure(ranks, needs, groups, args.topk, pairs)
     if args.output:
-        by = BEST_BLEND if BEST_BLEND in blends else NO_LOG_BLEND if blends else compare.MODEL
-        compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), names)
+        called = names if args.with_titles else None
+        compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), called)
     if args.per_user:
         write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
-    names = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")
-    setting = {name: getattr(args, name) for name in names}
+    told = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")
+    setting = {name: getattr(args, name) for name in told}
     compare.report(results, args.topk)
     for name, listed in covered.items():
         compare.report_coverage(name, compare.coverage(listed.numpy()), len(candidates), length)
     append_results(args.results, ({**setting, **result} for result in results))
+    about = ({**setting, "predicts": model.config.predicts}, test, catalog.codes)
+    measured, listed = (
+        Measured(ranks, needs, groups, args.topk, results),
+        Listed(covered, len(candidates), by, lists.items),
+    )
+    write_report(args.report, Evaluation(*about, measured, listed), names)
     ours = results[0]
     print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
 

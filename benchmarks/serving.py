@@ -28,6 +28,7 @@ from ae_trainer import AutoEncoder
 from benchmarks import common
 from benchmarks.blend import draw_log
 from model import RecGPT, RecGPTConfig
+from serving.live import LiveHistories
 from serving.recommender import Recommender
 from serving.scoring import scores_of_all
 from utils.blend import Blender
@@ -63,6 +64,7 @@ def main() -> None:
             for length in args.lengths:
                 taken = time_calls(recommender, length, args, device)
                 result[f"{rank_by}_{length}_items_ms"] = statistics.median(taken)
+            result[f"{rank_by}_one_more_item_ms"] = statistics.median(time_live(recommender, args, device))
     result["matrix_gflops"] = common.matrix_rate(device) / 1e9
     common.report("serving", args, device, result)
 
@@ -119,6 +121,28 @@ def time_calls(recommender: Recommender, length: int, args: argparse.Namespace, 
     for _ in range(args.repeats + 3):
         history = rng.integers(0, args.items, length).tolist()
         taken.append(common.seconds(lambda: recommender.recommend([history], k=common.TOP), device) * 1e3)  # noqa: B023
+    return taken[3:]
+
+
+def time_live(recommender: Recommender, args: argparse.Namespace, device: torch.device) -> list[float]:
+    """Milliseconds of one more item on a live history that had 20 or more, and the list after it.
+
+    InputError unless the list is that of the whole history.
+    """
+    rng, live, taken = np.random.default_rng(args.seed), LiveHistories(recommender), []
+    history = rng.integers(0, args.items, 20).tolist()
+    live.start("user", history)
+
+    def add() -> None:
+        live.add("user", history[-1])
+        found.extend(live.recommend("user", k=common.TOP))
+
+    for _ in range(args.repeats + 3):
+        history, found = [*history, int(rng.integers(args.items))], []
+        taken.append(common.seconds(add, device) * 1e3)
+    (expected,) = recommender.recommend([history[-live.read("user") :] if live.read("user") else history], k=common.TOP)
+    if not np.allclose(*([one.probability for one in side] for side in (found, expected)), rtol=1e-4):
+        raise InputError("wrong: a live history has another list than the whole one; no time is reported")
     return taken[3:]
 
 

@@ -47,27 +47,31 @@ def main() -> None:
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
     flags.add_argument("--encoder", default=encoding.DEFAULT_ENCODER, help=encoding.ENCODER_HELP)
     flags.add_argument("--batch_size", type=positive_int, default=encoding.DEFAULT_BATCH, help="texts encoded at once")
+    encoding.add_precision_flag(flags)
     flags.add_argument("--devices", nargs="+", help="one process each, such as cuda:0 cuda:1, or cpu cpu")
     add_device_flags(flags)
     args = flags.parse_args()
     if args.devices and args.device:
         raise InputError("--device and --devices both say where to encode: leave out one of both.")
+    name = encoding.noted_name(args)
+    if args.devices and name.endswith(encoding.ROUNDED):
+        raise InputError("--encoder_precision bfloat16 does not reach the processes of --devices: leave out one.")
 
     directories = [Path(path) for path in args.input]
     for directory in directories:
         require_file(directory / "item_text_dict.pkl", REMEDY)
     device = torch.device("cpu") if args.devices else pick_device(args)
-    encoding.require_encoder(args.encoder)
+    encoding.require_encoder(name)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
         def load() -> encoding.Encoding:
-            encoder = encoding.load_encoder(args.encoder, device)
+            encoder = encoding.load_encoder(name, device)
             pool = stack.enter_context(encoding.process_pool(encoder, args.devices))
-            return encoding.Encoding(args.encoder, encoder, args.batch_size, pool)
+            return encoding.Encoding(name, encoder, args.batch_size, pool)
 
         for directory in directories:
-            encode_directory(directory, args.encoder, load)
+            encode_directory(directory, name, load)
 
 
 def encode_directory(directory: Path, name: str, load: Callable[[], encoding.Encoding]) -> None:

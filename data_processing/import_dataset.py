@@ -344,7 +344,7 @@ def item_embeddings(
     to_encode = encoding.texts_to_encode(texts, items.table.path)
     encoder = encoding.load_encoder(args.encoder, device)
     check_width(encoder.get_embedding_dimension(), f"--encoder {args.encoder}")
-    settings = encoding.Encoding(args.encoder, encoder, args.batch_size)
+    settings = encoding.Encoding(encoding.noted_name(args), encoder, args.batch_size)
     return encoding.encoded_embeddings(Path(args.output), to_encode, tables.count("items"), settings)
 
 

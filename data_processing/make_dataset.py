@@ -66,7 +66,7 @@ def main() -> None:
     else:
         to_encode = encoding.texts_to_encode(texts, directory)
         encoder = encoding.load_encoder(args.encoder, pick_device(args))
-        settings = encoding.Encoding(args.encoder, encoder, args.batch_size)
+        settings = encoding.Encoding(encoding.noted_name(args), encoder, args.batch_size)
         matrix = encoding.encoded_embeddings(output, to_encode, len(texts), settings)
 
     with matrix as metadata, staged_set(output, DATA_SET) as staging:

@@ -49,7 +49,6 @@ from serving.bundles import ARRAYS, HEADER, PREFIX, VERSION, Bundle, check_heade
 from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
 from serving.store import FILE, Item, ItemId, ItemStore, check_id
-from serving.weights import save_model, save_tokenizer
 from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
 from utils.blend_files import SHIPPED, load_blends, save_blends
 from utils.cli import parser, run
@@ -300,12 +299,8 @@ def write(version: Path, making: Making) -> None:
     test, names, texts, rows, whitening, parts, blend, rank_by = making
     save_whitening(version / "whitening.npz", whitening)
     if parts is not None:
-        for name, save, weights in (
-            ("model", save_model, parts.model),
-            ("tokenizer", save_tokenizer, parts.tokenizer),
-        ):
-            (version / name).mkdir()
-            save(version / name, weights)
+        parts.model.save_weights(version / "model")
+        parts.tokenizer.save_weights(version / "tokenizer")
     if blend:
         save_blends(version / "blend.json", blend, {"rank_by": rank_by})
     if rank_by in ("blend", "log"):

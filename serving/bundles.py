@@ -21,13 +21,12 @@ from zipfile import BadZipFile
 import numpy as np
 from scipy.sparse import csr_array
 
-from ae_trainer import AutoEncoder
+from ae_trainer import AutoEncoder, load_tokenizer
 from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
 from data_processing.parts.missing import has_text, is_missing
-from model import RecGPT
+from model import RecGPT, load_model
 from serving.log import load_log
 from serving.store import Item, ItemId, ItemStore, check_id, whole
-from serving.weights import load_model_folder, load_tokenizer_folder
 from utils.blend import NETWORK, Blend
 from utils.blend_files import load_blends
 from utils.checkpoint import CODES
@@ -65,8 +64,8 @@ class Bundle:
         self.log: tuple[LogStatistics, csr_array | None] | None = None
         self.blend: Blend | None = None
         if (self.folder / "model").is_dir():
-            self.model = load_model_folder(self.folder / "model", device)
-            self.tokenizer = load_tokenizer_folder(self.folder / "tokenizer")
+            self.model, _ = load_model(self.folder / "model", device, mapped=True)
+            self.tokenizer = load_tokenizer(self.folder / "tokenizer")
             needed = {"codes"} if self.tokenizer.whitens else {"codes", "embeddings"}
             if not needed <= self.store.widths.keys() or self.model.config.embedding_width != self.width:
                 raise InputError(f"{header_path}: 'arrays' does not fit the model. {REMEDY}")

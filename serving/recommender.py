@@ -8,7 +8,7 @@ Letters of the shapes as in utils/data.py: B histories, N numbers of the bundle'
 
 import difflib
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,13 +27,14 @@ from serving.scoring import batches_of_equal_work
 from serving.store import Change, Item, ItemId, check_id, folded
 from utils.blend import Blender, Domain
 from utils.checkpoint import ITEMS
-from utils.data import Catalog, Sequences, make_batch
+from utils.data import Catalog, SeqBatch, Sequences, make_batch
 from utils.errors import InputError, shown
-from utils.search import ItemSearch, best_scored, code_table, slot_rows
+from utils.search import ItemSearch, code_table, slot_rows
 from utils.util import check_count
 
 SCORES = 1 << 24  # that are held at once, which bounds memory
 USERS = 48  # of mean length, whose histories the model reads together
+ITEMS_AT_ONCE = 1 << 18  # that are scored by codes at once
 KEPT_IDS = 1 << 20  # whose numbers are kept in memory
 REASONS = 2  # items of the history that a recommendation is explained with, at most
 
@@ -65,7 +66,7 @@ class View(NamedTuple):
     blender: Blender | None
     catalog: Catalog | None  # what the model reads
     search: ItemSearch | None  # of a model that predicts items
-    codes: Tensor | None  # (N, K) int32, their places in `code_table`, of one that predicts codes
+    codes: Tensor | None  # (N, K) int16, of one that predicts codes
     candidates: np.ndarray  # (N,) bool
     numbers: dict[ItemId, int]  # of ids that were looked up
 
@@ -142,7 +143,9 @@ class Recommender:
                 answers[row] = error
         if read:
             asked = [requests[row] for row in read]
-            found = self._lists(view, asked, Sequences.of(*read.values()), barred, new.encoded(view.bundle))
+            encoded = new.encoded(view.bundle)
+            score = partial(self._scores, view, new=encoded)
+            found = self._lists(view, asked, Sequences.of(*read.values()), barred, encoded, score)
             for row, one in zip(read, found, strict=True):
                 answers[row] = one
         return answers
@@ -185,14 +188,12 @@ class Recommender:
         query = self._rows(view, np.array([place]), new.encoded(view.bundle))[0]
         if not query.any():
             raise ValueError(f"item {shown(item)} has no text")
-        scores = torch.from_numpy(view.domain.rows @ query)[None]
-        scores[:, ~view.candidates] = -torch.inf
+        scores = torch.from_numpy(view.domain.rows @ query)
+        scores[~torch.from_numpy(view.candidates)] = -torch.inf
         if place < view.change.numbers:
-            scores[0, place] = -torch.inf
-        top = best_scored(scores, torch.arange(view.change.numbers), k)
-        kept = top.items[0] >= 0
-        items = view.bundle.store.items(top.items[0][kept].tolist())
-        return list(zip(items, top.scores[0][kept].tolist(), strict=True))
+            scores[place] = -torch.inf
+        places = best(scores, k)
+        return list(zip(view.bundle.store.items(places.tolist()), scores[places].tolist(), strict=True))
 
     def explain(self, history: Sequence[Entry], item: ItemId) -> tuple[Reason, ...]:
         """Which items of a history speak for an item, best first; ValueError as `recommend`."""
@@ -240,7 +241,7 @@ class Recommender:
             if bundle.model.config.predicts == ITEMS:
                 search = bundle.model.item_search(Items(catalog).to(bundle.device), 1)
             elif bundle.blend is None:
-                codes = torch.from_numpy(catalog.codes).int().to(bundle.device) + slot_rows(bundle.device)
+                codes = torch.from_numpy(catalog.codes).to(bundle.device)  # on a CPU without a copy
         if bundle.blend is not None:
             read = catalog.codes if bundle.reads_codes else None
             blender = Blender(bundle.blend, domain, np.arange(numbers), read)
@@ -288,65 +289,77 @@ class Recommender:
 
     def _scores(self, view: View, histories: Sequences, new: New) -> Tensor:
         """The scores of all numbers after B histories, (B, N) float32."""
-        bundle, said = view.bundle, None
-        if bundle.reads_model:
-            said = self._model_scores(view, histories, new)
-            if view.blender is None:
-                return said
-        whitened = bundle.whitening(new.embeddings) if len(new.titles) else None
-        return view.blender.scores(histories, said, whitened)
+        said = self._said(view, histories, new) if view.bundle.reads_model else None
+        return self._combined(view, histories, new, said)
 
     @torch.no_grad()
-    def _model_scores(self, view: View, histories: Sequences, new: New) -> Tensor:
-        """What the model says of all numbers, or, for a blend, of their codes."""
-        bundle, model = view.bundle, view.bundle.model
-        device, read = bundle.device, histories.last(model.config.window - 1)
-        numbers, local = np.unique(read.items, return_inverse=True)  # only what is read is looked up
+    def _said(self, view: View, histories: Sequences, new: New) -> Tensor:
+        """What the model's head says of the next item of B histories, as `RecGPT.next_item`."""
+        model = view.bundle.model
+        return model.next_item(self._batch(view, histories.last(model.config.window - 1), new))
+
+    def _batch(self, view: View, read: Sequences, new: New) -> SeqBatch:
+        """Histories of numbers as the model reads them; only what is read is looked up."""
+        bundle = view.bundle
+        numbers, local = np.unique(read.items, return_inverse=True)
         known = numbers[numbers < view.change.numbers]
         prepared = bundle.prepared(new.embeddings[numbers[len(known) :] - view.change.numbers])
         codes = np.concatenate([view.catalog.codes[known], bundle.tokenizer.tokenize(prepared)])
         embeddings = np.concatenate([view.catalog.embed(known), prepared])
-        batch = make_batch(Sequences(None, local, read.offsets), Catalog(codes, embeddings)).to(device)
-        said = model.next_item(batch)
-        if not torch.isfinite(said).all():
+        return make_batch(Sequences(None, local, read.offsets), Catalog(codes, embeddings)).to(bundle.device)
+
+    @torch.no_grad()
+    def _combined(self, view: View, histories: Sequences, new: New, said: Tensor | None) -> Tensor:
+        """The scores (B, N) by what the model's head says, if it is read, and by the blend, if there is one."""
+        if said is None:
+            scores = None
+        elif not torch.isfinite(said).all():
             raise ValueError("what the model says is not finite: its weights are damaged")
-        if model.config.predicts == ITEMS:
-            return view.search.scores(said).cpu()
-        log_probs = said.log_softmax(-1)
-        if view.blender is not None:
-            return log_probs.cpu()
-        found = F.embedding_bag(view.codes, code_table(log_probs), mode="sum")  # (N, B)
-        return found[:, : len(said)].T.cpu()
+        elif view.bundle.model.config.predicts == ITEMS:
+            scores = view.search.scores(said).cpu()
+        elif view.blender is not None:
+            scores = said.log_softmax(-1).cpu()
+        else:
+            scores = code_scores(view.codes, said.log_softmax(-1)).cpu()
+        if view.blender is None:
+            return scores
+        whitened = view.bundle.whitening(new.embeddings) if len(new.titles) else None
+        return view.blender.scores(histories, scores, whitened)
 
     def _lists(
-        self, view: View, requests: list[Request], histories: Sequences, barred: Barred, new: New
+        self,
+        view: View,
+        requests: Sequence[Request],
+        histories: Sequences,
+        barred: Barred,
+        new: New,
+        score: Callable[[Sequences], Tensor],
     ) -> list[list[Recommendation]]:
-        """The list of each request, whose histories are given by numbers."""
+        """The list of each request, whose histories are given by numbers, by the scores (B, N) of some at a time."""
         found: list[Any] = [None] * len(requests)
         known, window = view.change.numbers, view.bundle.model.config.window if view.bundle.reads_model else 1
         most = max(1, SCORES // known)
         for batch in batches_of_equal_work(np.minimum(histories.lengths, window), USERS):
             for rows in np.split(batch, range(most, len(batch), most)):
                 part = histories.select(rows)
-                scores, lists = self._scores(view, part, new), part.lists()
+                scores, lists = score(part), part.lists()
                 for row, own, left in zip(rows, lists, scores, strict=True):
                     left.masked_fill_(barred.mask(requests[row].exclude, requests[row].candidates), -torch.inf)
                     if requests[row].exclude_history:
                         left[[number for number in own if number < known]] = -torch.inf
-                probabilities = scores.double().softmax(1)  # among what may be recommended
-                top = best_scored(scores, torch.arange(known), min(max(requests[row].k for row in rows), known)).items
-                for row, own, places, chances in zip(rows, lists, top, probabilities, strict=True):
-                    places = places[: requests[row].k]
-                    found[row] = self._listed(view, requests[row], own, places[places >= 0], chances, new)
+                for row, own, left in zip(rows, lists, scores, strict=True):
+                    places = best(left, requests[row].k)
+                    chances = (left[places] - left.logsumexp(0)).exp()  # among what may be recommended
+                    found[row] = self._listed(view, requests[row], own, places, chances, new)
         return found
 
     def _listed(
         self, view: View, request: Request, history: list[int], places: Tensor, chances: Tensor, new: New
     ) -> list[Recommendation]:
-        """The recommendations of the numbers `places` (k,), by the probabilities (N,) of all."""
+        """The recommendations of the numbers `places` (k,), with their probabilities (k,)."""
         own, numbers = np.array(history), places.tolist()
         why = [self._reasons(view, own, number, new) if request.explain else () for number in numbers]
-        items = zip(view.bundle.store.items(numbers), chances[places].tolist(), why, strict=True)
+        items = zip(view.bundle.store.items(numbers), chances.tolist(), why, strict=True)
         return [Recommendation(item.id, item.title, chance, reasons) for item, chance, reasons in items]
 
     def _reasons(self, view: View, history: np.ndarray, number: int, new: New) -> tuple[Reason, ...]:
@@ -375,3 +388,22 @@ class Recommender:
         rows[known] = view.domain.rows[numbers[known]]
         rows[~known] = view.bundle.whitening(new.embeddings[numbers[~known] - view.change.numbers])
         return rows
+
+
+def code_scores(codes: Tensor, log_probs: Tensor) -> Tensor:
+    """The scores (B, N) of items with codes (N, K) int16, from log-probabilities (B, K, V), some items at a time."""
+    table, slots = code_table(log_probs), slot_rows(codes.device)
+    scores = torch.empty(len(log_probs), len(codes), device=codes.device)
+    for start in range(0, len(codes), ITEMS_AT_ONCE):
+        rows = codes[start : start + ITEMS_AT_ONCE].int() + slots
+        scores[:, start : start + len(rows)] = F.embedding_bag(rows, table, mode="sum")[:, : len(log_probs)].T
+    return scores
+
+
+def best(scores: Tensor, k: int) -> Tensor:
+    """Places (k,) of the best of scores (N,), best first, of equal ones the first; fewer where others are -inf."""
+    k = min(k, len(scores))
+    least = scores.topk(k).values[-1]
+    places = (scores >= least).nonzero()[:, 0]  # more than k, where several are as good as the last
+    places = places[scores[places].sort(descending=True, stable=True).indices[:k]]
+    return places[scores[places] > -torch.inf]

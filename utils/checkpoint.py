@@ -1,4 +1,7 @@
-"""Weights on disk, in the release's `.pt` form, whole or in zip parts; they are always read as data only."""
+"""Weights on disk, in the release's `.pt` form, whole or in zip parts, or in a directory (utils/pretrained.py).
+
+They are always read as data only.
+"""
 
 import glob
 import io
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
+from utils.pretrained import kind_of, load_folder, read_folder
 
 PREDICTED = CODES, ITEMS = ("codes", "items")  # what a model predicts: the four codes of the next item, or the item
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
@@ -28,13 +32,15 @@ IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")
 def load_state(path: str | Path) -> dict[str, Tensor]:
     """Read the tensors of a checkpoint by name, on the CPU; zip parts beside `path` are joined on the fly.
 
+    Of a directory of weights, all tensors are given as they are, so that `fill_module` finds what is too many.
+
     Raises:
         InputError: no such file, a damaged one, one that holds more than tensors, or weights that are not finite.
     """
     path = Path(path)
-    parts = find_parts(path)
     if path.is_dir():
-        raise InputError(f"{path} is a directory; give one of the .pt files in it (eval.py tells which is best).")
+        return load_folder(path)
+    parts = find_parts(path)
     if not parts and not path.is_file():
         raise InputError(
             f"{path} does not exist, nor do parts {path.name}{PART}aa, …. Make one (models: pre_train.py, "
@@ -151,8 +157,11 @@ def _joined(parts: list[Path]) -> IO[bytes]:
                 return io.BytesIO(unzipped.read(weights[0]))
 
 
-def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path) -> None:
-    """Load a complete state dict; raise InputError that names the first tensors missing, unknown or misshapen."""
+def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path, copy: bool = True) -> None:
+    """Load a complete state dict; raise InputError that names the first tensors missing, unknown or misshapen.
+
+    Without a `copy` the module then has the given tensors themselves.
+    """
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unknown {shown(name)}" for name in state if name not in own]
@@ -169,7 +178,14 @@ def fill_module(module: nn.Module, state: dict[str, Tensor], source: str | Path)
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise InputError(f"{source} does not fit this model: {'; '.join(problems[:3])}{more}.")
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=not copy)
+
+
+def weight_files(path: str | Path) -> list[Path]:
+    """The file of weights that a checkpoint's path stands for, or its zip parts."""
+    path = Path(path)
+    kind = kind_of(path)
+    return [path / kind.file] if kind else find_parts(path) or [path]
 
 
 def metadata_path(path: str | Path) -> Path:
@@ -179,11 +195,13 @@ def metadata_path(path: str | Path) -> Path:
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Read the JSON beside a checkpoint; empty where there is none, as beside the release.
+    """Read the JSON beside a checkpoint, or in a directory of weights; empty where there is none, as for the release.
 
     InputError if it was written with other weights: a run was killed between the two.
     """
     path, beside = Path(path), metadata_path(path)
+    if path.is_dir():
+        return read_folder(path)
     metadata = read_json(beside, missing_ok=True)
     weights = metadata.get("weights")  # older ones have none
     if weights is not None and PART not in path.name and path.is_file() and weights != fingerprint(path):
@@ -249,7 +267,7 @@ def find_checkpoints(patterns: list[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = _checkpoints_in(path, "*")
+            matches = [path] if kind_of(path) else _checkpoints_in(path, "*")
         elif any(sign in pattern for sign in "*?["):
             matches = _checkpoints_in(path.parent, path.name)
         else:

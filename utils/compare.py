@@ -25,6 +25,7 @@ from utils.names import Names
 from utils.util import table_lines
 
 NO_LOG_BLEND, LOG_BLEND, BEST_BLEND = BLENDS = "blend (no log)", "blend (its log)", "blend with RecGPT"
+REPEATED = ("target in history", "target is new")  # groups of users
 MODEL = "RecGPT"  # with which all others are compared
 NOTHING, LOG, TRAINING = NEEDS = ("nothing of the domain", "its log", "training")
 RESAMPLES, CONFIDENCE, SEED = 2_000, 0.95, 0  # of the bootstrap
@@ -169,9 +170,10 @@ def user_groups(
     `exclude`, which leaves a user's own items out, leaves out those whose target is one of these, and says how many.
     """
     repeated = scores.repeats(histories, targets)
-    groups = {"target is new": ~repeated}
+    again, new = REPEATED
+    groups = {new: ~repeated}
     if not exclude:
-        groups = {"all users": np.ones_like(repeated), "target in history": repeated, **groups}
+        groups = {"all users": np.ones_like(repeated), again: repeated, **groups}
     elif repeated.any():
         print(f"{repeated.sum()} of {len(repeated)} users are left out: their target is in their history")  # noqa: T201
     if last_times is not None:
@@ -240,29 +242,47 @@ def report(results: list[dict[str, Any]], topk: list[int]) -> None:
         if rows[0]["users"]:
             table = group_table(rows, topk)
             lines += [re.sub(r"(\S+)\*", BOLD, line) for line in table] if sys.stdout.isatty() else table
-            lines.append(verdict(rows, topk[-1]))
-            for row in rows:
-                if "share" in row:
-                    said = "{method} over {over}: {difference:+.4f} NDCG@{k}, interval [{low:+.4f}, {high:+.4f}]"
-                    lines.append(said.format_map({"method": row["method"], "k": topk[-1], **row["share"]}))
+            lines += conclusions(rows, topk[-1])
     print("\n".join(lines), end="\n\n")  # noqa: T201
+
+
+def conclusions(rows: list[dict[str, Any]], k: int) -> list[str]:
+    """What is said below the table of a group: the verdict, and what a method adds to another."""
+    said = "{method} over {over}: {difference:+.4f} NDCG@{k}, interval [{low:+.4f}, {high:+.4f}]"
+    shares = [{"method": row["method"], "k": k, **row["share"]} for row in rows if "share" in row]
+    return [verdict(rows, k), *map(said.format_map, shares)]
+
+
+def metric_names(topk: list[int]) -> list[str]:
+    """The metrics of a table, in the order of its columns."""
+    return [f"{metric}@{k}" for metric in ("hit", "ndcg") for k in topk] + ["mrr"]
+
+
+def by_need(rows: list[dict[str, Any]]) -> dict[str | None, list[dict[str, Any]]]:
+    """The rows of a group by what they need, in the order of the table: the model first, under None."""
+    ordered = {needs: [row for row in rows if row["needs"] == needs] for needs in (None, *NEEDS)}
+    return {needs: listed for needs, listed in ordered.items() if listed}
+
+
+def against_model(row: dict[str, Any]) -> str:
+    """A method's difference to the model and its interval; nothing for the model itself."""
+    return "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format_map(row) if row["needs"] else ""
 
 
 def group_table(rows: list[dict[str, Any]], topk: list[int]) -> list[str]:
     """The lines of a group's table: the model first, then the others by what they need; a star marks the best."""
-    names = [f"{metric}@{k}" for metric in ("hit", "ndcg") for k in topk] + ["mrr"]
+    names = metric_names(topk)
     best = {name: max(row[name] for row in rows) for name in names}
 
     def cells(row: dict[str, Any]) -> list[str]:
         numbers = [f"{row[name]:.4f}" + ("*" if row[name] == best[name] > 0 else " ") for name in names]
         indent = "  " if row["needs"] else ""
-        against = "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format_map(row) if row["needs"] else ""
-        return [indent + row["method"], *numbers, against]
+        return [indent + row["method"], *numbers, against_model(row)]
 
-    lines = [cells(row) for row in rows if row["needs"] is None]
-    for needs in NEEDS:
-        listed = [cells(row) for row in rows if row["needs"] == needs]
-        lines += [[needs, *[""] * (len(names) + 1)], *listed] if listed else []
+    lines = []
+    for needs, listed in by_need(rows).items():
+        lines += [[needs, *[""] * (len(names) + 1)]] if needs else []
+        lines += map(cells, listed)
     return list(table_lines(["method", *(f"{name} " for name in names), f"ndcg@{topk[-1]} vs {MODEL}"], lines))
 
 
@@ -289,8 +309,15 @@ def report_coverage(method: str, found: Coverage, candidates: int, k: int) -> No
         f"{method} recommends {found.items} of {candidates} items in lists of {k}; the most frequent stands in "
         f"{found.most_frequent:.1%} of the lists"
     )
-    if found.most_frequent > SAME and candidates > FEW * k:
-        print(f"{method} recommends the same item to nearly everyone: it is hardly trained, or fits nobody")  # noqa: T201
+    if warning := coverage_warning(method, found, candidates, k):
+        print(warning)  # noqa: T201
+
+
+def coverage_warning(method: str, found: Coverage, candidates: int, k: int) -> str:
+    """What is to be said where nearly everyone gets the same item; nothing otherwise."""
+    if found.most_frequent <= SAME or candidates <= FEW * k:
+        return ""
+    return f"{method} recommends the same item to nearly everyone: it is hardly trained, or fits nobody"
 
 
 def verdict(rows: list[dict[str, Any]], k: int) -> str:

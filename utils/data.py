@@ -149,6 +149,11 @@ class Groups:
     unpadded: Tensor  # (S,) int64, position of every item slot: the inverse of `padded`
     shapes: tuple[tuple[int, int], ...]  # histories, and items of the longest, of each group in the order of the slots
 
+    @property
+    def alike(self) -> bool:
+        """Whether all histories are of one length, as a single one is, so that there is nothing to pad."""
+        return len(self.shapes) == 1 and len(self.padded) == len(self.unpadded)
+
 
 class SeqBatch(NamedTuple):
     """B histories laid end to end, longest first, without padding."""

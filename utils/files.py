@@ -244,10 +244,11 @@ def staged_directory(output: str | Path, belonging: Iterable[str] = (), first: s
         staging.mkdir()
         yield staging
         output.mkdir(exist_ok=True)
-        made = sorted(staging.iterdir(), key=lambda file: (file.suffix != first, file.name))
-        for file in made:
-            file.replace(output / file.name)
-        for name in set(belonging) - {file.name for file in made}:
+        made = [file.relative_to(staging) for file in staging.rglob("*") if file.is_file()]
+        for name in sorted(made, key=lambda name: (name.suffix != first, name)):
+            (output / name).parent.mkdir(exist_ok=True)
+            (staging / name).replace(output / name)
+        for name in {Path(name) for name in belonging} - set(made):
             (output / name).unlink(missing_ok=True)
     except OSError as error:
         raise DiskError(f"{output} could not be written ({error.strerror or error}). Name another place.") from error

@@ -9,7 +9,7 @@ from utils.pickles import load_pickle
 
 TITLES = ("title", "name")  # fields that hold one
 LONGEST = 80  # characters of a text that stands in for a title
-REMEDY = "Make the data set again (import_dataset.py), or leave out --with_titles."
+REMEDY = "Make the data set again (import_dataset.py), or leave out --with_titles and --report."
 
 
 class Names(NamedTuple):
@@ -19,15 +19,17 @@ class Names(NamedTuple):
     titles: list[str]  # empty for an item without text
 
 
-def load_names(folder: Path, items: int) -> Names:
+def load_names(folder: Path, items: int, needed: bool = True) -> Names:
     """Read item_ids.jsonl, where it is there, and item_text_dict.pkl of a data set directory of N `items`.
 
-    The title is the text field "title" or "name", or else the beginning of all text.
+    The title is the text field "title" or "name", or else the beginning of all text. Unless titles are `needed`, a
+    data set without texts has empty ones.
 
     Raises:
         InputError: no texts, a damaged file, or ids that are not one for each item, in order.
     """
-    texts = load_pickle(folder / "item_text_dict.pkl", dict, REMEDY)
+    texts_path = folder / "item_text_dict.pkl"
+    texts = load_pickle(texts_path, dict, REMEDY) if needed or texts_path.exists() else {}
     ids, path = list(range(items)), folder / "item_ids.jsonl"
     if path.is_file():
         lines = [record for _, record in read_jsonl(path, REMEDY)]

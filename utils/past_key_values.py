@@ -69,9 +69,16 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
         InputError: a history already fills the window; start again from its most recent items.
         ValueError: not one item for each user, dropout is on, or the model predicts items.
     """
-    model.check_predicts()
     if model.config.predicts != CODES:
-        raise ValueError("append_item is for models that predict codes: give next_item_queries whole histories")
+        raise ValueError("append_item is for models that predict codes: call append_hidden")
+    hidden, longer = append_hidden(model, caches, codes, embeddings)
+    return model.logits(hidden), longer
+
+
+@torch.inference_mode()
+def append_hidden(model, caches: list[UserCache], codes: Tensor, embeddings: Tensor) -> tuple[Tensor, list[UserCache]]:
+    """As `append_item`, for models of both kinds: the new items' final hidden states (B, K, D), and longer caches."""
+    model.check_predicts()
     _check_new_items(model.config, caches, codes, embeddings)
     lengths = torch.tensor([[cache.items] for cache in caches], device=codes.device)  # (B, 1)
     positions = token_positions(lengths)  # (B, K) of the new item's tokens
@@ -82,7 +89,7 @@ def append_item(model, caches: list[UserCache], codes: Tensor, embeddings: Tenso
     hidden = model.gpt2model(inputs, positions, attention_mask=mask, past_key_values=joined)
     sides = (torch.stack([getattr(layer, side) for layer in joined.layers], 1) for side in ("keys", "values"))
     longer = [UserCache(k[:, :, real], v[:, :, real]) for k, v, real in zip(*sides, keys >= 0, strict=True)]
-    return model.logits(hidden), longer
+    return hidden, longer
 
 
 def _check_new_items(config, caches: list[UserCache], codes: Tensor, embeddings: Tensor) -> None:

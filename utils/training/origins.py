@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from utils.checkpoint import find_parts, read_metadata
+from utils.checkpoint import read_metadata, weight_files
 from utils.datasets import SEEN, Interactions, Origin, check_fit, noted_whole_lists
 from utils.errors import InputError
 from utils.files import MANIFEST, content, read_json
@@ -50,4 +50,4 @@ def check_kept(settings: Settings, flag: str, path: str) -> None:
 
 def weights_content(path: str) -> list[str]:
     """Hashes of a file of weights, or of its zip parts."""
-    return [content(file) for file in find_parts(Path(path)) or [Path(path)]]
+    return [content(file) for file in weight_files(path)]
