@@ -4,6 +4,7 @@ Faults become one sentence, {"error": "…"}, whoever finds them. A fault that n
 the client; its traceback is in the server's log.
 """
 
+import asyncio
 import hmac
 import json
 import time
@@ -36,6 +37,7 @@ HEADERS = {
 }
 RAW_HEADERS = [(name.encode(), value.encode()) for name, value in HEADERS.items()]
 MOST_BYTES = 1 << 20  # in a body
+BODY_SECONDS = 10.0  # from one part of a body to the next
 TOO_LARGE = f"the body has more than {MOST_BYTES} bytes"
 STOPPING = "the server is stopping and takes no more requests"
 
@@ -62,7 +64,17 @@ class Border:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request."""
-        started, status = time.perf_counter(), 500
+        started, status, whole = time.perf_counter(), 0, False
+
+        async def received() -> Message:
+            nonlocal whole
+            try:
+                async with asyncio.timeout(None if whole else BODY_SECONDS):
+                    message = await receive()
+            except TimeoutError:
+                raise HTTPException(408, f"the body did not go on for {BODY_SECONDS} seconds") from None
+            whole = not message.get("more_body")
+            return message
 
         async def watched(message: Message) -> None:
             nonlocal status
@@ -72,10 +84,13 @@ class Border:
             await send(message)
 
         try:
-            await (self.refusal(HttpRequest(scope)) or self.app)(scope, receive, watched)
+            await (self.refusal(HttpRequest(scope)) or self.app)(scope, received, watched)
+        except asyncio.CancelledError:  # at the end of --grace
+            if not status:
+                await fault(503, STOPPING)(scope, receive, watched)
         finally:
             path = scope["path"] if scope["path"] in self.paths else "other"
-            self.service.metrics.answered(path, status, time.perf_counter() - started)
+            self.service.metrics.answered(path, status or 500, time.perf_counter() - started)
 
     def refusal(self, http: HttpRequest) -> Response | None:
         """Why a request is not let in, by its headers alone; None if it is."""

@@ -11,6 +11,7 @@ SIGTERM and Ctrl-C end it when what it has begun or put in its queue is answered
 
 import argparse
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
@@ -63,6 +64,8 @@ def main() -> None:
     seconds = {"timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": args.grace}
     server = uvicorn.Server(uvicorn.Config(app, **SETTINGS, **seconds))
     stop_gently(server, service)
+    for number in (signal.SIGINT, signal.SIGTERM):  # from now on, and not only once it answers
+        signal.signal(number, server.handle_exit)
     with listen(args.host, args.port) as listening:
         host, port = listening.getsockname()[:2]
         print(f"{args.bundle}: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)", flush=True)

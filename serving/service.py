@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 
 from serving.asked import Request
@@ -101,5 +102,6 @@ async def until_gone(http: HttpRequest, future: Future) -> Any:
 
 async def disconnected(http: HttpRequest) -> None:
     """Wait until the client closes its connection; its body has been read, or is not wanted."""
-    while (await http.receive())["type"] != "http.disconnect":
-        pass
+    with contextlib.suppress(HTTPException):  # of a body that nobody wants, and that does not go on
+        while (await http.receive())["type"] != "http.disconnect":
+            pass

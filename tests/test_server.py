@@ -21,8 +21,8 @@ from urllib.parse import urlencode
 import pytest
 import uvicorn
 
+from serving import border, bundles, server
 from serving import bundle as bundle_script
-from serving import bundles, server
 from serving.app import MOST_ITEMS, MOST_TEXTS, make_app
 from serving.batching import Batcher, Closed, Full
 from serving.border import LOCAL, MOST_BYTES
@@ -338,6 +338,17 @@ def test_what_is_refused_before_it_is_read(shared):
     connection = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=30)
     connection.request("POST", "/recommend", chunks, JSON, encode_chunked=True)
     assert connection.getresponse().status == 413
+
+
+def test_a_body_that_does_not_go_on_is_given_up(shared, monkeypatch):
+    monkeypatch.setattr(border, "BODY_SECONDS", 0.2)
+    connection = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=30)
+    connection.putrequest("POST", "/recommend")
+    for header in (*JSON.items(), ("Content-Length", "100")):
+        connection.putheader(*header)
+    connection.endheaders(b'{"history"')
+    answer = connection.getresponse()
+    assert answer.status == 408 and b"did not go on" in answer.read()
 
 
 def test_writes_need_the_token_of_the_environment(shop, tmp_path, capfd):  # noqa: F811
