@@ -1,7 +1,7 @@
 """Make a bundle of all that recommends from a catalog, and change its items.
 
     python -m serving.bundle --dataset my_shop --ckpt_path ckpt/my_shop_whole/layer_2_last.pt --output my_bundle
-    python -m serving.bundle --dataset my_shop --rank_by log --output my_bundle
+    python -m serving.bundle --dataset my_shop --rank_by log --items products.csv --output my_bundle
     python -m serving.bundle add my_bundle --items new.csv
     python -m serving.bundle update my_bundle --items changed.csv
     python -m serving.bundle remove my_bundle --ids B0012 B0831
@@ -14,6 +14,7 @@ A bundle ranks by the best that the data allow, unless --rank_by says otherwise:
     model    RecGPT alone
     text     texts alone, which needs neither a log nor a model
 
+--items gives the items further fields, such as a price, by which serving.recommend can filter (--filter "price < 20").
 What the log says is counted from whole histories, with the last items, which predict.py hides to measure.
 Where OUTPUT is a bundle already, the new one takes its place by one rename, and servers go over to it.
 add, update and remove change all items named or none. Their files are read as import_dataset.py reads --items.
@@ -27,7 +28,6 @@ import re
 import secrets
 import shutil
 import sqlite3
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -40,15 +40,12 @@ if __name__ == "__main__":
 import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER
-from data_processing.parts.columns import ReadSettings, find_column
-from data_processing.parts.formats import FORMATS, field_names, open_table
-from data_processing.parts.interactions import Source, read_items
-from data_processing.parts.splits import item_texts
-from data_processing.parts.tables import workspace
+from data_processing.parts.columns import clean
 from serving.bundles import ARRAYS, HEADER, PREFIX, VERSION, Bundle, check_header, read_header, save_whitening
+from serving.item_files import add_file_flags, read_items_file
 from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
-from serving.store import FILE, Item, ItemId, ItemStore, check_id
+from serving.store import FILE, Item, ItemStore, check_id
 from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
 from utils.blend_files import SHIPPED, load_blends, save_blends
 from utils.cli import parser, run
@@ -89,6 +86,8 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--encoder", help="sentence encoder of new texts; as noted beside the embeddings by default")
     flags.add_argument("--rank_by", choices=tuple(RANKINGS), help="see above; the first for which there is all")
     flags.add_argument("--output", type=Path, metavar="DIR", help="folder of the bundle")
+    flags.add_argument("--items", type=Path, metavar="FILE", help="items with further fields, to filter by")
+    add_file_flags(flags)
     add_device_flags(flags)
     changes = flags.add_subparsers(dest="change", metavar="add|update|remove|check")
     for name in CHANGES:
@@ -96,14 +95,10 @@ def parse() -> argparse.Namespace:
         changed.add_argument("--debug", action="store_true", help="show the traceback of an error")
         changed.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
         items = changed.add_mutually_exclusive_group(required=True)
-        items.add_argument("--items", type=Path, metavar="FILE", help="items with their texts; to remove, ids alone")
+        items.add_argument("--items", type=Path, metavar="FILE", help="items with their fields; to remove, ids alone")
         if name == "remove":
             items.add_argument("--ids", nargs="+", metavar="ID", help="ids of the items")
-        changed.add_argument("--item_column", metavar="NAME", help="column of the ids, where it has no usual name")
-        changed.add_argument("--item_names", nargs="+", metavar="NAME", help="of the columns, if FILE has none")
-        changed.add_argument("--format", choices=FORMATS, help="of FILE; guessed from its name and contents by default")
-        changed.add_argument("--encoding", help="of FILE, such as latin-1; utf-8 by default")
-        changed.add_argument("--no_quotes", action="store_true", help='" is an ordinary character of CSV and TSV')
+        add_file_flags(changed)
     checked = changes.add_parser("check", help="say what of a bundle is damaged", allow_abbrev=False)
     checked.add_argument("--debug", action="store_true", help="show the traceback of an error")
     checked.add_argument("bundle", type=Path, metavar="BUNDLE", help="its folder")
@@ -127,6 +122,7 @@ class Making(NamedTuple):
     test: TestSet
     names: Names  # of its items
     texts: dict[int, dict]  # their text fields
+    others: dict[int, dict]  # their further fields
     rows: np.ndarray  # (N, E) float32, embeddings, whitened
     whitening: Whitening
     parts: Parts | None  # of a bundle with a model
@@ -148,6 +144,7 @@ def make(args: argparse.Namespace) -> None:
         raise InputError(f"no item of {folder} has text (all embeddings are zero). Encode the texts again.")
     names, texts = load_names(folder, len(test.embeddings)), load_pickle(folder / TEXTS, dict, "")
     check_texts(texts, folder / TEXTS)
+    others = {} if args.items is None else further_fields(args, names, texts)
     parts, device = None, pick_device(args)
     if rank_by in ("blend", "model"):
         parts = load_parts(args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device)
@@ -163,7 +160,7 @@ def make(args: argparse.Namespace) -> None:
         lock(file.fileno(), busy)
         try:
             version.mkdir()
-            put_in_place(args, version, Making(test, names, texts, rows, whitening, parts, blend, rank_by))
+            put_in_place(args, version, Making(test, names, texts, others, rows, whitening, parts, blend, rank_by))
         except BaseException as error:
             shutil.rmtree(version, ignore_errors=True)
             if not there:
@@ -205,6 +202,24 @@ def check_texts(texts: dict, path: Path) -> None:
         raise InputError(f"{path} has no text of any item. Make the data set again (import_dataset.py).")
 
 
+def names_of_fields(fields: dict[int, dict]) -> list[str]:
+    """The names of the fields of all items, in the order in which they come up."""
+    return list(dict.fromkeys(name for one in fields.values() for name in one))
+
+
+def further_fields(args: argparse.Namespace, names: Names, texts: dict[int, dict]) -> dict[int, dict]:
+    """What --items knows of the items of a data set beside their texts, by number."""
+    numbers = {clean(str(name)): number for number, name in enumerate(names.ids)}
+    read = read_items_file(args, without=names_of_fields(texts))
+    found = {numbers[item]: fields for item, fields in read if item in numbers}
+    if not found:
+        raise InputError(f"{args.items} has no item of {args.dataset}. Give the file that the data set was made of.")
+    print(
+        f"{args.items}: further fields of {len(found)} of {len(names.ids)} items: {', '.join(names_of_fields(found))}"
+    )
+    return found
+
+
 def put_in_place(args: argparse.Namespace, version: Path, making: Making) -> None:
     """Write into the empty folder `version`, let bundle.json name it, and remove what is there of earlier ones."""
     test, parts = making.test, making.parts
@@ -215,7 +230,8 @@ def put_in_place(args: argparse.Namespace, version: Path, making: Making) -> Non
         "folder": version.name,
         "rank_by": making.rank_by,
         "encoder": args.encoder or noted_encoder(test.embeddings_path),
-        "fields": list(dict.fromkeys(field for fields in making.texts.values() for field in fields)),
+        "fields": names_of_fields(making.texts),
+        "others": names_of_fields(making.others),
         "numbers": all(type(name) is int for name in making.names.ids),
         "arrays": widths(test, parts),
         "files": {str(path.relative_to(version)): fingerprint(path) for path in files},
@@ -296,7 +312,7 @@ def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:
 
 def write(version: Path, making: Making) -> None:
     """Write all but bundle.json into an empty folder."""
-    test, names, texts, rows, whitening, parts, blend, rank_by = making
+    test, names, texts, others, rows, whitening, parts, blend, rank_by = making
     save_whitening(version / "whitening.npz", whitening)
     if parts is not None:
         parts.model.save_weights(version / "model")
@@ -314,7 +330,7 @@ def write(version: Path, making: Making) -> None:
             f"{test.embeddings_path.parent / 'item_ids.jsonl'}: {error}. Make the data set again (import_dataset.py)."
         ) from error
     items = [
-        Item(name, title, texts.get(number) or {})
+        Item(name, title, {**(texts.get(number) or {}), **others.get(number, {})})
         for number, (name, title) in enumerate(zip(ids, names.titles, strict=True))
     ]
     arrays = {"texts": rows, "embeddings": test.embeddings}
@@ -334,36 +350,11 @@ def change(args: argparse.Namespace) -> None:
         print(f"{args.bundle}: {bundle.store.check()} items, and all of the bundle is whole")
         return
     if args.change == "remove":
-        count, done = bundle.remove(args.ids or [item for item, _ in read_file(args, [])]), "removed"
+        count, done = bundle.remove(args.ids or [item for item, _ in read_items_file(args, [])]), "removed"
     else:
-        items = [(bundle.own_form(item), fields) for item, fields in read_file(args, bundle.fields)]
+        items = [(bundle.own_form(item), fields) for item, fields in read_items_file(args, bundle.known)]
         count, done = (bundle.add(items), "added") if args.change == "add" else (bundle.update(items), "updated")
     print(f"{args.bundle}: {count} item{'s' * (count != 1)} {done}")
-
-
-def read_file(args: argparse.Namespace, fields: list[str]) -> list[tuple[ItemId, dict]]:
-    """Read items from a file: their ids, and those of some text fields that it has.
-
-    InputError for a file that cannot be read, or has none of the fields.
-    """
-    path = args.items
-    table = open_table(path, ReadSettings("items", args.format, args.encoding, not args.no_quotes, args.item_names))
-    item = find_column(table, "item", args.item_column, also=("id",))
-    with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "items", {"file": str(path)}) as tables:
-        there = field_names(tables, table, Path(folder)) if table.rows_name_fields else table.columns
-        texts = [name for name in fields if name in there and name != item]
-        if fields and not texts:
-            raise InputError(f"{path} has none of the text columns of the bundle's items: {', '.join(fields)}.")
-        texts = texts or [item]  # where only ids are wanted
-        tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
-        read_items(tables, Source(table, None, item, None, texts), Path(folder))
-        tables.make("numbered", "SELECT row_number() OVER (ORDER BY first) - 1 AS id, * FROM item_texts")
-        found = dict(item_texts(tables, "numbered", texts))
-        names = [name for (name,) in tables.rows("SELECT item_name FROM numbered ORDER BY id")]
-        replaced = tables.count("item_lines") - len(names)
-    if replaced:
-        print(f"{path}: {replaced} rows that a later row of the same item replaces")
-    return [(name, found[row]) for row, name in enumerate(names)]
 
 
 if __name__ == "__main__":

@@ -37,10 +37,18 @@ from utils.names import TITLES, title
 from utils.scores import LogStatistics
 from utils.whitening import Whitening
 
-VERSION = 1
+VERSION = 2
 HEADER, PREFIX = "bundle.json", "version-"  # the second begins the name of the folder that the first names
 REMEDY = "Make it with python -m serving.bundle."
-NEEDED = {"folder": str, "encoder": (str, type(None)), "fields": list, "arrays": dict, "files": dict, "rank_by": str}
+NEEDED = {
+    "folder": str,
+    "encoder": (str, type(None)),
+    "fields": list,
+    "others": list,
+    "arrays": dict,
+    "files": dict,
+    "rank_by": str,
+}
 ARRAYS = {"texts": "float32", "embeddings": "float32", "codes": "int16"}  # that a bundle may have, and their types
 WIDEST = 1 << 16  # numbers in a row
 
@@ -56,7 +64,8 @@ class Bundle:
                 raise InputError(f"{self.folder / name} is not the file that {header_path} was written with. {REMEDY}")
         self.device = device
         self.encoder_name: str | None = header["encoder"]
-        self.fields: list[str] = header["fields"]
+        self.fields: list[str] = header["fields"]  # whose texts are encoded
+        self.known: list[str] = [*header["fields"], *header["others"]]  # all that items may have
         self.store = ItemStore(self.folder, header["arrays"])
         self.width = self.store.widths["texts"][0]  # E
         self.model: RecGPT | None = None
@@ -120,10 +129,10 @@ class Bundle:
         """The text fields of an item in the order of the catalog's, without empty ones; ValueError for others."""
         if not isinstance(fields, dict):
             raise ValueError(f"the text of an item is a dict of fields, found {shown(fields)}")
-        unknown = [name for name in fields if name not in self.fields]
+        unknown = [name for name in fields if name not in self.known]
         if unknown:
-            raise ValueError(f"items have no field {shown(unknown[0])}; they have {', '.join(self.fields)}")
-        found = {name: fields[name] for name in self.fields if name in fields and not is_missing(fields[name])}
+            raise ValueError(f"items have no field {shown(unknown[0])}; they have {', '.join(self.known)}")
+        found = {name: fields[name] for name in self.known if name in fields and not is_missing(fields[name])}
         for name, value in found.items():
             try:
                 json.dumps(value)
@@ -141,6 +150,7 @@ class Bundle:
         rows = np.zeros((len(texts), self.width), dtype=np.float32)
         for fields in texts:
             self.ordered(fields)  # which checks them; a known item's are encoded in the order that they have
+        texts = [{name: value for name, value in fields.items() if name in self.fields} for fields in texts]
         written = [whole(item_text(fields)) if has_text(list(fields.values())) else "" for fields in texts]
         known = [row for row, text in enumerate(written) if text]
         if not known:
@@ -280,6 +290,7 @@ def check_header(path: Path, header: dict[str, Any]) -> None:
     checks = {
         "folder": lambda name: name.startswith(PREFIX) and len(Path(name).parts) == 1,
         "fields": lambda names: names and all(type(name) is str for name in names),
+        "others": lambda names: all(type(name) is str for name in names),
         "arrays": lambda arrays: "texts" in arrays and all(is_array(*one) for one in arrays.items()),
         "files": lambda files: all(map(plain, files)),
     }

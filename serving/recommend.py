@@ -10,10 +10,12 @@ does not have, and encoded. --similar lists the items whose texts are nearest to
 --histories takes JSON lines, {"user": "anna", "items": ["B0012", "B0831"]}, or a table with a row for each interaction,
 as import_dataset.py does. Items that the catalog does not have are skipped there, and counted. A run that was killed
 goes on where it stopped. OUTPUT gets a line for each user, with ids, titles and probabilities, best first.
+--filter takes conditions as import_dataset.py's --keep, on the fields of items: "price < 20", "brand = 'Parker'".
 --candidates and --exclude are files with an id in each line; ids that no item has are passed over, and counted.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import sys
@@ -30,6 +32,7 @@ if __name__ == "__main__":
 from tqdm import tqdm
 
 from data_processing.parts.formats import FORMATS
+from serving.filters import matching
 from serving.histories import History, Reading, read_histories, resumable_lines
 from serving.recommender import Entry, Reason, Recommendation, Recommender
 from serving.store import ItemId
@@ -69,6 +72,9 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--no_exclude_history", action="store_true", help="recommend items of the history, too")
     flags.add_argument("--candidates", type=Path, metavar="FILE", help="ids of the only items that are recommended")
     flags.add_argument("--exclude", type=Path, metavar="FILE", help="ids of items that are not")
+    flags.add_argument(
+        "--filter", nargs="+", default=[], metavar="CONDITION", help="on the items' fields: 'price < 20'"
+    )
     flags.add_argument("--json", action="store_true", help="print JSON in place of a table")
     flags.add_argument("--format", choices=FORMATS, help="of the table of --histories; guessed by default")
     flags.add_argument("--encoding", help="of its text, such as latin-1; utf-8 by default")
@@ -87,6 +93,10 @@ def parse() -> argparse.Namespace:
 def options(recommender: Recommender, args: argparse.Namespace) -> dict:
     """What flags say of `Recommender.recommend`."""
     candidates = read_ids(recommender, args.candidates) if args.candidates else None
+    if args.filter:
+        with contextlib.redirect_stdout(sys.stderr):  # --json has the other to itself
+            kept = matching(recommender.bundle, args.filter)
+        candidates = kept if candidates is None else sorted({*map(str, kept)} & {*map(str, candidates)})
     return {
         "k": args.k,
         "exclude_history": not args.no_exclude_history,

@@ -198,6 +198,12 @@ class ItemStore:
             found.append(item)
         return found
 
+    def all(self) -> Iterator[Item]:
+        """Yield all items that are there."""
+        for start in range(0, self.state().numbers, ROWS):
+            query = "SELECT number FROM items WHERE number >= ? AND number < ? AND state < 2"
+            yield from self.items([number for (number,) in self._rows(query, start, start + ROWS)])
+
     def check(self) -> int:
         """Read all there is; returns the number of items. InputError for the first thing that is damaged."""
         damage = [row[0] for row in self._rows("PRAGMA quick_check")]

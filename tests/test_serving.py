@@ -504,7 +504,7 @@ def test_only_what_is_a_bundles_own_is_removed(make):
             make("text")
         (folder / name / "mine.txt").unlink()
         (folder / name).rmdir()
-    (folder / "bundle.json").write_text('{"version": 1, "of": "another program"}')
+    (folder / "bundle.json").write_text('{"version": 2, "of": "another program"}')
     with pytest.raises(InputError, match="bundle.json is no file of a bundle"):
         make("text")
 
@@ -650,6 +650,38 @@ def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
     assert not recommender.find("N1") and not recommender.find("B001")
 
 
+def test_items_are_filtered_by_their_fields(shop, tmp_path, monkeypatch, capsys):
+    """By texts and by what --items adds, which is not encoded and may change."""
+    rows = "".join(f"{name_of(item)},Another title,{item / 2},{'new' if item % 3 else ''}\n" for item in range(60))
+    (tmp_path / "products.csv").write_text("id,title,price,state\n" + rows)
+    flags = ["--dataset", shop / "data", "--rank_by", "text", "--encoder", "hash", "--output", tmp_path / "bundle"]
+    call(monkeypatch, bundle_script, *flags, "--items", tmp_path / "products.csv")
+    assert "further fields of 60 of 80 items: price, state" in capsys.readouterr().out
+    recommender = Recommender.open(tmp_path / "bundle")
+    assert recommender.find("B005")[0].fields == {**text_of(5), "price": "2.5", "state": "new"}
+
+    def filtered(*conditions) -> set:
+        flags = ["--history", "B079", "--k", 99, "--json", "--filter", *conditions]
+        call(monkeypatch, recommend, tmp_path / "bundle", *flags)
+        return {int(one["id"][1:]) for one in json.loads(capsys.readouterr().out)}
+
+    assert filtered("price < 10") == {*range(20)} - {TEXTLESS}
+    assert filtered("price < 10", "brand = 'Maker 1'") == {1, 6, 11, 16}
+    assert filtered("price BETWEEN 1 AND 3 AND state IS NULL") == {3, 6}
+    before = recommender.view().domain.rows[5].copy()
+    recommender.update_items([("B005", {"price": 99})])
+    assert recommender.find("B005")[0].fields["price"] == 99 and 5 not in filtered("price < 10")
+    np.testing.assert_allclose(recommender.view().domain.rows[ITEMS], before, atol=1e-6)
+    recommender.add_items([("N", {"title": "Thing 100", "price": 1})])
+    (tmp_path / "stock.txt").write_text("N\nB019\n")
+    flags = ["--history", "B001", "--filter", "price <= 1", "--candidates", tmp_path / "stock.txt", "--json"]
+    call(monkeypatch, recommend, tmp_path / "bundle", *flags)
+    assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["N"]
+    for condition, said in (("prize < 1", "no column 'prize'"), ("price <", "--filter"), ("price < 0", "none of")):
+        with pytest.raises(InputError, match=said):
+            filtered(condition)
+
+
 # Bad input
 
 
@@ -658,7 +690,7 @@ def test_items_are_changed_by_command(make, tmp_path, monkeypatch):
     [
         ("add BUNDLE --items none.csv", "does not exist"),
         ("add BUNDLE --items known.csv", "an item has the id 'B001' already"),
-        ("add BUNDLE --items other.csv", "none of the text columns"),
+        ("add BUNDLE --items other.csv", "none of the columns title, brand"),
         ("update BUNDLE --items new.csv", "no item has the id 'N1'"),
         ("remove BUNDLE --ids N1", "no item has the id 'N1'"),
         ("add BUNDLE --ids N1", "--items is required"),
@@ -700,7 +732,7 @@ def damaged_bundles():
     yield "bundle.json", header(files={"/etc/passwd": "x"}), "'files' is"
     yield "bundle.json", lambda path: path.write_text("{"), "not readable JSON"
     yield "bundle.json", lambda path: path.write_text('{"version": 9}'), "of version 9"
-    yield "bundle.json", lambda path: path.write_text('{"version": 1}'), "'folder' is None"
+    yield "bundle.json", lambda path: path.write_text('{"version": 2}'), "'folder' is None"
     yield "*/model/model.safetensors", lambda path: path.write_bytes(b"x" * 100), "is not the file"
     yield "*/model/config.json", Path.unlink, "does not exist"
     yield "*/items.sqlite", Path.unlink, "does not exist"

@@ -14,12 +14,13 @@ from utils.errors import InputError
 ALLOWED = {  # classes of nodes in DuckDB's syntax tree
     *("COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CONSTANT", "COLUMN_REF", "CAST", "TYPE", "CASE", "FUNCTION")
 }
+KEEP = "--keep"
 GROWING = {"array_resize", "bar", "format", "list_resize", "lpad", "printf", "rpad"}  # their results may be of any size
 REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # DuckDB's errors in what a user wrote
 
 
-def parse_keep(text: str, table: Table) -> tuple[str, ...]:
-    """Check a condition, and return the columns that it names.
+def parse_keep(text: str, table: Table, flag: str = KEEP) -> tuple[str, ...]:
+    """Check a condition of a `flag`, and return the columns that it names.
 
     Functions are allowed if their result depends on nothing but their arguments.
 
@@ -38,14 +39,14 @@ def parse_keep(text: str, table: Table) -> tuple[str, ...]:
             impure = {name for name in called if not connection.execute(pure, [name]).fetchone()[0]}
             kinds |= impure | called & GROWING
     except (duckdb.Error, TypeError) as error:  # a TypeError of text that is no Unicode
-        raise unusable(text, first_line(error), table) from error
+        raise unusable(text, first_line(error), table, flag) from error
     if kinds:
-        raise unusable(text, f"{', '.join(sorted(kinds))} has no place here", table)
+        raise unusable(text, f"{', '.join(sorted(kinds))} has no place here", table, flag)
     known = {name.lower(): name for name in table.columns}
     named = [".".join(node["column_names"]) for node in nodes if node["class"] == "COLUMN_REF"]
     missing = [name for name in named if name.lower() not in known]
     if missing:
-        raise unusable(text, f"there is no column {missing[0]!r}", table)
+        raise unusable(text, f"there is no column {missing[0]!r}", table, flag)
     return tuple(dict.fromkeys(known[name.lower()] for name in named))
 
 
@@ -60,15 +61,15 @@ def syntax_nodes(tree: Any) -> Iterator[dict[str, Any]]:
             yield from syntax_nodes(part)
 
 
-def unusable(text: str, why: str, table: Table) -> InputError:
+def unusable(text: str, why: str, table: Table, flag: str = KEEP) -> InputError:
     """The error for a condition that cannot be used."""
     return InputError(
-        f"--keep {text[:200]}: {why}; expected a condition on the columns, such as rating >= 4, event = 'purchase' or "
+        f"{flag} {text[:200]}: {why}; expected a condition on the columns, such as rating >= 4, event = 'purchase' or "
         f'"Book-Rating" > 5. {columns_of(table)}'
     )
 
 
-def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table) -> None:
+def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table, flag: str = KEEP) -> None:
     """Remove the rows for which a condition is not true, and print how many.
 
     `keep` is condition -> the columns that it names. The table `rows` has the columns of `kept_columns` as text, under
@@ -84,12 +85,12 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
     try:
         left_out = tables.make("left_out", f"SELECT line_of_row AS line FROM ({query}) WHERE ({condition}) IS NOT TRUE")
     except REFUSED as error:
-        raise unusable(" ".join(keep), first_line(error), table) from error
+        raise unusable(" ".join(keep), first_line(error), table, flag) from error
     tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
     left = tables.count(rows)
     if not left:
-        raise unusable(" ".join(keep), f"none of {left_out} rows is left", table)
-    print(f"{table.path}: {left_out} of {left_out + left} rows left out by --keep")
+        raise unusable(" ".join(keep), f"none of {left_out} rows is left", table, flag)
+    print(f"{table.path}: {left_out} of {left_out + left} rows left out by {flag}")
 
 
 def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:

@@ -1,0 +1,53 @@
+"""Files of items: their ids, and some of their fields."""
+
+import argparse
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from data_processing.parts.columns import ReadSettings, find_column
+from data_processing.parts.formats import FORMATS, field_names, open_table
+from data_processing.parts.interactions import Source, read_items
+from data_processing.parts.splits import item_texts
+from data_processing.parts.tables import workspace
+from utils.errors import InputError
+
+
+def add_file_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that say how the file of --items is read."""
+    flags.add_argument("--item_column", metavar="NAME", help="its column of the ids, where it has no usual name")
+    flags.add_argument("--item_names", nargs="+", metavar="NAME", help="of its columns, if it has no line of names")
+    flags.add_argument("--format", choices=FORMATS, help="of the file; guessed from its name and contents by default")
+    flags.add_argument("--encoding", help="of its text, such as latin-1; utf-8 by default")
+    flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character in it')
+
+
+def read_items_file(
+    args: argparse.Namespace, only: list[str] | None = None, without: list[str] | None = None
+) -> list[tuple[str, dict[str, Any]]]:
+    """Read --items: ids, and the fields of `only` some names, none for [], or all others than those `without`.
+
+    InputError for a file that cannot be read, or has none of the fields.
+    """
+    path = args.items
+    table = open_table(path, ReadSettings("items", args.format, args.encoding, not args.no_quotes, args.item_names))
+    item = find_column(table, "item", args.item_column, also=("id",))
+    with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "items", {"file": str(path)}) as tables:
+        there = field_names(tables, table, Path(folder)) if table.rows_name_fields else table.columns
+        wanted = [name for name in there if name not in without] if only is None else only
+        fields = [name for name in wanted if name in there and name != item]
+        if not fields and only != []:
+            named = (
+                "no column beside the id and the texts" if only is None else f"none of the columns {', '.join(only)}"
+            )
+            raise InputError(f"{path} has {named}.")
+        fields = fields or [item]  # where only ids are wanted
+        tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
+        read_items(tables, Source(table, None, item, None, fields), Path(folder))
+        tables.make("numbered", "SELECT row_number() OVER (ORDER BY first) - 1 AS id, * FROM item_texts")
+        found = dict(item_texts(tables, "numbered", fields))
+        names = [name for (name,) in tables.rows("SELECT item_name FROM numbered ORDER BY id")]
+        replaced = tables.count("item_lines") - len(names)
+    if replaced:
+        print(f"{path}: {replaced} rows that a later row of the same item replaces")  # noqa: T201
+    return [(name, found[row]) for row, name in enumerate(names)]
