@@ -165,7 +165,7 @@ async def recommend(asked: Asked, http: HttpRequest, service: Served) -> Respons
     An item of the history is an id, or an object of text fields, such as {"title": "Blue pen"}, of an item that the
     catalog does not have. With "skip_unknown", ids that no item has are left out of the history.
     """
-    request = Request(**{name: getattr(asked, name) for name in Request._fields})
+    request = Request(**{name: getattr(asked, name) for name in Asked.model_fields})
     return listed(await service.recommend(http, request))
 
 
