@@ -4,6 +4,7 @@
     python predict.py --dataset steam --ckpt_path ./ckpt/recgpt_layer_3_weight.pt --cold True
     python predict.py --dataset path/to/directory --ckpt_path ckpt/layer_3_epoch_4.pt --output lists.jsonl
     python predict.py --dataset my_shop --ckpt_path ckpt/layer_3_epoch_4.pt --exclude_history --compare A=lists.jsonl
+    torchrun --nproc_per_node 8 predict.py --dataset steam --ckpt_path ckpt/layer_3_epoch_4.pt
 
 --protocol corrected (default): exact search, no prediction depends on who shares the batch, and a target that ties with
 other candidates counts with its expected rank, since nothing but ids orders them.
@@ -20,6 +21,7 @@ if __name__ == "__main__":
     end_at_ctrl_c()
 
 import argparse
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -51,6 +53,7 @@ from utils.files import atomic_write, check_writable
 from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
 from utils.names import load_names
+from utils.processes import ALONE, Place, joined_processes
 from utils.report import Evaluation, Listed, Measured, report_path, write_report
 from utils.scores import Statistics, distinct_items
 from utils.search import (
@@ -58,7 +61,6 @@ from utils.search import (
     ItemSearch,
     TopK,
     beam_search,
-    empty_topk,
     exact_search,
     places_of,
     rank_found,
@@ -111,8 +113,14 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Load, rank, compare, report."""
+    """Parse, join the processes that share the work, and evaluate."""
     args = parse()
+    with joined_processes(args) as place:
+        evaluate(args, place)
+
+
+def evaluate(args: argparse.Namespace, place: Place) -> None:
+    """Load, rank, compare, report; the first process compares and reports."""
     protocol = PROTOCOLS[args.protocol]
     test, model, catalog, candidates, made_with, fitted_with = load(args, protocol)
     folder, named = test.embeddings_path.parent, args.with_titles or args.report
@@ -129,16 +137,24 @@ def main() -> None:
     if args.blend:
         fitted_to = partial(scores_of_all, fitted_with, catalog, args.test_batch_size)
         blended = (candidates, catalog.codes, made_with, fitted_to)
-        blends = make_blenders(test, known, *blended, args.blend, args.exclude_history)
-        for name, needs in ((NO_LOG_BLEND, compare.NOTHING), (LOG_BLEND, compare.LOG)):
-            if name in blends:
-                others[name] = compare.Method(needs, blends[name].scorer, is_candidate)
+        how = "auto" if place.rank and args.blend == "fit" else args.blend  # the first has fitted it
+        make = partial(make_blenders, test, known, *blended, how, args.exclude_history)
+        blends = place.first_alone(make)
+        known_needs = ((NO_LOG_BLEND, compare.NOTHING), (LOG_BLEND, compare.LOG))
+        others |= {
+            name: compare.Method(needs, blends[name].scorer, is_candidate)
+            for name, needs in known_needs
+            if name in blends
+        }
         if BEST_BLEND in blends:
             find = BlendSearch(find, scores_of, blends[BEST_BLEND], histories, targets, length)
 
     started = time.perf_counter()
-    batches = protocol.batches(read.lengths, args.test_batch_size)
-    found = recommend(model, read, catalog, find, batches, protocol.left_padded)
+    batches = itertools.islice(protocol.batches(read.lengths, args.test_batch_size), place.rank, None, place.count)
+    columns = recommend(model, read, catalog, find, batches, protocol.left_padded, place)
+    if columns is None:  # the first process has them
+        return
+    found = Found(*columns[:4])
     seconds = time.perf_counter() - started
     print(f"{len(targets)} users in {seconds:.1f} s ({len(targets) / seconds:.1f} users/s)")
     ranks = compare.rank_methods(others, histories, targets, length, protocol.ids_decide, args.exclude_history)
@@ -146,7 +162,7 @@ def main() -> None:
     lists, needs = TopK(found.items, found.scores), {name: method.needs for name, method in others.items()}
     covered, by = {compare.MODEL: found.items}, compare.MODEL
     if BEST_BLEND in blends:
-        lists, ranks[BEST_BLEND], needs[BEST_BLEND] = find.lists, find.ranks, compare.LOG
+        lists, ranks[BEST_BLEND], needs[BEST_BLEND] = TopK(*columns[4:6]), Ranks(*columns[6:]), compare.LOG
         covered[BEST_BLEND], by = lists.items, BEST_BLEND
     elif blends:
         lists, by = blends[NO_LOG_BLEND].search(histories, length), NO_LOG_BLEND
@@ -332,17 +348,20 @@ def recommend(
     find: Callable[[Tensor, np.ndarray], Found],
     batches: Iterable[np.ndarray],
     left_padded: bool = False,
-) -> Found:
+    place: Place = ALONE,
+) -> list[Tensor] | None:
     """Predict every user's next item: what `find` (see `make_search`) finds, on the CPU, in the order of `histories`.
 
-    Histories come without their targets and fit the window; `batches` are rows of them, each in one batch.
+    Histories come without their targets and fit the window; `batches` are rows of them, each in one batch. Where
+    several processes share the batches, the first gets what all have found, and the others None.
 
     Raises:
         InputError: what the model says is not finite.
     """
     device = next(model.parameters()).device
     found, order = [], []
-    with tqdm(total=len(histories), unit="user", desc="predict", mininterval=1.0) as progress:
+    total = len(histories) // place.count
+    with tqdm(total=total, unit="user", desc="predict", mininterval=1.0, disable=place.rank > 0) as progress:
         for rows in batches:
             batch = make_batch(histories.select(rows), catalog, left_padded).to(device)
             said = model.next_item(batch)
@@ -351,8 +370,12 @@ def recommend(
             found.append([column.cpu() for column in find(said, rows)])
             order.append(rows)
             progress.update(len(rows))
-    order = torch.from_numpy(np.argsort(np.concatenate(order)))
-    return Found(*(torch.cat(column)[order] for column in zip(*found, strict=True)))
+    shares = place.gathered((order, found))
+    if shares is None:
+        return None
+    order = torch.from_numpy(np.argsort(np.concatenate([rows for share, _ in shares for rows in share])))
+    found = [columns for _, share in shares for columns in share]
+    return [torch.cat(column)[order] for column in zip(*found, strict=True)]
 
 
 class BlendSearch:
@@ -372,19 +395,16 @@ class BlendSearch:
         `network` makes of the model's predictions for a few users what the blender reads.
         """
         self.find, self.network, self.blender, self.histories = find, network, blender, histories
-        self.places = places_of(torch.from_numpy(targets), blender.items)
-        self.lists = empty_topk(len(histories), k, torch.device("cpu"))
-        self.ranks = Ranks(*torch.zeros(2, len(histories), dtype=torch.int64))
+        self.places, self.k = places_of(torch.from_numpy(targets), blender.items), k
 
-    def __call__(self, predicted: Tensor, rows: np.ndarray) -> Found:
-        """What `find` finds; the lists and ranks of these users are kept."""
+    def __call__(self, predicted: Tensor, rows: np.ndarray) -> tuple[Tensor, ...]:
+        """What `find` finds, and then the blend's items, scores and ranks, as in Found."""
+        parts = []
         for start in range(0, len(rows), SCAN_USERS):  # which bounds memory
             users, part = rows[start : start + SCAN_USERS], self.network(predicted[start : start + SCAN_USERS]).cpu()
-            scores, top = self.blender.scores_and_top(self.histories.select(users), self.lists.items.shape[1], part)
-            found = score_ranks(scores, self.places[users])
-            for kept, column in zip((*self.lists, *self.ranks), (*top, *found), strict=True):
-                kept[users] = column
-        return self.find(predicted, rows)
+            scores, top = self.blender.scores_and_top(self.histories.select(users), self.k, part)
+            parts.append((*top, *score_ranks(scores, self.places[users])))
+        return (*self.find(predicted, rows), *(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
 def shortened(lists: TopK) -> Iterator[tuple[list[int], list[float]]]:

@@ -3,13 +3,15 @@
     python -m serving.recommend my_bundle --history "Blue pen" "Notebook A5"
     python -m serving.recommend my_bundle --history B0012 B0831 --k 5 --json
     python -m serving.recommend my_bundle --histories clicks.csv --output lists.jsonl --candidates in_stock.txt
+    torchrun --nproc_per_node 2 -m serving.recommend my_bundle --histories clicks.csv --output lists.jsonl
     python -m serving.recommend my_bundle --similar "Blue pen"
 
 A word of --history is an item's id or its title. What is neither is taken for the title of an item that the catalog
 does not have, and encoded. --similar lists the items whose texts are nearest to one's.
 --histories takes JSON lines, {"user": "anna", "items": ["B0012", "B0831"]}, or a table with a row for each interaction,
 as import_dataset.py does. Items that the catalog does not have are skipped there, and counted. A run that was killed
-goes on where it stopped. OUTPUT gets a line for each user, with ids, titles and probabilities, best first.
+goes on where it stopped. OUTPUT gets a line for each user, with ids, titles and probabilities, best first. Under
+torchrun several processes share the users, each with a GPU of its own where there are some; the file is the same.
 --filter takes conditions as import_dataset.py's --keep, on the fields of items: "price < 20", "brand = 'Parker'".
 --candidates and --exclude are files with an id in each line; ids that no item has are passed over, and counted.
 """
@@ -23,6 +25,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from utils.cli import end_at_ctrl_c
 
@@ -33,12 +36,13 @@ from tqdm import tqdm
 
 from data_processing.parts.formats import FORMATS
 from serving.filters import matching
-from serving.histories import History, Reading, read_histories, resumable_lines
+from serving.histories import History, Lines, Reading, read_histories, resumable_lines
 from serving.recommender import Entry, Reason, Recommendation, Recommender
 from serving.store import ItemId
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError, shown
-from utils.files import identity, require_file
+from utils.files import atomic_write, identity, require_file
+from utils.processes import Place, joined_processes
 from utils.util import add_device_flags, pick_device, print_table
 
 USERS = 256  # whose lists are made together
@@ -47,14 +51,17 @@ USERS = 256  # whose lists are made together
 def main() -> None:
     """Open the bundle, read, recommend, print or write."""
     args = parse()
-    recommender = Recommender.open(args.bundle, str(pick_device(args)))
     try:
-        if args.similar:
-            print_similar(recommender, args)
-        elif args.history:
-            recommend_one(recommender, args)
-        else:
-            recommend_many(recommender, args)
+        with joined_processes(args) as place:
+            if place.count > 1 and not args.histories:
+                raise InputError("several processes share --histories; start one alone for a single history.")
+            recommender = Recommender.open(args.bundle, str(pick_device(args)))
+            if args.similar:
+                print_similar(recommender, args)
+            elif args.history:
+                recommend_one(recommender, args)
+            else:
+                recommend_many(recommender, args, place)
     except ValueError as error:  # of the library: here ids are the user's
         raise InputError(f"{error}.") from error
 
@@ -185,45 +192,91 @@ def as_json(one: Recommendation) -> dict:
 # Many histories
 
 
-def recommend_many(recommender: Recommender, args: argparse.Namespace) -> None:
-    """Write a line for each user of a file."""
-    settings = options(recommender, args)
+class Counts(NamedTuple):
+    """What a process has done."""
+
+    written: int  # users, of whom
+    done: int  # were written by an earlier run
+    skipped: int  # items that the catalog does not have
+    empty: int  # users without any other
+    listed: Counter[ItemId]  # in how many lists each item stands
+
+
+def recommend_many(recommender: Recommender, args: argparse.Namespace, place: Place) -> None:
+    """Write a line for each user of a file, in its order."""
+    recommender = recommender.snapshot()  # one catalog for all
+    settings, started = options(recommender, args), time.perf_counter()
     if args.output.exists() and args.output.samefile(require_file(args.histories, "Name another.")):
         raise InputError(f"--output {args.output} is the file of --histories. Name another.")
-    recommender = recommender.snapshot()  # one catalog for all
-    view = recommender.view()
-    job = {"histories": [str(args.histories), *identity(require_file(args.histories, "Name another."))]}
+    outputs = [args.output]
+    if place.count > 1:
+        outputs = [args.output.with_name(f"{args.output.name}.{rank}-of-{place.count}") for rank in range(place.count)]
     reading = Reading(*(getattr(args, name) for name in Reading._fields))
-    job |= {"bundle": [recommender.bundle.folder.name, view.change.generation], "reading": reading, **settings}
-    started, skipped, empty, listed = time.perf_counter(), 0, 0, Counter()
-    with resumable_lines(args.output, job) as lines, tqdm(initial=lines.done, unit="user", mininterval=1.0) as progress:
-        for users in chunks(itertools.islice(read_histories(args.histories, reading), lines.done, None)):
-            known = [[item for item in user.items if recommender.has_item(item)] for user in users]
-            skipped += sum(len(user.items) - len(items) for user, items in zip(users, known, strict=True))
+    job = {"histories": [str(args.histories), *identity(require_file(args.histories, "Name another."))]}
+    generation = recommender.view().change.generation
+    job |= {"bundle": [recommender.bundle.folder.name, generation], "reading": reading, "share": place, **settings}
+    with resumable_lines(outputs[place.rank], job) as lines:
+        users = read_histories(args.histories, reading)
+        own = (user for number, user in enumerate(users) if number // USERS % place.count == place.rank)
+        counts = write_lists(recommender, settings, itertools.islice(own, lines.done, None), lines)
+        every = place.gathered(counts)  # a process that stops earlier leaves all parts to the next run
+        if every is not None and not sum(each.written for each in every):
+            raise InputError(f"{args.histories} has no history.")
+    place.wait()  # until all parts have their names
+    if every is not None:
+        if place.count > 1:
+            join_parts(outputs, args.output)
+        report(args.output, every, time.perf_counter() - started, int(recommender.view().candidates.sum()))
+
+
+def write_lists(recommender: Recommender, settings: dict, users: Iterator[History], lines: Lines) -> Counts:
+    """Write the lines of some users."""
+    skipped, empty, listed = 0, 0, Counter()
+    with tqdm(initial=lines.done, unit="user", mininterval=1.0) as progress:
+        for part in chunks(users):
+            known = [[item for item in user.items if recommender.has_item(item)] for user in part]
+            skipped += sum(len(user.items) - len(items) for user, items in zip(part, known, strict=True))
             empty += sum(not items for items in known)
-            lists = iter(recommender.recommend([items for items in known if items], **settings))
-            for user, items in zip(users, known, strict=True):
-                found = next(lists) if items else []
-                record = {"user": user.user, "items": [one.id for one in found]}
-                record |= {"titles": [one.title for one in found]}
-                record |= {"probabilities": [round(one.probability, 6) for one in found]}
+            found = iter(recommender.recommend([items for items in known if items], **settings))
+            for user, items in zip(part, known, strict=True):
+                one = next(found) if items else []
+                record = {"user": user.user, "items": [each.id for each in one]}
+                record |= {"titles": [each.title for each in one]}
+                record |= {"probabilities": [round(each.probability, 6) for each in one]}
                 listed.update(record["items"])
                 lines.file.write(json.dumps(record) + "\n")
             lines.keep()
-            progress.update(len(users))
-        written = progress.n
-        if not written:
-            raise InputError(f"{args.histories} has no history.")
-    earlier, seconds = f", {lines.done} of them by an earlier run" if lines.done else "", time.perf_counter() - started
-    print(f"{args.output}: {written} users{earlier}, {(written - lines.done) / seconds:.1f} users/s")
+            progress.update(len(part))
+        return Counts(progress.n, lines.done, skipped, empty, listed)
+
+
+def join_parts(parts: list[Path], output: Path) -> None:
+    """Write the lines of several processes in the order of the users, and remove their files."""
+    with contextlib.ExitStack() as stack, atomic_write(output, "w") as file:
+        readers = [stack.enter_context(part.open(encoding="utf-8")) for part in parts]
+        for reader in itertools.cycle(readers):
+            lines = list(itertools.islice(reader, USERS))
+            if not lines:
+                break
+            file.writelines(lines)
+    for part in parts:
+        part.unlink()
+
+
+def report(output: Path, every: list[Counts], seconds: float, candidates: int) -> None:
+    """Print what all processes have done."""
+    written, done, skipped, empty = (sum(column) for column in zip(*(each[:4] for each in every), strict=True))
+    listed = sum((each.listed for each in every), Counter())
+    earlier = f", {done} of them by an earlier run" if done else ""
+    print(f"{output}: {written} users{earlier}, {(written - done) / seconds:.1f} users/s")
     if skipped:
         print(f"  {skipped} items of histories are not in the catalog, and were skipped")
     if empty:
         print(f"  {empty} users have no item that is, and got empty lists")
     if listed:
         ((item, count),) = listed.most_common(1)
-        many = f"{len(listed)} of {view.candidates.sum()} items"
-        print(f"  {many} are recommended; {shown(item)} stands in {count / (written - lines.done):.0%} of the lists")
+        many = f"{len(listed)} of {candidates} items"
+        print(f"  {many} are recommended; {shown(item)} stands in {count / (written - done):.0%} of the lists")
 
 
 def chunks(histories: Iterator[History]) -> Iterator[list[History]]:

@@ -1,6 +1,8 @@
 """predict.py beside other recommenders: its rows, intervals, verdicts, lists from files, histories excluded."""
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from scipy.stats import norm
 import predict
 from ae_trainer import AutoEncoder
 from model import RecGPT, RecGPTConfig
-from tests.conftest import dump
+from tests.conftest import ROOT, dump
 from utils import compare
 from utils.cli import run
 from utils.metrics import Ranks
@@ -297,3 +299,19 @@ def test_one_item_for_nearly_everyone_is_told(capsys):
     compare.report_coverage("RecGPT", compare.coverage(lists), 25, 3)  # of few candidates a list has many
     compare.report_coverage("RecGPT", compare.coverage(lists + 9 * np.arange(20)[:, None]), 400, 3)
     assert "everyone" not in capsys.readouterr().out
+
+
+def test_several_processes_find_what_one_finds(shop):
+    """With a blend, which the first process fits and writes."""
+    folder, printed = shop.folder, []
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start, name in (([], "one"), (torchrun, "two")):
+        (folder / "blend.json").unlink(missing_ok=True)
+        shop.type(f"--blend --exclude_history --test_batch_size 8 --output {folder}/{name}.jsonl")
+        command = [sys.executable, *start, "predict.py", *sys.argv[1:]]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # sums of two threads may differ in the last digit
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed.append([line for line in done.stdout.splitlines() if " s" not in line])
+    assert (folder / "one.jsonl").read_text() == (folder / "two.jsonl").read_text()
+    assert printed[0] == printed[1] and any(line.startswith("hit@1") for line in printed[0])

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -26,7 +27,7 @@ from serving.log import grow_log, load_log, save_log
 from serving.recommender import Recommender
 from serving.scoring import scores_of_all
 from serving.store import Item, ItemStore
-from tests.conftest import dump
+from tests.conftest import ROOT, dump
 from tests.test_data_processing import HashEncoder
 from utils.blend import WITH_LOG, WITH_NETWORK, Blender, Domain
 from utils.blend_files import load_blends
@@ -458,6 +459,23 @@ def test_histories_of_a_file(make, tmp_path, monkeypatch, capsys, form):
     stock = [name_of(item) for item in range(40)]
     expected = Recommender.open(bundle).recommend([items for items in known if items], k=4, candidates=stock)
     assert [line["items"] for line in written if line["items"]] == ids(expected)
+
+
+def test_several_processes_share_the_users(make, tmp_path):
+    """The file is that of one process, byte by byte."""
+    bundle, rng = make("log").bundle.path.parent, np.random.default_rng(3)
+    path = tmp_path / "h.jsonl"
+    histories = [rng.integers(0, ITEMS, rng.integers(1, 9)).tolist() for _ in range(1100)]
+    lines = ({"user": user, "items": [name_of(item) for item in items]} for user, items in enumerate(histories))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for start, output in ((["-m"], one), ([*torchrun, "-m"], two)):
+        command = [sys.executable, *start, "serving.recommend", bundle, "--histories", path, "--output", output]
+        done = subprocess.run([*map(str, command), "--device", "cpu"], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert f"{output}: 1100 users" in done.stdout
+    assert two.read_text() == one.read_text() and sorted(tmp_path.glob("*.jsonl*")) == [path, one, two]
 
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
