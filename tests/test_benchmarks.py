@@ -64,7 +64,7 @@ def test_calls_of_the_library_are_timed_unless_their_lists_are_wrong(monkeypatch
     result = json.loads((tmp_path / "results.jsonl").read_text())
     assert result["model_3_items_ms"] > 0 and result["blend_3_items_ms"] > 0
     scores = Recommender._scores
-    monkeypatch.setattr(Recommender, "_scores", lambda *arguments: -scores(*arguments))
+    monkeypatch.setattr(Recommender, "_scores", lambda *arguments, **named: -scores(*arguments, **named))
     with pytest.raises(SystemExit):
         benchmark(monkeypatch, "serving")
     assert "no time is reported" in capsys.readouterr().err
