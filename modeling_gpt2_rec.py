@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, Cache, GPT2Config, GPT2Model
+from transformers.pytorch_utils import Conv1D
 
 if TYPE_CHECKING:
     from utils.data import Groups
@@ -157,11 +158,16 @@ def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -
     attention, per_item = block.attn, hidden.shape[1] // len(groups.unpadded)
     slots = last.sort().values  # (B,) in the order of the groups
     tokens = block.ln_1(hidden[0])  # (T, D)
-    weight, bias = attention.c_attn.weight, attention.c_attn.bias  # (D, 3D) and (3D,): queries, keys, values
-    width = len(weight)
-    keys_values = torch.addmm(bias[width:], tokens, weight[:, width:]).unflatten(1, (2, -1, attention.head_dim))
+    picked = tokens.unflatten(0, (-1, per_item))[slots]  # (B, K, D)
+    if isinstance(attention.c_attn, Conv1D):
+        weight, bias = attention.c_attn.weight, attention.c_attn.bias  # (D, 3D) and (3D,): queries, keys, values
+        width = len(weight)
+        keys_values = torch.addmm(bias[width:], tokens, weight[:, width:])  # (T, 2D)
+        query = picked @ weight[:, :width] + bias[:width]  # (B, K, D)
+    else:  # of serving/half.py
+        keys_values, query = attention.c_attn.keys_values(tokens), attention.c_attn.query(picked)
+    keys_values = keys_values.unflatten(1, (2, -1, attention.head_dim))
     key, value = keys_values.permute(1, 2, 0, 3)[:, None]  # (T, 2, heads, D / heads) -> (1, heads, T, D / heads) each
-    query = tokens.unflatten(0, (-1, per_item))[slots] @ weight[:, :width] + bias[:width]  # (B, K, D)
     query = query.unflatten(2, (-1, attention.head_dim)).transpose(1, 2)  # (B, heads, K, D / heads)
 
     # Histories lie end to end, so that each length is the distance from the last slot of the history before.

@@ -49,6 +49,7 @@ def main() -> None:
     flags = common.benchmark_parser(__doc__)
     flags.add_argument("--rank_by", nargs="+", default=["model", "blend", "log"], help="as of serving.bundle")
     flags.add_argument("--lengths", nargs="+", type=positive_int, default=[3, 20, 255], help="items of a history")
+    flags.add_argument("--half", action="store_true", help="weights of 16 bits")
     flags.add_argument("--log_users", type=positive_int, default=20_000, help="histories of the log")
     flags.add_argument("--tf_layer", type=positive_int, default=3, help="transformer layers")
     flags.add_argument("--width", type=positive_int, default=768, help="hidden width")
@@ -61,6 +62,9 @@ def main() -> None:
         for rank_by in args.rank_by:
             recommender = make_bundle(Path(folder), rank_by)
             check(recommender)
+            if args.half:
+                recommender = Recommender.open(Path(folder) / rank_by, half=True)
+                check(recommender)
             for length in args.lengths:
                 taken = time_calls(recommender, length, args, device)
                 result[f"{rank_by}_{length}_items_ms"] = statistics.median(taken)

@@ -25,6 +25,7 @@ from ae_trainer import AutoEncoder, load_tokenizer
 from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
 from data_processing.parts.missing import has_text, is_missing
 from model import RecGPT, load_model
+from serving.half import halve
 from serving.log import load_log
 from serving.store import Item, ItemId, ItemStore, check_id, whole
 from utils.blend import NETWORK, Blend
@@ -56,13 +57,15 @@ WIDEST = 1 << 16  # numbers in a row
 class Bundle:
     """All that recommends, opened."""
 
-    def __init__(self, header_path: Path, header: dict[str, Any], device: str):
+    def __init__(self, header_path: Path, header: dict[str, Any], device: str, half: bool = False):
         """What bundle.json says, by `header`; InputError unless all files are there and whole."""
+        if half and device != "cpu":
+            raise InputError(f"weights of 16 bits (--half) are for the CPU, and the device is {device}.")
         self.path, self.header, self.folder = header_path, header, header_path.parent / header["folder"]
         for name, known in header["files"].items():
             if fingerprint(require_file(self.folder / name, REMEDY)) != known:
                 raise InputError(f"{self.folder / name} is not the file that {header_path} was written with. {REMEDY}")
-        self.device = device
+        self.device, self.half = device, half
         self.encoder_name: str | None = header["encoder"]
         self.fields: list[str] = header["fields"]  # whose texts are encoded
         self.known: list[str] = [*header["fields"], *header["others"]]  # all that items may have
@@ -78,6 +81,8 @@ class Bundle:
             needed = {"codes"} if self.tokenizer.whitens else {"codes", "embeddings"}
             if not needed <= self.store.widths.keys() or self.model.config.embedding_width != self.width:
                 raise InputError(f"{header_path}: 'arrays' does not fit the model. {REMEDY}")
+            if half:
+                halve(self.model)
         if (self.folder / "log").is_dir():
             self.log = load_log(self.folder / "log")
         if (self.folder / "blend.json").is_file():
@@ -86,13 +91,16 @@ class Bundle:
         self._encoder, self._encoding, self._changing = None, threading.RLock(), threading.Lock()
 
     @classmethod
-    def open(cls, path: Path, device: str = "cpu") -> "Bundle":
-        """Open the bundle in a folder; InputError for none, or one that is damaged or of another version."""
+    def open(cls, path: Path, device: str = "cpu", half: bool = False) -> "Bundle":
+        """Open the bundle in a folder; with `half` its model computes with weights of 16 bits (serving/half.py).
+
+        InputError for none, or one that is damaged or of another version.
+        """
         header_path = path / HEADER
         while True:
             header = read_header(header_path)
             try:
-                return cls(header_path, header, device)
+                return cls(header_path, header, device, half)
             except InputError:
                 if read_json(header_path) == header:  # otherwise another was made meanwhile, in place of this one
                     raise

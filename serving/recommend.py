@@ -55,7 +55,7 @@ def main() -> None:
         with joined_processes(args) as place:
             if place.count > 1 and not args.histories:
                 raise InputError("several processes share --histories; start one alone for a single history.")
-            recommender = Recommender.open(args.bundle, str(pick_device(args)))
+            recommender = Recommender.open(args.bundle, str(pick_device(args)), args.half)
             if args.similar:
                 print_similar(recommender, args)
             elif args.history:
@@ -90,6 +90,7 @@ def parse() -> argparse.Namespace:
     for role in ("user", "item", "time"):
         flags.add_argument(f"--{role}_column", metavar="NAME", help=f"column of the {role}, if it has no usual name")
     flags.add_argument("--time_format", nargs="+", metavar="FORM", help="of its times, such as '%%d/%%m/%%Y %%H:%%M'")
+    flags.add_argument("--half", action="store_true", help="weights of 16 bits on a CPU: faster for short histories")
     add_device_flags(flags)
     args = flags.parse_args()
     if (args.histories is None) != (args.output is None):

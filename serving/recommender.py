@@ -82,9 +82,9 @@ class Recommender:
         self.bundle, self._view, self._kept, self._changing = bundle, kept, kept is not None, threading.Lock()
 
     @classmethod
-    def open(cls, folder: str | Path, device: str = "cpu") -> "Recommender":
-        """Open a bundle; InputError if it is damaged."""
-        return cls(Bundle.open(Path(folder), device))
+    def open(cls, folder: str | Path, device: str = "cpu", half: bool = False) -> "Recommender":
+        """Open a bundle; with `half` its model computes with weights of 16 bits. InputError if it is damaged."""
+        return cls(Bundle.open(Path(folder), device, half))
 
     # What users call
 
@@ -223,7 +223,7 @@ class Recommender:
         if view is None or not view.bundle.is_current() or view.change.generation != view.bundle.store.generation():
             with self._changing:
                 if not self.bundle.is_current():
-                    self.bundle = Bundle.open(self.bundle.path.parent, self.bundle.device)
+                    self.bundle = Bundle.open(self.bundle.path.parent, self.bundle.device, self.bundle.half)
                 view = self._view = self._make_view()
         return view
 

@@ -57,7 +57,7 @@ def main() -> None:
         from serving.service import TOKEN, Limits, Service
     except ModuleNotFoundError as error:
         raise InputError(f"The server needs {error.name}: pip install -r requirements-serving.txt.") from error
-    recommender = Recommender.open(args.bundle, str(pick_device(args)))
+    recommender = Recommender.open(args.bundle, str(pick_device(args)), args.half)
     recommender.view()  # which reads all files, so that the first request finds them open
     service = Service(recommender, Limits(args.batch, args.queue), os.environ.get(TOKEN))
     app = make_app(service, LOCAL if args.host in LOCAL else None)
@@ -82,6 +82,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--batch", type=positive_int, default=48, help="recommendations computed together, at most")
     flags.add_argument("--queue", type=positive_int, default=256, help="requests that may wait; others get 503")
     flags.add_argument("--grace", type=positive_int, default=20, help="seconds to answer what waits, at the end")
+    flags.add_argument("--half", action="store_true", help="weights of 16 bits on a CPU: faster for short histories")
     add_device_flags(flags)
     return flags.parse_args()
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 
 from serving.live import LiveHistories
+from serving.recommender import Recommender
 from tests.test_serving import ITEMS, encoder, ids, make, name_of, shop  # noqa: F401  # fixtures
+from utils.errors import InputError
 
 
 def same(live, recommender, user, history, **options) -> None:
@@ -32,6 +34,25 @@ def test_answers_are_those_of_the_whole_history(make, rank_by, predicts):  # noq
         live.add(user, name_of(item))
         same(live, recommender, user, histories[user], k=5, explain=True)
         same(live, recommender, user, histories[user], k=3, candidates=[name_of(n) for n in range(40)])
+
+
+@pytest.mark.parametrize("predicts", ["codes", "items"])
+def test_weights_of_16_bits_change_little(make, predicts):  # noqa: F811
+    recommender = make("model", predicts)
+    half, rng = Recommender.open(recommender.bundle.path.parent, half=True), np.random.default_rng(0)
+    histories = [[name_of(item) for item in rng.integers(0, ITEMS, 1 + row % 9)] for row in range(40)]
+    chances = [
+        {one.id: one.probability for found in side.recommend(histories, k=ITEMS) for one in found}
+        for side in (recommender, half)
+    ]
+    assert chances[0] != chances[1]
+    np.testing.assert_allclose(*([side[item] for item in sorted(chances[0])] for side in chances), rtol=0.05)
+    live = LiveHistories(half)
+    live.start("anna", histories[8])
+    live.add("anna", "B001")
+    same(live, half, "anna", [*histories[8], "B001"])
+    with pytest.raises(InputError, match="for the CPU"):
+        Recommender.open(recommender.bundle.path.parent, "cuda", half=True)
 
 
 def test_a_history_slides_at_the_window(make):  # noqa: F811
