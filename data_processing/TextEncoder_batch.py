@@ -46,7 +46,7 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--input", nargs="+", required=True, metavar="DIR", help="directories with item_text_dict.pkl")
     flags.add_argument("--encoder", default=encoding.DEFAULT_ENCODER, help=encoding.ENCODER_HELP)
-    flags.add_argument("--batch_size", type=positive_int, default=encoding.DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument("--batch_size", type=positive_int, help=encoding.BATCH_HELP)
     encoding.add_precision_flag(flags)
     flags.add_argument("--devices", nargs="+", help="one process each, such as cuda:0 cuda:1, or cpu cpu")
     add_device_flags(flags)

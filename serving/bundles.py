@@ -22,7 +22,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ae_trainer import AutoEncoder, load_tokenizer
-from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
+from data_processing.parts.encoding import Encoding, item_text, load_encoder
 from data_processing.parts.missing import has_text, is_missing
 from model import RecGPT, load_model
 from serving.half import halve
@@ -179,7 +179,7 @@ class Bundle:
                     "Make it again with --encoder."
                 )
             if self._encoder is None:
-                self._encoder = Encoding(self.encoder_name, load_encoder(self.encoder_name, "cpu"), DEFAULT_BATCH)
+                self._encoder = Encoding(self.encoder_name, load_encoder(self.encoder_name, "cpu"))
             return self._encoder
 
     def prepared(self, embeddings: np.ndarray) -> np.ndarray:

@@ -24,7 +24,8 @@ from utils.files import content, identity, load_matrix, save_json
 from utils.matrices import RowCopy, copy_rows, resumable_matrix
 
 DEFAULT_ENCODER = "sentence-transformers/all-mpnet-base-v2"
-DEFAULT_BATCH = 64  # texts
+GPU_BATCH, CPU_BATCH = 64, 16  # texts; more at once are slower on a CPU (docs/performance.md)
+BATCH_HELP = f"texts encoded at once; {CPU_BATCH} on a CPU by default, {GPU_BATCH} on a GPU"
 CHUNK = 1 << 12  # items whose texts are sorted by length and encoded together
 FLOAT32, BFLOAT16 = "float32", "bfloat16"  # what the encoder multiplies; its weights and all sums are float32
 ROUNDED = f", {BFLOAT16}"  # ends the name of an encoder that multiplies bfloat16, as its embeddings are others
@@ -38,7 +39,7 @@ def add_encoder_flags(flags: argparse.ArgumentParser, rows: str) -> None:
     given = flags.add_mutually_exclusive_group()
     given.add_argument("--encoder", default=DEFAULT_ENCODER, help=ENCODER_HELP)
     given.add_argument("--embeddings", metavar="FILE", help=f".npy ({rows}, width) to use instead of an encoder")
-    flags.add_argument("--batch_size", type=positive_int, default=DEFAULT_BATCH, help="texts encoded at once")
+    flags.add_argument("--batch_size", type=positive_int, help=BATCH_HELP)
     add_precision_flag(flags)
 
 
@@ -144,8 +145,16 @@ class Encoding(NamedTuple):
 
     name: str  # of the encoder, with ROUNDED at its end if it is to multiply bfloat16
     encoder: Any  # a SentenceTransformer
-    batch_size: int  # texts that are encoded at once
+    given_batch: int | None = None  # texts that are encoded at once; None: what suits the device
     pool: dict[str, Any] | None = None  # processes that share the work, from `process_pool`
+
+    @property
+    def batch_size(self) -> int:
+        """Texts that are encoded at once."""
+        device = getattr(self.encoder, "device", None)
+        return self.given_batch or (
+            CPU_BATCH if self.pool is None and getattr(device, "type", "cpu") == "cpu" else GPU_BATCH
+        )
 
     def encode(self, texts: list[str]) -> np.ndarray:
         """Encode n texts as (n, E) float32 sentence embeddings of unit length."""

@@ -226,9 +226,9 @@ def main() -> None:
     args = flags.parse_args()
 
     if args.encoder:
-        from data_processing.parts.encoding import DEFAULT_BATCH, Encoding, item_text, load_encoder
+        from data_processing.parts.encoding import Encoding, item_text, load_encoder
 
-        encoding = Encoding(args.encoder, load_encoder(args.encoder, "cpu"), DEFAULT_BATCH)
+        encoding = Encoding(args.encoder, load_encoder(args.encoder, "cpu"))
     for name, domain in DOMAINS.items():
         items, users = make_domain(name, args.seed)
         save_jsonl(args.output / name / "items.jsonl.gz", items)
