@@ -69,7 +69,7 @@ from utils.search import (
 )
 from utils.Trie import Trie
 from utils.util import add_device_flags, append_results, pick_device
-from utils.whitening import whiten
+from utils.whitening import text_rows
 
 DEFAULT_MODEL = "./ckpt/recgpt_layer_3_weight.pt"
 
@@ -131,7 +131,7 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
     is_candidate = np.isin(np.arange(len(catalog)), candidates)
     left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
     find, scores_of = searches(args, model, catalog, candidates, length, targets, left_out)
-    known = Statistics.of(whiten(test.embeddings), test.log)
+    known = Statistics.of(text_rows(test.embeddings), test.log)
     others = compare.methods_of(test, is_candidate, known, args.compare)
     blends = {}
     if args.blend:

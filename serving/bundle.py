@@ -57,14 +57,22 @@ from utils.names import Names, load_names
 from utils.pickles import load_pickle
 from utils.scores import Statistics
 from utils.util import add_device_flags, pick_device
-from utils.whitening import Whitening
+from utils.whitening import PER_DIRECTION, Whitening
 
 RANKINGS = {"blend": WITH_NETWORK, "log": WITH_LOG, "model": None, "text": NO_LOG}  # name -> blend
 USERS = 96  # in a batch of the fit
 TEXTS = "item_text_dict.pkl"
 CHANGES = ("add", "update", "remove")
 OWN = re.compile(rf"{PREFIX}[0-9a-f]{{8}}|\.{re.escape(HEADER)}\..*\.partial")  # that a killed command may leave
-WITHIN = ("whitening.npz", "model", "tokenizer", "blend.json", "log", *(f"{name}.bin" for name in ARRAYS))
+WITHIN = (
+    "whitening.npz",
+    "prepared.npz",
+    "model",
+    "tokenizer",
+    "blend.json",
+    "log",
+    *(f"{name}.bin" for name in ARRAYS),
+)
 LOCK = ".lock"  # of who makes a bundle in a folder
 
 
@@ -148,11 +156,11 @@ def make(args: argparse.Namespace) -> None:
     parts, device = None, pick_device(args)
     if rank_by in ("blend", "model"):
         parts = load_parts(args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device)
-    whitening = Whitening.of(test.embeddings, source=str(test.embeddings_path))
+    whitening = Whitening.of_texts(test.embeddings, source=str(test.embeddings_path))
     rows = whitening(test.embeddings, source=str(test.embeddings_path))
     blend = obtain_blend(args, rank_by, test, rows, parts)
 
-    there = args.output.exists()
+    there, earlier = args.output.exists(), earlier_fields(args.output)
     check_writable(args.output / HEADER)
     version = args.output / f"{PREFIX}{secrets.token_hex(4)}"
     busy = f"{args.output}: another process is making this bundle. Wait for it, or name another folder."
@@ -170,7 +178,17 @@ def make(args: argparse.Namespace) -> None:
             if isinstance(error, (OSError, sqlite3.Error)):
                 raise DiskError(f"{version} could not be written ({reason(error)}). Free some space.") from error
             raise
+    lost = [] if args.items else earlier
+    if lost:
+        print(f"further fields of the earlier bundle are not in it, for want of --items: {', '.join(lost)}")
     print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
+
+
+def earlier_fields(output: Path) -> list[str]:
+    """Names of the further fields of a bundle that is replaced."""
+    with contextlib.suppress(InputError):
+        return read_header(output / HEADER)["others"]
+    return []
 
 
 def is_own(path: Path) -> bool:
@@ -300,12 +318,17 @@ def obtain_blend(
     return {kind: fitted}
 
 
+def reads_texts(test: TestSet, parts: Parts) -> bool:
+    """Whether a model reads embeddings as texts are compared by; of few items only the former are whitened."""
+    return parts.tokenizer.whitens and len(test.embeddings) >= PER_DIRECTION * test.embeddings.shape[1]
+
+
 def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:
     """The arrays of a bundle: name -> width and dtype."""
     arrays = {"texts": (test.embeddings.shape[1], "float32")}
     if parts is not None:
         arrays["codes"] = (parts.catalog.codes.shape[1], "int16")
-        if not parts.tokenizer.whitens:
+        if not reads_texts(test, parts):
             arrays["embeddings"] = arrays["texts"]
     return arrays
 
@@ -333,9 +356,13 @@ def write(version: Path, making: Making) -> None:
         Item(name, title, {**(texts.get(number) or {}), **others.get(number, {})})
         for number, (name, title) in enumerate(zip(ids, names.titles, strict=True))
     ]
-    arrays = {"texts": rows, "embeddings": test.embeddings}
+    arrays = {"texts": rows}
     if parts is not None:
-        arrays["codes"] = parts.catalog.codes
+        arrays |= {"codes": parts.catalog.codes, "embeddings": test.embeddings}
+        if parts.tokenizer.whitens and not reads_texts(test, parts):
+            preparing = Whitening.of(test.embeddings)
+            save_whitening(version / "prepared.npz", preparing)
+            arrays["embeddings"] = preparing(test.embeddings)
     store = ItemStore.create(version, widths(test, parts))
     store.append(items, arrays, ~np.any(test.embeddings, axis=1))
 
@@ -355,6 +382,8 @@ def change(args: argparse.Namespace) -> None:
         items = [(bundle.own_form(item), fields) for item, fields in read_items_file(args, bundle.known)]
         count, done = (bundle.add(items), "added") if args.change == "add" else (bundle.update(items), "updated")
     print(f"{args.bundle}: {count} item{'s' * (count != 1)} {done}")
+    if args.change == "add" and bundle.log is not None:
+        print("  The log knows nothing of new items, so they seldom come up: see docs/serving.md, New items.")
 
 
 if __name__ == "__main__":

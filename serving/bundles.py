@@ -71,14 +71,18 @@ class Bundle:
         self.known: list[str] = [*header["fields"], *header["others"]]  # all that items may have
         self.store = ItemStore(self.folder, header["arrays"])
         self.width = self.store.widths["texts"][0]  # E
+        self.whitening = load_whitening(self.folder / "whitening.npz", self.width)
         self.model: RecGPT | None = None
         self.tokenizer: AutoEncoder | None = None
         self.log: tuple[LogStatistics, csr_array | None] | None = None
         self.blend: Blend | None = None
+        self.preparing, prepared = self.whitening, self.folder / "prepared.npz"
         if (self.folder / "model").is_dir():
+            if prepared.is_file():  # of few items, whose texts are not whitened
+                self.preparing = load_whitening(prepared, self.width)
             self.model, _ = load_model(self.folder / "model", device, mapped=True)
             self.tokenizer = load_tokenizer(self.folder / "tokenizer")
-            needed = {"codes"} if self.tokenizer.whitens else {"codes", "embeddings"}
+            needed = {"codes"} if self.tokenizer.whitens and not prepared.is_file() else {"codes", "embeddings"}
             if not needed <= self.store.widths.keys() or self.model.config.embedding_width != self.width:
                 raise InputError(f"{header_path}: 'arrays' does not fit the model. {REMEDY}")
             if half:
@@ -87,7 +91,6 @@ class Bundle:
             self.log = load_log(self.folder / "log")
         if (self.folder / "blend.json").is_file():
             ((_, self.blend),) = load_blends(self.folder / "blend.json").items()
-        self.whitening = load_whitening(self.folder / "whitening.npz", self.width)
         self._encoder, self._encoding, self._changing = None, threading.RLock(), threading.Lock()
 
     @classmethod
@@ -184,7 +187,7 @@ class Bundle:
 
     def prepared(self, embeddings: np.ndarray) -> np.ndarray:
         """Raw embeddings (X, E) as model and tokenizer read them: whitened, if they were trained so."""
-        return self.whitening(embeddings) if self.tokenizer.whitens else embeddings
+        return self.preparing(embeddings) if self.tokenizer.whitens else embeddings
 
     # Changes
 
@@ -246,9 +249,10 @@ class Bundle:
         with np.errstate(over="ignore"):
             embeddings = np.asarray(embeddings, dtype=np.float32)
         check_finite(embeddings, 0, "the embeddings")
-        arrays = {"texts": self.whitening(embeddings), "embeddings": embeddings}
+        arrays = {"texts": self.whitening(embeddings)}
         if self.tokenizer is not None:
-            arrays["codes"] = self.tokenizer.tokenize(np.ascontiguousarray(self.prepared(embeddings)))
+            arrays["embeddings"] = np.ascontiguousarray(self.prepared(embeddings))
+            arrays["codes"] = self.tokenizer.tokenize(arrays["embeddings"])
         named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
         with self._changing, self.store.writing():
             earlier, logged = self._earlier(ids, new), None

@@ -145,7 +145,7 @@ def recommend_one(recommender: Recommender, args: argparse.Namespace) -> None:
         print_json([as_json(one) for one in found])
         return
     rows = [[one.id, one.title[:50], "; ".join(map(as_text, one.because)), f"{one.probability:.2%}"] for one in found]
-    print_table(["id", "title", "because of (likeness of texts, share of its buyers)", "probability"], rows, left=3)
+    print_table(["id", "title", "because of (likeness of texts, how often bought next)", "probability"], rows, left=3)
 
 
 def print_similar(recommender: Recommender, args: argparse.Namespace) -> None:

@@ -164,10 +164,12 @@ class Recommender:
         return store.items(store.titled(word) if number is None else [number])
 
     def suggest(self, word: str) -> list[str]:
-        """Up to three ids or titles that begin like a word and are much like it."""
+        """Up to three ids or titles that begin like a word and are much like it, or titles that hold it."""
         store, word = self.view().bundle.store, clean(word)
         known = {folded(name): name for name in store.beginning_like(word)}
-        return [known[name] for name in difflib.get_close_matches(folded(word), list(known), n=3, cutoff=0.7)]
+        near = [known[name] for name in difflib.get_close_matches(folded(word), list(known), n=3, cutoff=0.7)]
+        held = [item.title for item in store.items(store.search(word, 3))]  # which the word is a part of
+        return list(dict.fromkeys([*near, *held]))[:3]
 
     def snapshot(self) -> "Recommender":
         """A recommender that keeps to the bundle as it is now, whatever becomes of it."""
@@ -236,7 +238,7 @@ class Recommender:
         log, ease = (None, None) if bundle.log is None else grow_log(*bundle.log, numbers, change.moved)
         domain, catalog, blender, search, codes = Domain(rows, log, ease), None, None, None, None
         if bundle.model is not None:
-            read = rows if bundle.tokenizer.whitens else bundle.store.array("embeddings", numbers)
+            read = bundle.store.array("embeddings", numbers) if "embeddings" in bundle.store.widths else rows
             catalog = Catalog(bundle.store.array("codes", numbers), read, source=str(bundle.folder))
             if bundle.model.config.predicts == ITEMS:
                 search = bundle.model.item_search(Items(catalog).to(bundle.device), 1)

@@ -22,7 +22,7 @@ class Details(NamedTuple):
     title: str
     fields: dict[str, Any]  # its text
     codes: list[int] | None  # None where the bundle has no model
-    popularity: float | None  # its share of the log's interactions; None without a log
+    popularity: float | None  # its share of the log's interactions; None without a log, or of an item added later
 
 
 def describe(recommender: Recommender, item: ItemId) -> Details:
@@ -32,7 +32,8 @@ def describe(recommender: Recommender, item: ItemId) -> Details:
     if number is None:
         raise ValueError(f"no item has the id {shown(item)}")
     codes = None if view.catalog is None else view.catalog.codes[number].tolist()
-    share = None if view.domain.log is None else float(view.domain.log.share[number])
+    logged = view.bundle.log is not None and view.change.moved.get(number, number) < len(view.bundle.log[0].share)
+    share = float(view.domain.log.share[number]) if logged else None
     return Details(*view.bundle.store.items([number])[0], codes, share)
 
 

@@ -29,6 +29,7 @@ from serving.scoring import scores_of_all
 from serving.store import Item, ItemStore
 from tests.conftest import ROOT, dump
 from tests.test_data_processing import HashEncoder
+from utils import whitening
 from utils.blend import WITH_LOG, WITH_NETWORK, Blender, Domain
 from utils.blend_files import load_blends
 from utils.checkpoint import save_state
@@ -37,7 +38,7 @@ from utils.data import Catalog, Sequences
 from utils.errors import DiskError, InputError
 from utils.files import save_json
 from utils.scores import LogStatistics, Statistics
-from utils.whitening import whiten
+from utils.whitening import text_rows, whiten
 
 ITEMS, WIDTH, TEXTLESS = 80, 32, 7
 RANKINGS = ("blend", "log", "model", "text")
@@ -129,7 +130,7 @@ def test_lists_and_probabilities_are_those_of_the_parts(shop, make, rank_by, pre
     else:
         (blend,) = load_blends(bundle.folder / "blend.json").values()
         log = None if rank_by == "text" else Sequences.of(*np.load(shop / "data/test.pkl", allow_pickle=True).values())
-        domain = Domain.of(Statistics.of(whiten(rows), log))
+        domain = Domain.of(Statistics.of(text_rows(rows), log))
         scores = Blender(blend, domain, np.arange(ITEMS)).scores(histories, said)
     named = [[name_of(item) for item in items] for items in lists]
     for exclude in (False, True):
@@ -144,6 +145,19 @@ def test_lists_and_probabilities_are_those_of_the_parts(shop, make, rank_by, pre
         chances = np.take_along_axis(softmax(kept, axis=1), np.array(places), 1)
         np.testing.assert_allclose([[one.probability for one in row] for row in found], chances, rtol=1e-3)
         assert [one.title for one in found[0]] == [f"Thing {item}" for item in places[0]]
+
+
+@pytest.mark.parametrize("tokenizer", ["whitens", "plain"])
+def test_texts_of_a_catalog_that_is_large_enough_are_whitened(shop, make, monkeypatch, tokenizer):
+    """And those of a few items are not: all would be equally far from each other, and nearer to any new one."""
+    rows = np.load(shop / "data/item_text_embeddings.npy")
+    np.testing.assert_allclose(make("text", name="few").view().domain.rows, whitening.unit_rows(rows), atol=1e-6)
+    for module in (whitening, bundle_script):
+        monkeypatch.setattr(module, "PER_DIRECTION", 2)
+    test_lists_and_probabilities_are_those_of_the_parts(shop, make, "blend", "codes", tokenizer)
+    bundle = Recommender.open(Path(make("blend", "codes", tokenizer, "white").bundle.path.parent))
+    np.testing.assert_allclose(bundle.view().domain.rows, whiten(rows), atol=1e-6)
+    assert ("embeddings" in bundle.bundle.store.widths) == (tokenizer == "plain")
 
 
 @pytest.mark.parametrize("rank_by", ["model", "text"])

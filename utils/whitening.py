@@ -13,6 +13,7 @@ from utils.data import check_finite
 POWER = 0.5  # a direction of variance w is divided by w^0.5; 0 would leave it as it is
 WHITENED = ", whitened"  # ends the name of an encoder whose embeddings were whitened
 LEAST = 1e-4  # of the mean variance is added to each, so that directions of mere rounding stay small
+PER_DIRECTION = 6  # items, at least, that the variances of texts are measured with (docs/log.md)
 CHUNK = 1 << 14  # rows that are in memory at once
 
 
@@ -40,6 +41,17 @@ class Whitening(NamedTuple):
         scale = np.maximum(variances + LEAST * variances.mean(), 1e-12) ** -power
         return cls(mean, (directions * scale) @ directions.T)
 
+    @classmethod
+    def of_texts(cls, embeddings: np.ndarray, source: str = "the embedding matrix") -> "Whitening":
+        """As `of`, to compare texts; of few items the map that changes nothing, as their variances are mere chance.
+
+        Whitened, a few hundred texts are all equally far from each other, and nearer to any new one.
+        """
+        items, width = embeddings.shape
+        if items < PER_DIRECTION * width:
+            return cls(np.zeros(width), np.eye(width))
+        return cls.of(embeddings, source=source)
+
     def __call__(self, embeddings: np.ndarray, first: int = 0, source: str = "the embedding matrix") -> np.ndarray:
         """Whiten some embeddings (n, E) of the catalog: (n, E) float32 of unit length; zero rows stay zero.
 
@@ -54,6 +66,11 @@ class Whitening(NamedTuple):
 def whiten(embeddings: np.ndarray, power: float = POWER) -> np.ndarray:
     """The embeddings (N, E) of a catalog, whitened: (N, E) float32 of unit length; zero rows stay zero."""
     return Whitening.of(embeddings, power)(embeddings)
+
+
+def text_rows(embeddings: np.ndarray) -> np.ndarray:
+    """Embeddings (N, E) as texts are compared by, (N, E) float32 of unit length: whitened, unless there are too few."""
+    return Whitening.of_texts(embeddings)(embeddings)
 
 
 class WhitenedMatrix:
