@@ -237,13 +237,37 @@ class Bundle:
         ids, texts = checked_ids(item for item, _ in items), [self.ordered(fields) for _, fields in items]
         if not ids:
             return 0
-        earlier = self._earlier(ids, new)  # before the long work
+        earlier, given = self._earlier(ids, new), embeddings  # before the long work
+        before = [] if new else self.store.items(earlier)
         if not new:
-            texts = [{**item.fields, **text} for item, text in zip(self.store.items(earlier), texts, strict=True)]
+            ids = [item.id for item in before]
+            texts = [{**item.fields, **text} for item, text in zip(before, texts, strict=True)]
+            same = [
+                all(item.fields.get(name) == text.get(name) for name in self.fields)
+                for item, text in zip(before, texts, strict=True)
+            ]
+            if given is None and all(same):
+                return self._amend(items, earlier, before, texts)
+        embeddings, arrays = self._rows_of(texts, given)
+        named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
+        with self._changing, self.store.writing():
+            earlier, logged = self._earlier(ids, new), None
+            if not new:
+                moved = self.store.state().moved
+                logged = [self._logged(moved.get(number, number)) for number in earlier]
+            current = new or self.store.items(earlier) == before
+            if current:
+                self.store.append(named, arrays, ~np.any(embeddings, axis=1), [] if new else earlier, logged)
+        return len(ids) if current else self._put(items, given, new)  # another has changed one of them meanwhile
+
+    def _rows_of(
+        self, texts: list[dict[str, Any]], embeddings: np.ndarray | None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Embeddings (X, E) float32 of texts, encoded unless they are given, and the rows of the store's arrays."""
         if embeddings is None:
             embeddings = self.encode(texts)
-        elif np.shape(embeddings) != (len(ids), self.width):
-            raise ValueError(f"embeddings must be {(len(ids), self.width)}, found {np.shape(embeddings)}")
+        elif np.shape(embeddings) != (len(texts), self.width):
+            raise ValueError(f"embeddings must be {(len(texts), self.width)}, found {np.shape(embeddings)}")
         if np.asarray(embeddings).dtype.kind not in "fiu":
             raise ValueError(f"embeddings must be real numbers, found {np.asarray(embeddings).dtype}")
         with np.errstate(over="ignore"):
@@ -253,14 +277,16 @@ class Bundle:
         if self.tokenizer is not None:
             arrays["embeddings"] = np.ascontiguousarray(self.prepared(embeddings))
             arrays["codes"] = self.tokenizer.tokenize(arrays["embeddings"])
-        named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
+        return embeddings, arrays
+
+    def _amend(self, items: list, numbers: list[int], before: list[Item], fields: list[dict[str, Any]]) -> int:
+        """Change fields that are not encoded; an item keeps its number."""
         with self._changing, self.store.writing():
-            earlier, logged = self._earlier(ids, new), None
-            if not new:
-                moved = self.store.state().moved
-                logged = [self._logged(moved.get(number, number)) for number in earlier]
-            self.store.append(named, arrays, ~np.any(embeddings, axis=1), [] if new else earlier, logged)
-        return len(ids)
+            current = self._earlier([item.id for item in before], new=False) == numbers
+            current = current and self.store.items(numbers) == before
+            if current:
+                self.store.amend(numbers, fields)
+        return len(numbers) if current else self._put(items, None, new=False)
 
     def _earlier(self, ids: list[ItemId], new: bool) -> list[int | None]:
         """The numbers of items that have some ids; ValueError if one has where it should be new, or none has."""

@@ -38,7 +38,7 @@ from data_processing.parts.formats import FORMATS
 from serving.filters import matching
 from serving.histories import History, Lines, Reading, read_histories, resumable_lines
 from serving.recommender import Entry, Reason, Recommendation, Recommender
-from serving.store import ItemId
+from serving.store import ItemId, check_id
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError, shown
 from utils.files import atomic_write, identity, require_file
@@ -56,7 +56,7 @@ def main() -> None:
             if place.count > 1 and not args.histories:
                 raise InputError("several processes share --histories; start one alone for a single history.")
             recommender = Recommender.open(args.bundle, str(pick_device(args)), args.half)
-            if args.similar:
+            if args.similar is not None:
                 print_similar(recommender, args)
             elif args.history:
                 recommend_one(recommender, args)
@@ -95,6 +95,8 @@ def parse() -> argparse.Namespace:
     args = flags.parse_args()
     if (args.histories is None) != (args.output is None):
         flags.error("--histories and --output go together")
+    if args.similar is not None and (args.candidates or args.exclude or args.filter):
+        flags.error("--similar looks at all items: leave out --candidates, --exclude and --filter")
     return args
 
 
@@ -104,7 +106,8 @@ def options(recommender: Recommender, args: argparse.Namespace) -> dict:
     if args.filter:
         with contextlib.redirect_stdout(sys.stderr):  # --json has the other to itself
             kept = matching(recommender.bundle, args.filter)
-        candidates = kept if candidates is None else sorted({*map(str, kept)} & {*map(str, candidates)})
+        named = None if candidates is None else {str(check_id(item)) for item in candidates}
+        candidates = kept if named is None else [item for item in kept if str(item) in named]
     return {
         "k": args.k,
         "exclude_history": not args.no_exclude_history,

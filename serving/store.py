@@ -231,6 +231,8 @@ class ItemStore:
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
         """Keep other writers away in the block; InputError if one is at work."""
+        if not self.folder.is_dir():
+            raise InputError(f"{self.folder} is gone: the bundle was made anew meanwhile. Try again.")
         with (self.folder / ".lock").open("w") as file:
             lock(file.fileno(), f"{self.folder}: another process is changing this bundle. Wait for it, and try again.")
             yield
@@ -280,6 +282,12 @@ class ItemStore:
             except sqlite3.IntegrityError as error:
                 raise InputError(f"{self.folder}: an item's id is there twice ({reason(error)}).") from error
         return np.arange(start, start + count)
+
+    def amend(self, numbers: Sequence[int], fields: Sequence[dict[str, Any]]) -> None:
+        """Give items other fields, whose texts are the same; to be called while `writing`."""
+        changed = [(json.dumps(one), int(number)) for number, one in zip(numbers, fields, strict=True)]
+        with self._changing(0):
+            self.connection().executemany("UPDATE items SET fields = ? WHERE number = ?", changed)
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Take items away; to be called while `writing`."""

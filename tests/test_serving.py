@@ -284,8 +284,9 @@ def test_an_item_whose_text_changes_keeps_what_the_log_says(make):
     recommender = make("log")
     histories = [["B001", "B003"], ["B003"], ["B010", "B002"]]
     before = recommender.recommend(histories, k=ITEMS)
-    recommender.update_items([("B003", text_of(3))])  # the same text: nothing changes
-    recommender.update_items([("B003", text_of(3)), ("B010", text_of(10))])
+    rows = HashEncoder().encode([encoding.item_text(text_of(item)) for item in (3, 10)])  # the same: nothing changes
+    recommender.bundle.update([("B003", text_of(3))], rows[:1])
+    recommender.bundle.update([("B003", text_of(3)), ("B010", text_of(10))], rows)
     after = recommender.recommend(histories, k=ITEMS)
     for one, other in zip(before, after, strict=True):
         assert {found.id: pytest.approx(found.probability, rel=1e-4) for found in one} == {
@@ -601,9 +602,29 @@ def test_an_update_keeps_the_fields_that_it_does_not_name(make):
     embedding = recommender.view().domain.rows[5].copy()
     recommender.update_items([("B005", {"brand": "Maker 0", "title": ""})])  # as they are
     assert recommender.find("B005")[0].fields == text_of(5)
+    assert recommender.view().change.numbers == ITEMS  # nothing was encoded
+    rows = HashEncoder().encode([encoding.item_text(text_of(5))])
+    recommender.bundle.update([("B005", {"brand": "Maker 0"})], rows)  # given, and so taken
     np.testing.assert_allclose(recommender.view().domain.rows[ITEMS], embedding, atol=1e-6)
     recommender.update_items([("B005", {"title": "Thing 6"})])
     assert recommender.find("B005")[0].fields == {"title": "Thing 6", "brand": "Maker 0"}
+
+
+@pytest.mark.parametrize("fields", [{"brand": "Maker 9"}, {}])
+def test_no_update_is_lost_while_another_encodes(make, monkeypatch, fields):
+    """What changes between the look at an item and the lock is looked at again."""
+    recommender = make("text")
+    first, second = recommender.bundle, Recommender.open(recommender.bundle.path.parent).bundle
+    take, others = first.store.writing, [{"title": "Changed meanwhile"}]
+
+    def writing():
+        if others:
+            second.update([("B005", others.pop())])
+        return take()
+
+    monkeypatch.setattr(first.store, "writing", writing)
+    first.update([("B005", fields)])
+    assert recommender.find("B005")[0].fields == {**text_of(5), "title": "Changed meanwhile", **fields}
 
 
 def test_a_call_keeps_to_one_bundle_while_another_is_made(make):
@@ -703,9 +724,15 @@ def test_items_are_filtered_by_their_fields(shop, tmp_path, monkeypatch, capsys)
     before = recommender.view().domain.rows[5].copy()
     recommender.update_items([("B005", {"price": 99})])
     assert recommender.find("B005")[0].fields["price"] == 99 and 5 not in filtered("price < 10")
+    assert recommender.view().change.numbers == ITEMS  # nothing was encoded
+    recommender.update_items([("B005", {"title": "Thing 5", "price": 98}), ("B006", {"title": "Other"})])
     np.testing.assert_allclose(recommender.view().domain.rows[ITEMS], before, atol=1e-6)
     recommender.add_items([("N", {"title": "Thing 100", "price": 1})])
-    (tmp_path / "stock.txt").write_text("N\nB019\n")
+    (tmp_path / "stock.txt").write_text("N\nB019\nCafe\u0301\n")
+    recommender.add_items([("Caf\u00e9", {"title": "Thing 101", "price": 50})])
+    flags = ["--history", "B001", "--filter", "price = 50", "--candidates", tmp_path / "stock.txt", "--json"]
+    call(monkeypatch, recommend, tmp_path / "bundle", *flags)
+    assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["Caf\u00e9"]
     flags = ["--history", "B001", "--filter", "price <= 1", "--candidates", tmp_path / "stock.txt", "--json"]
     call(monkeypatch, recommend, tmp_path / "bundle", *flags)
     assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["N"]
