@@ -229,6 +229,9 @@ def further_fields(args: argparse.Namespace, names: Names, texts: dict[int, dict
     """What --items knows of the items of a data set beside their texts, by number."""
     numbers = {clean(str(name)): number for number, name in enumerate(names.ids)}
     read = read_items_file(args, without=names_of_fields(texts))
+    if not read:
+        print(f"{args.items} has no columns beside the ids and the texts: no further fields")
+        return {}
     found = {numbers[item]: fields for item, fields in read if item in numbers}
     if not found:
         raise InputError(f"{args.items} has no item of {args.dataset}. Give the file that the data set was made of.")

@@ -27,6 +27,8 @@ def read_items_file(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Read --items: ids, and the fields of `only` some names, none for [], or all others than those `without`.
 
+    Where there is no other column than those `without`, the list is empty.
+
     InputError for a file that cannot be read, or has none of the fields.
     """
     path = args.items
@@ -36,11 +38,10 @@ def read_items_file(
         there = field_names(tables, table, Path(folder)) if table.rows_name_fields else table.columns
         wanted = [name for name in there if name not in without] if only is None else only
         fields = [name for name in wanted if name in there and name != item]
+        if not fields and only is None:
+            return []
         if not fields and only != []:
-            named = (
-                "no column beside the id and the texts" if only is None else f"none of the columns {', '.join(only)}"
-            )
-            raise InputError(f"{path} has {named}.")
+            raise InputError(f"{path} has none of the columns {', '.join(only)}.")
         fields = fields or [item]  # where only ids are wanted
         tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
         read_items(tables, Source(table, None, item, None, fields), Path(folder))
