@@ -51,7 +51,8 @@ def main() -> None:
     find = predict.make_search(args.search, trie, common.TOP, catalog.codes, targets, protocol.ids_decide)
 
     def recommend(some: Sequences) -> predict.Found:
-        return predict.recommend(model, some, catalog, find, protocol.batches(some.lengths, args.test_batch_size))
+        batches = protocol.batches(some.lengths, args.test_batch_size)
+        return predict.Found(*predict.recommend(model, some, catalog, find, batches))
 
     check(published, histories, catalog, recommend)
 
