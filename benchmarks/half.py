@@ -2,7 +2,9 @@
 
     python benchmarks/half.py my_bundle --histories data/test/my_shop/test.jsonl --users 2000
 
-The histories are those of serving.recommend --histories, or of a test.pkl, whose last items, the targets, are cut off.
+The histories are those of serving.recommend --histories, or of a test.pkl, whose last items, the targets, are cut off;
+its numbers must be the ids of the bundle, as they are where the data set has no item_ids.jsonl. Users of whom the
+catalog has no item do not count.
 """
 
 import argparse
@@ -24,6 +26,7 @@ from serving.histories import read_histories
 from serving.recommender import Recommender
 from utils.cli import parser, positive_int, run
 from utils.datasets import load_sequences
+from utils.errors import InputError
 
 
 def main() -> None:
@@ -38,7 +41,9 @@ def main() -> None:
         for half in (False, True)
         for found in Recommender.open(args.bundle, half=half).recommend(drawn(args), k=10, skip_unknown=True)
     ]
-    pairs = list(zip(lists[: len(lists) // 2], lists[len(lists) // 2 :], strict=True))
+    pairs = [pair for pair in zip(lists[: len(lists) // 2], lists[len(lists) // 2 :], strict=True) if pair[0]]
+    if not pairs:
+        raise InputError(f"{args.histories}: no history has an item of {args.bundle}. Give histories of its ids.")
     result = {
         "users": len(pairs),
         "same_list": sum(one == other for one, other in pairs) / len(pairs),

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from data_processing.parts.columns import clean
@@ -23,18 +22,17 @@ from model import Items
 from serving.asked import Barred, Entry, New, Request, Text, Texts
 from serving.bundles import Bundle, checked_ids
 from serving.log import grow_log
-from serving.scoring import batches_of_equal_work
+from serving.scoring import batches_of_equal_work, code_scores
 from serving.store import Change, Item, ItemId, check_id, folded
 from utils.blend import Blender, Domain
 from utils.checkpoint import ITEMS
 from utils.data import Catalog, SeqBatch, Sequences, make_batch
 from utils.errors import InputError, shown
-from utils.search import ItemSearch, code_table, slot_rows
+from utils.search import ItemSearch
 from utils.util import check_count
 
 SCORES = 1 << 24  # that are held at once, which bounds memory
 USERS = 48  # of mean length, whose histories the model reads together
-ITEMS_AT_ONCE = 1 << 18  # that are scored by codes at once
 KEPT_IDS = 1 << 20  # whose numbers are kept in memory
 REASONS = 2  # items of the history that a recommendation is explained with, at most
 
@@ -186,7 +184,6 @@ class Recommender:
         view = self.view()
         new = Texts()
         (place,) = self._read(view, [item], new)
-        k = min(k, view.change.numbers)
         query = self._rows(view, np.array([place]), new.encoded(view.bundle))[0]
         if not query.any():
             raise ValueError(f"item {shown(item)} has no text")
@@ -344,12 +341,10 @@ class Recommender:
         for batch in batches_of_equal_work(np.minimum(histories.lengths, window), USERS):
             for rows in np.split(batch, range(most, len(batch), most)):
                 part = histories.select(rows)
-                scores, lists = score(part), part.lists()
-                for row, own, left in zip(rows, lists, scores, strict=True):
+                for row, own, left in zip(rows, part.lists(), score(part), strict=True):
                     left.masked_fill_(barred.mask(requests[row].exclude, requests[row].candidates), -torch.inf)
                     if requests[row].exclude_history:
                         left[[number for number in own if number < known]] = -torch.inf
-                for row, own, left in zip(rows, lists, scores, strict=True):
                     places = best(left, requests[row].k)
                     chances = (left[places] - left.logsumexp(0)).exp()  # among what may be recommended
                     found[row] = self._listed(view, requests[row], own, places, chances, new)
@@ -372,15 +367,15 @@ class Recommender:
         if view.domain.log is not None:
             followed[known] = view.domain.log.transitions[history[known]][:, [number]].toarray()[:, 0]
         strength = np.maximum(similar, 0) + np.sqrt(followed)
-        best = [place for place in np.argsort(-strength, kind="stable")[:REASONS].tolist() if strength[place] > 0]
+        chosen = [place for place in np.argsort(-strength, kind="stable")[:REASONS].tolist() if strength[place] > 0]
         numbers = view.change.numbers
         named = [
             view.bundle.store.items([item])[0][:2] if item < numbers else (None, new.titles[item - numbers])
-            for item in history[best].tolist()
+            for item in history[chosen].tolist()
         ]
         return tuple(
             Reason(*name, float(similar[place]), float(followed[place]))
-            for name, place in zip(named, best, strict=True)
+            for name, place in zip(named, chosen, strict=True)
         )
 
     def _rows(self, view: View, numbers: np.ndarray, new: New) -> np.ndarray:
@@ -390,16 +385,6 @@ class Recommender:
         rows[known] = view.domain.rows[numbers[known]]
         rows[~known] = view.bundle.whitening(new.embeddings[numbers[~known] - view.change.numbers])
         return rows
-
-
-def code_scores(codes: Tensor, log_probs: Tensor) -> Tensor:
-    """The scores (B, N) of items with codes (N, K) int16, from log-probabilities (B, K, V), some items at a time."""
-    table, slots = code_table(log_probs), slot_rows(codes.device)
-    scores = torch.empty(len(log_probs), len(codes), device=codes.device)
-    for start in range(0, len(codes), ITEMS_AT_ONCE):
-        rows = codes[start : start + ITEMS_AT_ONCE].int() + slots
-        scores[:, start : start + len(rows)] = F.embedding_bag(rows, table, mode="sum")[:, : len(log_probs)].T
-    return scores
 
 
 def best(scores: Tensor, k: int) -> Tensor:

@@ -18,6 +18,8 @@ from utils.errors import InputError
 from utils.files import content
 from utils.search import code_table, slot_rows
 
+ITEMS_AT_ONCE = 1 << 18  # that are scored by codes at once
+
 
 class Parts(NamedTuple):
     """A model, what it reads a catalog with, and the catalog as it reads it."""
@@ -77,15 +79,24 @@ def scores_of_all(model: RecGPT, catalog: Catalog, users: int, histories: Sequen
     if model.config.predicts == ITEMS:
         score = model.item_search(Items(catalog).to(device), 1).scores
     else:
-        codes = torch.from_numpy(catalog.codes).int().to(device) + slot_rows(device)
+        codes = torch.from_numpy(catalog.codes).to(device)
 
         def score(logits: Tensor) -> Tensor:
-            found = F.embedding_bag(codes, code_table(logits.log_softmax(-1)), mode="sum")  # (N, B)
-            return found[:, : len(logits)].T
+            return code_scores(codes, logits.log_softmax(-1))
 
     scores = torch.empty(len(read), len(catalog))
     for rows in batches_of_equal_work(read.lengths, users):
         scores[rows] = score(model.next_item(make_batch(read.select(rows), catalog).to(device))).cpu()
+    return scores
+
+
+def code_scores(codes: Tensor, log_probs: Tensor) -> Tensor:
+    """The scores (B, N) of items with codes (N, K) int16, from log-probabilities (B, K, V), some items at a time."""
+    table, slots = code_table(log_probs), slot_rows(codes.device)
+    scores = torch.empty(len(log_probs), len(codes), device=codes.device)
+    for start in range(0, len(codes), ITEMS_AT_ONCE):
+        rows = codes[start : start + ITEMS_AT_ONCE].int() + slots
+        scores[:, start : start + len(rows)] = F.embedding_bag(rows, table, mode="sum")[:, : len(log_probs)].T
     return scores
 
 
