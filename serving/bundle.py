@@ -47,17 +47,17 @@ from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
 from serving.store import FILE, Item, ItemStore, check_id
 from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
-from utils.blend_files import SHIPPED, load_blends, save_blends
+from utils.blend_files import SHIPPED, load_blends, origin_of_fit, save_blends
 from utils.cli import parser, run
 from utils.data import Sequences
 from utils.datasets import HISTORIES, TestSet, dataset_folder, load_test, noted_encoder
 from utils.errors import DiskError, InputError, reason, shown
-from utils.files import check_writable, content, fingerprint, lock, save_json
+from utils.files import check_writable, fingerprint, lock, save_json
 from utils.names import Names, load_names
 from utils.pickles import load_pickle
 from utils.scores import Statistics
 from utils.util import add_device_flags, pick_device
-from utils.whitening import PER_DIRECTION, Whitening
+from utils.whitening import Whitening, are_whitened
 
 RANKINGS = {"blend": WITH_NETWORK, "log": WITH_LOG, "model": None, "text": NO_LOG}  # name -> blend
 USERS = 96  # in a batch of the fit
@@ -306,9 +306,8 @@ def obtain_blend(
         fitted_with = load_fitted_with(parts.metadata, args.ckpt_path, predicts, device, log) or parts.model
         made_with = blend_origin(parts.model, fitted_with, parts.tokenizer)
         network = partial(scores_of_all, fitted_with, parts.catalog, USERS)
-        made_from = {HISTORIES: content(log), "embeddings": content(test.embeddings_path)}
         try:
-            made_from = {**made_from, **made_with, "exclude_history": True}
+            made_from = origin_of_fit(test, made_with, exclude_history=True)
             blend = load_blends(folder / "blend.json", made_from, (kind,))[kind]
         except InputError:
             pass  # none, or one made from other files
@@ -323,7 +322,7 @@ def obtain_blend(
 
 def reads_texts(test: TestSet, parts: Parts) -> bool:
     """Whether a model reads embeddings as texts are compared by; of few items only the former are whitened."""
-    return parts.tokenizer.whitens and len(test.embeddings) >= PER_DIRECTION * test.embeddings.shape[1]
+    return parts.tokenizer.whitens and are_whitened(*test.embeddings.shape)
 
 
 def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:

@@ -25,15 +25,27 @@ from utils.blend import (
 )
 from utils.compare import BEST_BLEND, LOG_BLEND, NO_LOG_BLEND
 from utils.data import Sequences
-from utils.datasets import TestSet
+from utils.datasets import HISTORIES, TestSet
 from utils.errors import InputError, shown
 from utils.files import check_writable, content, read_json, require_file, save_json
 from utils.scores import Statistics
+from utils.whitening import are_whitened
 
 VERSION = 2  # 1 had no eras
 SHIPPED = Path(__file__).with_name("blend_default.json")  # benchmarks/default_blend.py makes it
 LARGEST = 1e6  # of a weight or scale
 REMEDY = "predict.py --blend fits it again."
+
+
+def origin_of_fit(test: TestSet, made_with: dict[str, str], exclude_history: bool) -> dict[str, Any]:
+    """What weights that are fitted to a data set's log depend on, by name.
+
+    Of few items that texts are compared as they are is noted, too: weights from when they were whitened are no use.
+    """
+    log = test.embeddings_path.parent / HISTORIES
+    texts = {} if are_whitened(*test.embeddings.shape) else {"texts": "as they are"}
+    files = {HISTORIES: content(log), "embeddings": content(test.embeddings_path), **texts}
+    return {**files, **made_with, "exclude_history": exclude_history}
 
 
 def make_blenders(
@@ -65,8 +77,7 @@ def make_blenders(
         return blends
     folder, mode = test.embeddings_path.parent, choice if choice in ("auto", "fit") else "read"
     path = Path(choice) if mode == "read" else folder / "blend.json"
-    files = {"train.pkl": content(folder / "train.pkl"), "embeddings": content(test.embeddings_path)}
-    made_from = {**files, **made_with, "exclude_history": exclude_history}
+    made_from = origin_of_fit(test, made_with, exclude_history)
     fit = partial(fit_to_log, test.log, known.rows, candidates, exclude_history, network)
     fitted, domain = obtain_blends(path, mode, made_from, fit, (WITH_LOG, WITH_NETWORK)), Domain.of(known)
     for row, name in ((LOG_BLEND, WITH_LOG), (BEST_BLEND, WITH_NETWORK)):

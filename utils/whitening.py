@@ -47,8 +47,8 @@ class Whitening(NamedTuple):
 
         Whitened, a few hundred texts are all equally far from each other, and nearer to any new one.
         """
-        items, width = embeddings.shape
-        if items < PER_DIRECTION * width:
+        width = embeddings.shape[1]
+        if not are_whitened(*embeddings.shape):
             return cls(np.zeros(width), np.eye(width))
         return cls.of(embeddings, source=source)
 
@@ -61,6 +61,11 @@ class Whitening(NamedTuple):
         rows = unit_rows(embeddings, first, source)
         white = (rows.astype(np.float64) - self.mean) @ self.transform
         return unit_rows(np.where(rows.any(axis=1)[:, None], white, 0))
+
+
+def are_whitened(items: int, width: int) -> bool:
+    """Whether texts of a catalog of so many items, with embeddings so wide, are compared whitened."""
+    return items >= PER_DIRECTION * width
 
 
 def whiten(embeddings: np.ndarray, power: float = POWER) -> np.ndarray:
