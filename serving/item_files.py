@@ -17,6 +17,11 @@ def add_file_flags(flags: argparse.ArgumentParser) -> None:
     """Add the flags that say how the file of --items is read."""
     flags.add_argument("--item_column", metavar="NAME", help="its column of the ids, where it has no usual name")
     flags.add_argument("--item_names", nargs="+", metavar="NAME", help="of its columns, if it has no line of names")
+    add_format_flags(flags)
+
+
+def add_format_flags(flags: argparse.ArgumentParser) -> None:
+    """Add the flags that say how any table is read."""
     flags.add_argument("--format", choices=FORMATS, help="of the file; guessed from its name and contents by default")
     flags.add_argument("--encoding", help="of its text, such as latin-1; utf-8 by default")
     flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character in it')

@@ -34,9 +34,9 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from data_processing.parts.formats import FORMATS
 from serving.filters import matching
 from serving.histories import History, Lines, Reading, read_histories, resumable_lines
+from serving.item_files import add_format_flags
 from serving.recommender import Entry, Reason, Recommendation, Recommender
 from serving.store import ItemId, check_id
 from utils.cli import parser, positive_int, run
@@ -83,9 +83,7 @@ def parse() -> argparse.Namespace:
         "--filter", nargs="+", default=[], metavar="CONDITION", help="on the items' fields: 'price < 20'"
     )
     flags.add_argument("--json", action="store_true", help="print JSON in place of a table")
-    flags.add_argument("--format", choices=FORMATS, help="of the table of --histories; guessed by default")
-    flags.add_argument("--encoding", help="of its text, such as latin-1; utf-8 by default")
-    flags.add_argument("--no_quotes", action="store_true", help='" is an ordinary character in it')
+    add_format_flags(flags)
     flags.add_argument("--names", nargs="+", metavar="NAME", help="of its columns, if it has no line of names")
     for role in ("user", "item", "time"):
         flags.add_argument(f"--{role}_column", metavar="NAME", help=f"column of the {role}, if it has no usual name")

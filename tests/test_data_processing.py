@@ -448,7 +448,7 @@ def test_a_processor_that_imitates_bfloat16_is_told(monkeypatch, tmp_path, capsy
     for name in (str(tmp_path), str(tmp_path) + encoding.ROUNDED):
         with pytest.raises(InputError, match="cannot be loaded"):  # nothing is in the folder
             encoding.load_encoder(name, "cpu")
-        assert ("cannot multiply bfloat16" in capsys.readouterr().out) == (warned and name.endswith("bfloat16"))
+        assert ("cannot multiply bfloat16" in capsys.readouterr().err) == (warned and name.endswith("bfloat16"))
 
 
 def test_encoding_goes_on_where_it_stopped(call, tmp_path, monkeypatch, capsys):

@@ -122,7 +122,8 @@ def load_encoder(name: str, device: torch.device | str) -> Any:
     """
     source = require_encoder(name)
     if name.endswith(ROUNDED) and torch.device(device).type == "cpu" and not multiplies_bfloat16():
-        print("warning: this processor cannot multiply bfloat16, and is two to four times as fast with float32")
+        warning = "warning: this processor cannot multiply bfloat16, and is two to four times as fast with float32"
+        print(warning, file=sys.stderr)  # --json of serving.recommend has stdout to itself
     try:
         from sentence_transformers import SentenceTransformer  # heavy, and only needed here
     except ImportError as error:
