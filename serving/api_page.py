@@ -18,27 +18,26 @@ HEAD = """<!doctype html>
 <p>The same for programs: <a href="openapi.json">openapi.json</a>. For a person: <a href="./">the page</a>.
 <p>What is wrong with a request is said in one sentence: <code>{"error": "…"}</code>.
 """
-ADDRESS = "http://localhost:8000"
 
 
-def api_page(schema: dict[str, Any]) -> str:
-    """The page of an OpenAPI schema."""
+def api_page(schema: dict[str, Any], address: str) -> str:
+    """The page of an OpenAPI schema, for a server at an address, such as http://localhost:8000."""
     parts = [HEAD]
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             title, said = f"{method.upper()} {path}", operation["description"]
             parts += ["<h2>", html.escape(title), "</h2>\n<p>", html.escape(said), "\n<pre><code>"]
-            parts += [html.escape(curl(schema, path, method, operation)), "</code></pre>\n"]
+            parts += [html.escape(curl(schema, address + path, operation)), "</code></pre>\n"]
             if taken := ", ".join(f"{name}{default(about)}" for name, about in fields(schema, operation).items()):
                 parts += ["<p class=hint>It takes ", html.escape(taken), ".\n"]
     return "".join(parts) + "</main>\n</html>\n"
 
 
-def curl(schema: dict[str, Any], path: str, method: str, operation: dict[str, Any]) -> str:
-    """A command that calls a path with the examples of the schema."""
+def curl(schema: dict[str, Any], address: str, operation: dict[str, Any]) -> str:
+    """A command that calls the address of a path with the examples of the schema."""
     examples = {name: about["examples"][0] for name, about in fields(schema, operation).items() if "examples" in about}
     asked = {} if "requestBody" in operation else examples
-    words = ["curl", f"{ADDRESS}{path}" + (f"?{urlencode(asked)}" if asked else "")]
+    words = ["curl", address + (f"?{urlencode(asked)}" if asked else "")]
     if "security" in operation:
         words += ["--header", "Authorization: Bearer TOKEN"]
     if "requestBody" in operation:

@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serving.api_page import api_page
-from serving.asked import Request
+from serving.asked import MOST, Request
 from serving.border import MOST_BYTES, Border, Json, add_handlers
 from serving.recommender import Recommendation
 from serving.rules import Scored, describe, rule_lists, search
@@ -63,6 +63,7 @@ class Asked(Form):
     candidates: Ids | None = None
     explain: bool = False
     skip_unknown: bool = False
+    filter: Annotated[list[str], Field(max_length=MOST)] = []
 
     @field_validator("history")
     @classmethod
@@ -162,8 +163,9 @@ KnownItem = Annotated[str, Depends(known_item)]
 async def recommend(asked: Asked, http: HttpRequest, service: Served) -> Response:
     """What comes next: items with titles, probabilities and, with "explain", reasons; best first.
 
-    An item of the history is an id, or an object of text fields, such as {"title": "Blue pen"}, of an item that the
-    catalog does not have. With "skip_unknown", ids that no item has are left out of the history.
+    An item of the history is an id, or an object of text fields: the title of an item, as {"title": "Blue pen"}, or
+    texts of one that the catalog does not have. With "skip_unknown", ids that no item has are left out of the history.
+    "filter" has conditions on fields, such as "price < 20".
     """
     request = Request(**{name: getattr(asked, name) for name in Asked.model_fields})
     return listed(await service.recommend(http, request))
@@ -235,7 +237,7 @@ def health(service: Served) -> Response:
     return Json(
         {
             "status": "ok",
-            "items": change.numbers - len(change.barred),
+            "items": change.count,
             "generation": change.generation,
             "rank_by": bundle.header["rank_by"],
             "title_field": bundle.title_field,
@@ -252,8 +254,8 @@ def metrics(service: Served) -> Response:
 # The app
 
 
-def make_app(service: Service, hosts: Collection[str] | None) -> Border:
-    """The app around a service, for requests that name one of `hosts`; None: any."""
+def make_app(service: Service, hosts: Collection[str] | None, address: str = "http://localhost:8000") -> Border:
+    """The app around a service, for requests that name one of `hosts`; None: any. /docs writes of an `address`."""
     app = FastAPI(title="RecGPT", version="1", docs_url=None, redoc_url=None, max_body_size=MOST_BYTES)
     app.state.service = service
     app.include_router(router)
@@ -261,7 +263,7 @@ def make_app(service: Service, hosts: Collection[str] | None) -> Border:
     for path, name in PAGE_FILES.items():
         app.add_api_route(path, page_file(name), include_in_schema=False)
     schema = app.openapi()
-    page = api_page(schema)
+    page = api_page(schema, address)
     app.add_api_route("/docs", lambda: HTMLResponse(page), include_in_schema=False)
     add_handlers(app)
     return Border(app, service, {*schema["paths"], *PAGE_FILES, "/docs", "/openapi.json"}, hosts)

@@ -9,10 +9,13 @@ from torch import Tensor
 
 from serving.bundles import Bundle, checked_ids
 from serving.store import ItemId
+from utils.errors import shown
 from utils.names import title
+from utils.util import check_count
 
 Text = dict[str, Any]  # fields of an item that the catalog does not have
 Entry = ItemId | Text  # of a history
+MOST, LONGEST = 16, 1_000  # conditions of a filter, and characters of one
 
 
 class Request(NamedTuple):
@@ -25,6 +28,25 @@ class Request(NamedTuple):
     candidates: Sequence[ItemId] | None = None
     explain: bool = False
     skip_unknown: bool = False
+    filter: Sequence[str] = ()
+
+    def check(self) -> None:
+        """ValueError for values that make no sense, whatever the catalog has."""
+        check_count(self.k, "k")
+        for name in ("exclude_history", "explain", "skip_unknown"):
+            if not isinstance(getattr(self, name), (bool, np.bool_)):
+                raise ValueError(f"{name} is True or False, found {shown(getattr(self, name))}")
+        check_conditions(self.filter)
+
+
+def check_conditions(conditions: Any) -> None:
+    """ValueError unless these are a list of a few texts."""
+    known = isinstance(conditions, (list, tuple)) and len(conditions) <= MOST
+    if not known or not all(isinstance(text, str) and len(text) <= LONGEST for text in conditions):
+        raise ValueError(
+            f"filter is a list of at most {MOST} conditions of {LONGEST} characters, such as ['price < 20'], "
+            f"found {shown(conditions)}"
+        )
 
 
 class New(NamedTuple):
@@ -32,6 +54,11 @@ class New(NamedTuple):
 
     embeddings: np.ndarray  # (X, E) float32, raw
     titles: list[str]
+
+
+def nothing(bundle: Bundle) -> New:
+    """No texts of new items."""
+    return New(np.empty((0, bundle.width), dtype=np.float32), [])
 
 
 class Texts:
@@ -48,25 +75,37 @@ class Texts:
 class Barred:
     """Which numbers may not be recommended to whom, found once for the same list of ids."""
 
-    def __init__(self, candidates: np.ndarray, number: Callable[[ItemId], int]):
-        """Of the numbers that may be recommended to anyone, (N,) bool, and the function that gives an id's number.
+    def __init__(
+        self,
+        candidates: np.ndarray,
+        number: Callable[[ItemId], int],
+        matching: Callable[[Sequence[str]], np.ndarray],
+    ):
+        """Of the numbers that may be recommended to anyone, (N,) bool, and of functions of the catalog.
 
         Requests must be alive as long as this is, since their lists are known by their identity.
+
+        Args:
+            candidates: see above.
+            number: gives an id's number; ValueError for an unknown one.
+            matching: which numbers meet conditions, (N,) bool; ValueError for odd ones.
         """
-        self.candidates, self.number = candidates, number
+        self.candidates, self.number, self.matching = candidates, number, matching
         self._numbers: dict[int, list[int]] = {}
         self._last: tuple[Any, Any] = None, None
 
-    def mask(self, exclude: Sequence[ItemId], candidates: Sequence[ItemId] | None) -> Tensor:
+    def mask(self, request: Request) -> Tensor:
         """(N,) bool, True for what may not; ValueError for an unknown id, or if nothing may."""
-        key = id(exclude), id(candidates)
+        key = id(request.exclude), id(request.candidates), id(request.filter)
         if self._last[0] != key:
             barred = ~self.candidates
-            if candidates is not None:
+            if request.candidates is not None:
                 others = np.ones_like(barred)
-                others[self._of(candidates)] = False
+                others[self._of(request.candidates)] = False
                 barred |= others
-            barred[self._of(exclude)] = True
+            if len(request.filter):
+                barred |= ~self.matching(request.filter)
+            barred[self._of(request.exclude)] = True
             if barred.all():
                 raise ValueError("there is nothing that may be recommended: no candidate is left")
             self._last = key, torch.from_numpy(barred)

@@ -23,14 +23,10 @@ check reads all of a bundle, and says what is damaged.
 
 import argparse
 import contextlib
-import json
-import re
 import secrets
 import shutil
 import sqlite3
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from utils.cli import end_at_ctrl_c
 
@@ -41,39 +37,25 @@ import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER
 from data_processing.parts.columns import clean
-from serving.bundles import ARRAYS, HEADER, PREFIX, VERSION, Bundle, check_header, read_header, save_whitening
+from data_processing.parts.encoding import Encoding, item_text, load_encoder
+from data_processing.parts.missing import has_text
+from serving.bundles import HEADER, PREFIX, Bundle, read_header
 from serving.item_files import add_file_flags, read_items_file
-from serving.log import save_log
-from serving.scoring import Parts, blend_origin, load_fitted_with, load_parts, scores_of_all
-from serving.store import FILE, Item, ItemStore, check_id
-from utils.blend import NO_LOG, WITH_LOG, WITH_NETWORK, Domain, Fitted, fit_to_log
-from utils.blend_files import SHIPPED, load_blends, origin_of_fit, save_blends
+from serving.making import LOCK, RANKINGS, Making, is_own, names_of_fields, obtain_blend, put_in_place
+from serving.scoring import load_parts
+from serving.store import check_fields
 from utils.cli import parser, run
-from utils.data import Sequences
 from utils.datasets import HISTORIES, TestSet, dataset_folder, load_test, noted_encoder
 from utils.errors import DiskError, InputError, reason, shown
-from utils.files import check_writable, fingerprint, lock, save_json
+from utils.files import check_writable, lock
 from utils.names import Names, load_names
 from utils.pickles import load_pickle
-from utils.scores import Statistics
 from utils.util import add_device_flags, pick_device
-from utils.whitening import Whitening, are_whitened
+from utils.whitening import Whitening
 
-RANKINGS = {"blend": WITH_NETWORK, "log": WITH_LOG, "model": None, "text": NO_LOG}  # name -> blend
-USERS = 96  # in a batch of the fit
 TEXTS = "item_text_dict.pkl"
 CHANGES = ("add", "update", "remove")
-OWN = re.compile(rf"{PREFIX}[0-9a-f]{{8}}|\.{re.escape(HEADER)}\..*\.partial")  # that a killed command may leave
-WITHIN = (
-    "whitening.npz",
-    "prepared.npz",
-    "model",
-    "tokenizer",
-    "blend.json",
-    "log",
-    *(f"{name}.bin" for name in ARRAYS),
-)
-LOCK = ".lock"  # of who makes a bundle in a folder
+COMPARED, ALIKE = 16, 0.9  # texts that an encoder is tried on, and the cosine with the embeddings that are there
 
 
 def main() -> None:
@@ -124,20 +106,6 @@ def parse() -> argparse.Namespace:
 # Making one
 
 
-class Making(NamedTuple):
-    """What a bundle is made of."""
-
-    test: TestSet
-    names: Names  # of its items
-    texts: dict[int, dict]  # their text fields
-    others: dict[int, dict]  # their further fields
-    rows: np.ndarray  # (N, E) float32, embeddings, whitened
-    whitening: Whitening
-    parts: Parts | None  # of a bundle with a model
-    blend: dict[str, Fitted]  # none for the model alone
-    rank_by: str
-
-
 def make(args: argparse.Namespace) -> None:
     """Load, check, fit, and write a bundle beside its place, before it is put there."""
     folder = dataset_folder(args.dataset)
@@ -152,13 +120,15 @@ def make(args: argparse.Namespace) -> None:
         raise InputError(f"no item of {folder} has text (all embeddings are zero). Encode the texts again.")
     names, texts = load_names(folder, len(test.embeddings)), load_pickle(folder / TEXTS, dict, "")
     check_texts(texts, folder / TEXTS)
+    if args.encoder not in (None, noted_encoder(test.embeddings_path)):
+        check_encoder(args.encoder, texts, test.embeddings, test.embeddings_path)
     others = {} if args.items is None else further_fields(args, names, texts)
     parts, device = None, pick_device(args)
     if rank_by in ("blend", "model"):
         parts = load_parts(args.ckpt_path, args.vae_ckpt, test.embeddings_path, test.embeddings, device)
     whitening = Whitening.of_texts(test.embeddings, source=str(test.embeddings_path))
     rows = whitening(test.embeddings, source=str(test.embeddings_path))
-    blend = obtain_blend(args, rank_by, test, rows, parts)
+    blend = obtain_blend(rank_by, test, rows, parts, args.ckpt_path)
 
     there, earlier = args.output.exists(), earlier_fields(args.output)
     check_writable(args.output / HEADER)
@@ -168,7 +138,10 @@ def make(args: argparse.Namespace) -> None:
         lock(file.fileno(), busy)
         try:
             version.mkdir()
-            put_in_place(args, version, Making(test, names, texts, others, rows, whitening, parts, blend, rank_by))
+            made_from = {"dataset": str(args.dataset), "ckpt_path": args.ckpt_path if parts else None}
+            encoder = args.encoder or noted_encoder(test.embeddings_path)
+            about = (test, names, texts, others, rows, whitening, parts, blend, rank_by, encoder, made_from)
+            put_in_place(args.output, version, Making(*about))
         except BaseException as error:
             shutil.rmtree(version, ignore_errors=True)
             if not there:
@@ -191,38 +164,34 @@ def earlier_fields(output: Path) -> list[str]:
     return []
 
 
-def is_own(path: Path) -> bool:
-    """Whether a file or folder is a bundle's, so that it may be replaced or removed."""
-    if path.is_symlink():
-        return False
-    if path.name == HEADER:
-        try:
-            read_header(path)
-        except InputError:
-            return False
-        return True
-    if path.is_dir():
-        own = all(entry.name in WITHIN or entry.name.startswith((FILE, LOCK)) for entry in path.iterdir())
-        return own and bool(OWN.fullmatch(path.name))
-    return path.name == LOCK or bool(OWN.fullmatch(path.name))
-
-
 def check_texts(texts: dict, path: Path) -> None:
     """InputError unless items have text fields with names, and values that JSON can hold."""
     for number, fields in texts.items():
         try:
-            if not all(type(name) is str for name in fields):
-                raise TypeError("the name of a field is no text")
-            json.dumps(fields)
-        except (TypeError, ValueError, RecursionError) as error:
+            check_fields(fields)
+        except ValueError as error:
             raise InputError(f"{path}: item {shown(number)} has odd text fields ({reason(error)}).") from error
     if not any(texts.values()):
         raise InputError(f"{path} has no text of any item. Make the data set again (import_dataset.py).")
 
 
-def names_of_fields(fields: dict[int, dict]) -> list[str]:
-    """The names of the fields of all items, in the order in which they come up."""
-    return list(dict.fromkeys(name for one in fields.values() for name in one))
+def check_encoder(name: str, texts: dict[int, dict], embeddings: np.ndarray, source: Path) -> None:
+    """InputError unless an encoder makes of some items' texts what is in the matrix (N, E) of the file `source`."""
+    items = [number for number, fields in texts.items() if number < len(embeddings) and np.any(embeddings[number])]
+    items = [number for number in items if has_text(list(texts[number].values()))][:COMPARED]
+    if not items:
+        return
+    expected = np.asarray(embeddings[items], dtype=np.float64)
+    found = Encoding(name, load_encoder(name, "cpu")).encode([item_text(texts[number]) for number in items])
+    if found.shape != expected.shape:
+        raise InputError(f"--encoder {name} is {found.shape[1]} wide, and {source} {expected.shape[1]}. Give its own.")
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    likeness = float(np.median((found * expected).sum(axis=1) / np.maximum(lengths, 1e-12)))
+    if not likeness >= ALIKE:
+        raise InputError(
+            f"--encoder {name} did not make {source}: for the same texts, its embeddings have a cosine of "
+            f"{likeness:.2f} with those there. Name the encoder that did, or leave out --encoder."
+        )
 
 
 def further_fields(args: argparse.Namespace, names: Names, texts: dict[int, dict]) -> dict[int, dict]:
@@ -241,132 +210,11 @@ def further_fields(args: argparse.Namespace, names: Names, texts: dict[int, dict
     return found
 
 
-def put_in_place(args: argparse.Namespace, version: Path, making: Making) -> None:
-    """Write into the empty folder `version`, let bundle.json name it, and remove what is there of earlier ones."""
-    test, parts = making.test, making.parts
-    write(version, making)
-    files = sorted(path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite"))
-    header = {
-        "version": VERSION,
-        "folder": version.name,
-        "rank_by": making.rank_by,
-        "encoder": args.encoder or noted_encoder(test.embeddings_path),
-        "fields": names_of_fields(making.texts),
-        "others": names_of_fields(making.others),
-        "numbers": all(type(name) is int for name in making.names.ids),
-        "arrays": widths(test, parts),
-        "files": {str(path.relative_to(version)): fingerprint(path) for path in files},
-        "made_from": {"dataset": str(args.dataset), "ckpt_path": args.ckpt_path if parts else None},
-    }
-    header = json.loads(json.dumps(header))  # as it will be read
-    check_header(args.output / HEADER, header)
-    Bundle(args.output / HEADER, header, "cpu").store.items([0])  # what cannot be opened replaces nothing
-    save_json(args.output / HEADER, header)
-    for earlier in args.output.iterdir():
-        if earlier.name not in (HEADER, LOCK, version.name) and is_own(earlier):
-            shutil.rmtree(earlier, ignore_errors=True) if earlier.is_dir() else earlier.unlink(missing_ok=True)
-
-
 def choose_ranking(args: argparse.Namespace, test: TestSet) -> str:
     """The best ranking that the data allow."""
     if test.log is None:
         return "model" if args.ckpt_path else "text"
     return "blend" if args.ckpt_path else "log"
-
-
-def whole_histories(test: TestSet) -> Sequences | None:
-    """The log with the last items: a list of the test stands in for the beginning of it that the log has."""
-    if test.log is None:
-        return None
-    lists = dict(zip(test.log.users, test.log.lists(), strict=True))
-    others = []
-    for user, items in zip(test.sequences.users, test.sequences.lists(), strict=True):
-        if lists.get(user) == items[: len(lists.get(user, ()))]:
-            lists[user] = items
-        else:  # another user, as where each file has numbered its users for itself
-            others.append(items)
-    if others:
-        print(f"{len(others)} lists of the test go on no list of {HISTORIES}: counted as those of other users")
-    return Sequences.of(*lists.values(), *others)
-
-
-def obtain_blend(
-    args: argparse.Namespace, rank_by: str, test: TestSet, rows: np.ndarray, parts: Parts | None
-) -> dict[str, Fitted]:
-    """The blend of a ranking, read from DATASET/blend.json where that fits, or fitted; none for the model alone."""
-    kind = RANKINGS[rank_by]
-    if kind is None:
-        return {}
-    if kind == NO_LOG:
-        return {kind: Fitted(load_blends(SHIPPED)[kind], 0)}
-    folder, network, made_with = test.embeddings_path.parent, None, {}
-    if parts is not None:
-        log = folder / HISTORIES
-        predicts, device = parts.model.config.predicts, next(parts.model.parameters()).device
-        fitted_with = load_fitted_with(parts.metadata, args.ckpt_path, predicts, device, log) or parts.model
-        made_with = blend_origin(parts.model, fitted_with, parts.tokenizer)
-        network = partial(scores_of_all, fitted_with, parts.catalog, USERS)
-        try:
-            made_from = origin_of_fit(test, made_with, exclude_history=True)
-            blend = load_blends(folder / "blend.json", made_from, (kind,))[kind]
-        except InputError:
-            pass  # none, or one made from other files
-        else:
-            print(f"weights of the blend: {folder / 'blend.json'}")
-            return {kind: Fitted(blend, 0)}
-    candidates = np.flatnonzero(np.any(test.embeddings, axis=1))
-    fitted = fit_to_log(test.log, rows, candidates, exclude_history=True, network=network)[kind]
-    print(f"weights of the blend: fitted to the last items of {fitted.users} users of {HISTORIES}")
-    return {kind: fitted}
-
-
-def reads_texts(test: TestSet, parts: Parts) -> bool:
-    """Whether a model reads embeddings as texts are compared by; of few items only the former are whitened."""
-    return parts.tokenizer.whitens and are_whitened(*test.embeddings.shape)
-
-
-def widths(test: TestSet, parts: Parts | None) -> dict[str, tuple[int, str]]:
-    """The arrays of a bundle: name -> width and dtype."""
-    arrays = {"texts": (test.embeddings.shape[1], "float32")}
-    if parts is not None:
-        arrays["codes"] = (parts.catalog.codes.shape[1], "int16")
-        if not reads_texts(test, parts):
-            arrays["embeddings"] = arrays["texts"]
-    return arrays
-
-
-def write(version: Path, making: Making) -> None:
-    """Write all but bundle.json into an empty folder."""
-    test, names, texts, others, rows, whitening, parts, blend, rank_by = making
-    save_whitening(version / "whitening.npz", whitening)
-    if parts is not None:
-        parts.model.save_weights(version / "model")
-        parts.tokenizer.save_weights(version / "tokenizer")
-    if blend:
-        save_blends(version / "blend.json", blend, {"rank_by": rank_by})
-    if rank_by in ("blend", "log"):
-        domain = Domain.of(Statistics.of(rows, whole_histories(test)))
-        (version / "log").mkdir()
-        save_log(version / "log", domain.log, domain.ease)
-    try:
-        ids = [check_id(name) for name in names.ids]
-    except ValueError as error:
-        raise InputError(
-            f"{test.embeddings_path.parent / 'item_ids.jsonl'}: {error}. Make the data set again (import_dataset.py)."
-        ) from error
-    items = [
-        Item(name, title, {**(texts.get(number) or {}), **others.get(number, {})})
-        for number, (name, title) in enumerate(zip(ids, names.titles, strict=True))
-    ]
-    arrays = {"texts": rows}
-    if parts is not None:
-        arrays |= {"codes": parts.catalog.codes, "embeddings": test.embeddings}
-        if parts.tokenizer.whitens and not reads_texts(test, parts):
-            preparing = Whitening.of(test.embeddings)
-            save_whitening(version / "prepared.npz", preparing)
-            arrays["embeddings"] = preparing(test.embeddings)
-    store = ItemStore.create(version, widths(test, parts))
-    store.append(items, arrays, ~np.any(test.embeddings, axis=1))
 
 
 # Changing one
@@ -381,8 +229,11 @@ def change(args: argparse.Namespace) -> None:
     if args.change == "remove":
         count, done = bundle.remove(args.ids or [item for item, _ in read_items_file(args, [])]), "removed"
     else:
-        items = [(bundle.own_form(item), fields) for item, fields in read_items_file(args, bundle.known)]
+        read = read_items_file(args, bundle.known, empty=args.change == "update")
+        items = [(bundle.own_form(item), fields) for item, fields in read]
         count, done = (bundle.add(items), "added") if args.change == "add" else (bundle.update(items), "updated")
+        emptied = sum(value is None for _, fields in items for value in fields.values())
+        done += f"; {emptied} fields were emptied, as the cells of the file are" if emptied else ""
     print(f"{args.bundle}: {count} item{'s' * (count != 1)} {done}")
     if args.change == "add" and bundle.log is not None:
         print("  The log knows nothing of new items, so they seldom come up: see docs/serving.md, New items.")

@@ -10,7 +10,6 @@ Letters of the shapes as in utils/data.py: X items, E embedding width.
 """
 
 import contextlib
-import json
 import threading
 import zlib
 from collections.abc import Iterable
@@ -27,7 +26,7 @@ from data_processing.parts.missing import has_text, is_missing
 from model import RecGPT, load_model
 from serving.half import halve
 from serving.log import load_log
-from serving.store import Item, ItemId, ItemStore, check_id, whole
+from serving.store import Item, ItemId, ItemStore, check_fields, check_id, whole
 from utils.blend import NETWORK, Blend
 from utils.blend_files import load_blends
 from utils.checkpoint import CODES
@@ -138,18 +137,11 @@ class Bundle:
 
     def ordered(self, fields: Any) -> dict[str, Any]:
         """The text fields of an item in the order of the catalog's, without empty ones; ValueError for others."""
-        if not isinstance(fields, dict):
-            raise ValueError(f"the text of an item is a dict of fields, found {shown(fields)}")
+        check_fields(fields)
         unknown = [name for name in fields if name not in self.known]
         if unknown:
             raise ValueError(f"items have no field {shown(unknown[0])}; they have {', '.join(self.known)}")
-        found = {name: fields[name] for name in self.known if name in fields and not is_missing(fields[name])}
-        for name, value in found.items():
-            try:
-                json.dumps(value)
-            except (TypeError, ValueError, RecursionError):
-                raise ValueError(f"field {name!r} is {shown(value)}, expected a text, a number or a list") from None
-        return found
+        return {name: fields[name] for name in self.known if name in fields and not is_missing(fields[name])}
 
     def encode(self, texts: list[dict[str, Any]]) -> np.ndarray:
         """Raw embeddings of X items by their text fields, (X, E) float32; zeros where there is no text.
@@ -207,7 +199,7 @@ class Bundle:
     def update(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None = None) -> int:
         """Change text fields of items, as `add`; fields that are not named stay, and so does what the log says of them.
 
-        ValueError for an id that no item has.
+        A field that is empty or None is taken away. ValueError for an id that no item has.
         """
         return self._put(items, embeddings, new=False)
 
@@ -230,18 +222,24 @@ class Bundle:
         return len(ids)
 
     def _put(self, items: Iterable[tuple[ItemId, dict[str, Any]]], embeddings: np.ndarray | None, new: bool) -> int:
+        if not isinstance(items, Iterable):
+            raise ValueError(f"items are a list of pairs of an id and text fields, found {shown(items)}")
         items = list(items)
         odd = [item for item in items if not isinstance(item, (tuple, list)) or len(item) != 2]
         if odd:
             raise ValueError(f"items are pairs of an id and text fields, found {shown(odd[0])}")
-        ids, texts = checked_ids(item for item, _ in items), [self.ordered(fields) for _, fields in items]
+        ids, texts = checked_ids([item for item, _ in items]), [self.ordered(fields) for _, fields in items]
         if not ids:
             return 0
         earlier, given = self._earlier(ids, new), embeddings  # before the long work
         before = [] if new else self.store.items(earlier)
         if not new:
             ids = [item.id for item in before]
-            texts = [{**item.fields, **text} for item, text in zip(before, texts, strict=True)]
+            emptied = [[name for name, value in fields.items() if is_missing(value)] for _, fields in items]
+            texts = [
+                {name: value for name, value in {**item.fields, **text}.items() if name not in empty}
+                for item, text, empty in zip(before, texts, emptied, strict=True)
+            ]
             same = [
                 all(item.fields.get(name) == text.get(name) for name in self.fields)
                 for item, text in zip(before, texts, strict=True)
@@ -318,7 +316,7 @@ def check_header(path: Path, header: dict[str, Any]) -> None:
     """InputError unless bundle.json has all that is read of it, and names no file elsewhere."""
 
     def plain(name: str) -> bool:
-        return bool(name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+        return bool(name) and "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
 
     def is_array(name: str, found: Any) -> bool:
         known = isinstance(found, list) and len(found) == 2 and found[1] == ARRAYS.get(name)
@@ -326,9 +324,9 @@ def check_header(path: Path, header: dict[str, Any]) -> None:
 
     odd = [name for name, kind in NEEDED.items() if not isinstance(header.get(name), kind)]
     checks = {
-        "folder": lambda name: name.startswith(PREFIX) and len(Path(name).parts) == 1,
+        "folder": lambda name: plain(name) and name.startswith(PREFIX) and len(Path(name).parts) == 1,
         "fields": lambda names: names and all(type(name) is str for name in names),
-        "others": lambda names: all(type(name) is str for name in names),
+        "others": lambda names: all(type(name) is str and name not in header["fields"] for name in names),
         "arrays": lambda arrays: "texts" in arrays and all(is_array(*one) for one in arrays.items()),
         "files": lambda files: all(map(plain, files)),
     }
@@ -339,7 +337,7 @@ def check_header(path: Path, header: dict[str, Any]) -> None:
 
 def checked_ids(ids: Iterable[Any]) -> list[ItemId]:
     """Ids of items; ValueError for one that is none, and where a text stands for the list."""
-    if isinstance(ids, (str, bytes)):
+    if isinstance(ids, (str, bytes, dict)) or not isinstance(ids, Iterable):
         raise ValueError(f"expected a list of ids, found {shown(ids)}")
     return [check_id(item) for item in ids]
 

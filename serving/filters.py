@@ -2,42 +2,71 @@
 
 import json
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from data_processing.parts.columns import Column, Table
 from data_processing.parts.row_filter import keep_rows, kept_columns, parse_keep
 from data_processing.parts.tables import workspace
 from serving.bundles import Bundle
-from serving.store import ItemId
+from serving.store import Change, Item, whole
+from utils.errors import InputError, shown
 
-FLAG = "--filter"
+FLAG = "filter"
+FUNCTIONS = {  # that conditions may call: their results are never long, whoever sends them
+    *("+", "-", "*", "/", "%", "~~", "!~~", "~~*", "!~~*", "like_escape", "abs", "round", "length", "trim"),
+    *("lower", "upper", "contains", "starts_with", "prefix", "suffix", "regexp_matches"),
+}
 
 
-def matching(bundle: Bundle, conditions: list[str]) -> list[ItemId]:
-    """Ids of the items that meet all conditions, and how many do not is printed.
+def matching(bundle: Bundle, change: Change, conditions: Sequence[str]) -> np.ndarray:
+    """Which of N numbers have items that meet all conditions, (N,) bool, in the catalog as it was at one `change`.
 
     A field whose values can all be read as numbers is compared as one. An item without a field does not meet a
     condition on it. InputError for a condition that cannot be used, or that no item meets.
     """
     columns = {name: Column(name, name) for name in bundle.known}
     table = Table(bundle.path.parent, "bundle", "utf-8", None, columns, ())
-    keep = {text: parse_keep(text, table, FLAG) for text in conditions}
+    keep = {text: parse_keep(text, table, FLAG, FUNCTIONS) for text in conditions}
     names = kept_columns(keep)
-    ids, rows = [], []
-    for item in bundle.store.all():
-        ids.append(item.id)
-        rows.append([None if item.fields.get(name) is None else written(item.fields[name]) for name in names])
+    numbers, rows = [], []
+    for number, item in bundle.store.all(change):
+        numbers.append(number)
+        rows.append([written(item, name) for name in names])
     frame = pd.DataFrame(rows, columns=[f"kept_{number}" for number in range(len(names))], dtype="string")
-    frame.insert(0, "line", range(len(ids)))
+    frame.insert(0, "line", numbers)
+    found = np.zeros(change.numbers, dtype=bool)
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "filter", {}) as tables:
         tables.connection.register("fields", frame)
         tables.make("filtered", "SELECT * FROM fields")
-        keep_rows(tables, "filtered", keep, table, FLAG)
-        return [ids[line] for (line,) in tables.rows("SELECT line FROM filtered ORDER BY line")]
+        try:
+            keep_rows(tables, "filtered", keep, table, FLAG)
+        except InputError as error:
+            raise InputError(f"{error}{odd_number(bundle, frame, names)}") from error
+        found[[line for (line,) in tables.rows("SELECT line FROM filtered")]] = True
+    return found
 
 
-def written(value: object) -> str:
-    """A value of a field as text."""
-    return value if isinstance(value, str) else json.dumps(value)
+def written(item: Item, name: str) -> str | None:
+    """A field of an item as text; None where it has none."""
+    value = item.fields.get(name)
+    return value if value is None else whole(value if isinstance(value, str) else json.dumps(value))
+
+
+def odd_number(bundle: Bundle, frame: pd.DataFrame, names: list[str]) -> str:
+    """A sentence on the first value that is no number in a field that has more numbers; nothing if there is none."""
+    for place, name in enumerate(names):
+        values = frame[f"kept_{place}"]
+        there = values.notna() & (values.str.strip() != "")
+        odd = there & pd.to_numeric(values, errors="coerce").isna()
+        if 0 < odd.sum() < there.sum() / 2:
+            row = int(odd.to_numpy().argmax())
+            (item,) = bundle.store.items([int(frame["line"].iloc[row])])
+            return (
+                f" {name!r} of item {shown(item.id)} is {shown(values.iloc[row])}, and no number, as {odd.sum()} of "
+                f"{there.sum()} values: change them with update, or write TRY_CAST({name} AS DOUBLE) for {name}."
+            )
+    return ""

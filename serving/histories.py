@@ -1,6 +1,7 @@
 """Histories of many users from a file, and lists for them in another that a killed run goes on with."""
 
 import contextlib
+import itertools
 import json
 import os
 import tempfile
@@ -72,6 +73,12 @@ class Lines(NamedTuple):
 
     done: int  # lines that an earlier run has written
     file: IO[str]
+
+    def earlier(self) -> Iterator[dict[str, Any]]:
+        """Yield what the lines say that an earlier run has written."""
+        if self.done:
+            with open(self.file.name, encoding="utf-8") as written:  # noqa: PTH123  # a second handle
+                yield from map(json.loads, itertools.islice(written, self.done))
 
     def keep(self) -> None:
         """Put what was written on disk: a killed run goes on behind it."""

@@ -28,11 +28,12 @@ def add_format_flags(flags: argparse.ArgumentParser) -> None:
 
 
 def read_items_file(
-    args: argparse.Namespace, only: list[str] | None = None, without: list[str] | None = None
+    args: argparse.Namespace, only: list[str] | None = None, without: list[str] | None = None, empty: bool = False
 ) -> list[tuple[str, dict[str, Any]]]:
     """Read --items: ids, and the fields of `only` some names, none for [], or all others than those `without`.
 
-    Where there is no other column than those `without`, the list is empty.
+    Where there is no other column than those `without`, the list is empty. With `empty`, an empty cell of a table is a
+    field that is None. Columns that are passed over are printed.
 
     InputError for a file that cannot be read, or has none of the fields.
     """
@@ -47,13 +48,18 @@ def read_items_file(
             return []
         if not fields and only != []:
             raise InputError(f"{path} has none of the columns {', '.join(only)}.")
+        others = [name for name in there if name not in (*fields, item)] if only else []
+        if others:
+            print(f"{path}: passed over {', '.join(others)}, since items have the fields {', '.join(only)} alone")
         fields = fields or [item]  # where only ids are wanted
         tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
         read_items(tables, Source(table, None, item, None, fields), Path(folder))
         tables.make("numbered", "SELECT row_number() OVER (ORDER BY first) - 1 AS id, * FROM item_texts")
         found = dict(item_texts(tables, "numbered", fields))
+        if empty and not table.rows_name_fields:
+            found = {row: {name: texts.get(name) for name in fields} for row, texts in found.items()}
         names = [name for (name,) in tables.rows("SELECT item_name FROM numbered ORDER BY id")]
         replaced = tables.count("item_lines") - len(names)
     if replaced:
-        print(f"{path}: {replaced} rows that a later row of the same item replaces")  # noqa: T201
+        print(f"{path}: {replaced} rows that a later row of the same item replaces")
     return [(name, found[row]) for row, name in enumerate(names)]

@@ -14,16 +14,15 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from serving.asked import Barred, New, Request
-from serving.recommender import Recommendation, Recommender, View
+from serving.asked import Barred, Request, Texts, nothing
+from serving.recommender import Recommendation, Recommender, lists
 from serving.store import ItemId
+from serving.view import View
 from utils.data import Sequences
 from utils.errors import shown
 from utils.past_key_values import UserCache, append_hidden, split_cache
@@ -73,6 +72,7 @@ class LiveHistories:
 
     def start(self, user: Hashable, history: Sequence[ItemId]) -> None:
         """Begin a user's history, in place of an earlier one; ValueError for an empty one, or an unknown id."""
+        checked_user(user)
         with self._lock:
             view = self._current()
             numbers = self._numbers(view, history)
@@ -91,7 +91,7 @@ class LiveHistories:
             if live.cache is None or live.cache.items + 2 > view.bundle.model.config.window:
                 live = self._computed(view, ids, numbers)
             else:
-                batch = self.recommender._batch(view, Sequences.of([number]), nothing(view))
+                batch = view.batch(Sequences.of([number]), nothing(view.bundle))
                 hidden, (cache,) = append_hidden(view.bundle.model, [live.cache], batch.codes, batch.embeddings)
                 live = Live(ids, numbers, cache, hidden[0])
             self._keep(user, live)
@@ -105,16 +105,17 @@ class LiveHistories:
         exclude: Sequence[ItemId] = (),
         candidates: Sequence[ItemId] | None = None,
         explain: bool = False,
+        filter: Sequence[str] = (),  # noqa: A002 - as `Recommender.recommend`
     ) -> list[Recommendation]:
         """What comes next, as `Recommender.recommend` finds it; ValueError as there, or if the user has no history."""
-        check_count(k, "k")
+        request = Request((), k, exclude_history, exclude, candidates, explain, filter=filter)
+        request.check()
         with self._lock:
             view = self._current()
             live = self._found(view, user)
-        request = Request(live.ids, k, exclude_history, exclude, candidates, explain)
-        barred = Barred(view.candidates, partial(self.recommender._number, view))
-        read, new = Sequences.of(live.numbers), nothing(view)
-        (found,) = self.recommender._lists(view, [request], read, barred, new, self._score(view, live))
+        barred = Barred(view.candidates, view.number, view.matching)
+        read, new = Sequences.of(live.numbers), nothing(view.bundle)
+        (found,) = lists(view, [request], read, barred, new, self._score(view, live))
         return found
 
     def read(self, user: Hashable) -> int:
@@ -134,7 +135,7 @@ class LiveHistories:
         def score(history: Sequences) -> Tensor:
             with torch.inference_mode():
                 said = None if live.hidden is None else view.bundle.model.said(live.hidden[None])
-            return self.recommender._combined(view, history, nothing(view), said)
+            return view.combined(history, nothing(view.bundle), said)
 
         return score
 
@@ -149,11 +150,11 @@ class LiveHistories:
 
     def _found(self, view: View, user: Hashable) -> Live:
         """A user's history, computed anew if an item of it has another text now, or is gone."""
-        live = self._lives.get(user)
+        live = self._lives.get(checked_user(user))
         if live is None:
             raise ValueError(f"there is no live history of {shown(user)}: start it with all of its items")
         self._lives.move_to_end(user)
-        numbers = [self.recommender._look_up(view, item) for item in live.ids]
+        numbers = [view.look_up(item) for item in live.ids]
         if numbers != live.numbers:
             kept = [(item, number) for item, number in zip(live.ids, numbers, strict=True) if number is not None]
             if not kept:
@@ -167,7 +168,7 @@ class LiveHistories:
         texts = [item for item in history if isinstance(item, dict)] if isinstance(history, (list, tuple)) else []
         if texts:
             raise ValueError(f"live histories have ids of the catalog, found {shown(texts[0])}")
-        return self.recommender._read(view, history, None)
+        return view.read(history, Texts())
 
     @torch.inference_mode()
     def _computed(self, view: View, ids: list[ItemId], numbers: list[int]) -> Live:
@@ -177,7 +178,7 @@ class LiveHistories:
         model, cache = view.bundle.model, DynamicCache()
         most = model.config.window - 1
         read = numbers if len(numbers) <= most else numbers[-max(1, int(KEPT * most)) :]
-        batch = self.recommender._batch(view, Sequences.of(read), nothing(view))
+        batch = view.batch(Sequences.of(read), nothing(view.bundle))
         hidden = model.hidden(batch, cache)
         (kept,) = split_cache(cache, batch.last)
         return Live(ids, numbers, kept, hidden.unflatten(0, (len(read), -1))[-1].clone())
@@ -196,6 +197,10 @@ class LiveHistories:
             self.bytes -= live.bytes
 
 
-def nothing(view: View) -> New:
-    """No texts of new items."""
-    return New(np.empty((0, view.bundle.width), dtype=np.float32), [])
+def checked_user(user: Hashable) -> Hashable:
+    """The user; ValueError for what can be no key, such as a list."""
+    try:
+        hash(user)
+    except TypeError:
+        raise ValueError(f"a user is a text, a number or a tuple of them, found {shown(user)}") from None
+    return user

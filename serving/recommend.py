@@ -34,16 +34,17 @@ if __name__ == "__main__":
 
 from tqdm import tqdm
 
-from serving.filters import matching
+from serving.asked import Entry
 from serving.histories import History, Lines, Reading, read_histories, resumable_lines
 from serving.item_files import add_format_flags
-from serving.recommender import Entry, Reason, Recommendation, Recommender
-from serving.store import ItemId, check_id
+from serving.recommender import Recommendation, Recommender
+from serving.store import ItemId
+from serving.view import Reason
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError, shown
 from utils.files import atomic_write, identity, require_file
 from utils.processes import Place, joined_processes
-from utils.util import add_device_flags, pick_device, print_table
+from utils.util import add_device_flags, pick_device, print_table, printable
 
 USERS = 256  # whose lists are made together
 
@@ -100,17 +101,15 @@ def parse() -> argparse.Namespace:
 
 def options(recommender: Recommender, args: argparse.Namespace) -> dict:
     """What flags say of `Recommender.recommend`."""
-    candidates = read_ids(recommender, args.candidates) if args.candidates else None
     if args.filter:
-        with contextlib.redirect_stdout(sys.stderr):  # --json has the other to itself
-            kept = matching(recommender.bundle, args.filter)
-        named = None if candidates is None else {str(check_id(item)) for item in candidates}
-        candidates = kept if named is None else [item for item in kept if str(item) in named]
+        count = recommender.matching(args.filter)
+        print(f"--filter: {count} of {recommender.view().change.count} items", file=sys.stderr)
     return {
         "k": args.k,
         "exclude_history": not args.no_exclude_history,
-        "candidates": candidates,
+        "candidates": read_ids(recommender, args.candidates) if args.candidates else None,
         "exclude": read_ids(recommender, args.exclude) if args.exclude else [],
+        "filter": args.filter,
     }
 
 
@@ -180,7 +179,7 @@ def find_entry(recommender: Recommender, word: str) -> Entry:
     if items:
         return items[0].id
     near = recommender.suggest(word)
-    meant = f" (did you mean {' or '.join(near)}?)" if near else ""
+    meant = f" (did you mean {' or '.join(map(printable, near))}?)" if near else ""
     print(f"{shown(word)} is neither an id nor a title of the catalog: taken for a new title{meant}", file=sys.stderr)
     return {recommender.bundle.title_field: word}
 
@@ -195,7 +194,7 @@ def as_json(one: Recommendation) -> dict:
 
 
 class Counts(NamedTuple):
-    """What a process has done."""
+    """What a process has done, and an earlier run of it that was stopped."""
 
     written: int  # users, of whom
     done: int  # were written by an earlier run
@@ -220,7 +219,7 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace, place: Pl
     with resumable_lines(outputs[place.rank], job) as lines:
         users = read_histories(args.histories, reading)
         own = (user for number, user in enumerate(users) if number // USERS % place.count == place.rank)
-        counts = write_lists(recommender, settings, itertools.islice(own, lines.done, None), lines)
+        counts = write_lists(recommender, settings, own, lines)
         every = place.gathered(counts)  # a process that stops earlier leaves all parts to the next run
         if every is not None and not sum(each.written for each in every):
             raise InputError(f"{args.histories} has no history.")
@@ -232,13 +231,21 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace, place: Pl
 
 
 def write_lists(recommender: Recommender, settings: dict, users: Iterator[History], lines: Lines) -> Counts:
-    """Write the lines of some users."""
-    skipped, empty, listed = 0, 0, Counter()
+    """Write the lines of those users who have none from an earlier run."""
+    counts, listed = Counter(), Counter(item for record in lines.earlier() for item in record["items"])
+
+    def look_up(part: list[History]) -> list[list[ItemId]]:
+        """The items of each user that the catalog has; counts the others."""
+        known = [[item for item in user.items if recommender.has_item(item)] for user in part]
+        counts["skipped"] += sum(len(user.items) - len(items) for user, items in zip(part, known, strict=True))
+        counts["empty"] += sum(not items for items in known)
+        return known
+
+    for part in chunks(itertools.islice(users, lines.done)):
+        look_up(part)
     with tqdm(initial=lines.done, unit="user", mininterval=1.0) as progress:
         for part in chunks(users):
-            known = [[item for item in user.items if recommender.has_item(item)] for user in part]
-            skipped += sum(len(user.items) - len(items) for user, items in zip(part, known, strict=True))
-            empty += sum(not items for items in known)
+            known = look_up(part)
             found = iter(recommender.recommend([items for items in known if items], **settings))
             for user, items in zip(part, known, strict=True):
                 one = next(found) if items else []
@@ -249,7 +256,7 @@ def write_lists(recommender: Recommender, settings: dict, users: Iterator[Histor
                 lines.file.write(json.dumps(record) + "\n")
             lines.keep()
             progress.update(len(part))
-        return Counts(progress.n, lines.done, skipped, empty, listed)
+        return Counts(progress.n, lines.done, counts["skipped"], counts["empty"], listed)
 
 
 def join_parts(parts: list[Path], output: Path) -> None:
@@ -278,7 +285,7 @@ def report(output: Path, every: list[Counts], seconds: float, candidates: int) -
     if listed:
         ((item, count),) = listed.most_common(1)
         many = f"{len(listed)} of {candidates} items"
-        print(f"  {many} are recommended; {shown(item)} stands in {count / (written - done):.0%} of the lists")
+        print(f"  {many} are recommended; {shown(item)} stands in {count / written:.0%} of the lists")
 
 
 def chunks(histories: Iterator[History]) -> Iterator[list[History]]:

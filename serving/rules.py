@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from serving.asked import Entry
-from serving.recommender import Recommender, View
-from serving.store import Item, ItemId, check_id
-from utils.errors import shown
+from data_processing.parts.columns import clean
+from serving.asked import Entry, Texts
+from serving.recommender import Recommender
+from serving.store import Item, ItemId
+from serving.view import View
 from utils.util import check_count
 
 Scored = list[tuple[Item, float]]  # items with what speaks for each, best first
@@ -28,9 +29,7 @@ class Details(NamedTuple):
 def describe(recommender: Recommender, item: ItemId) -> Details:
     """What is known of an item; ValueError for an id that none has."""
     view = recommender.view()
-    number = number_of(view, item)
-    if number is None:
-        raise ValueError(f"no item has the id {shown(item)}")
+    number = view.number(item)
     codes = None if view.catalog is None else view.catalog.codes[number].tolist()
     logged = view.bundle.log is not None and view.change.moved.get(number, number) < len(view.bundle.log[0].share)
     share = float(view.domain.log.share[number]) if logged else None
@@ -39,8 +38,8 @@ def describe(recommender: Recommender, item: ItemId) -> Details:
 
 def search(recommender: Recommender, words: str, limit: int) -> list[Item]:
     """At most `limit` items: the one that has some words as its id, then those whose titles begin with or hold them."""
-    store = recommender.view().bundle.store
-    by_id = store.number(words) if words.strip() else None
+    store, words = recommender.view().bundle.store, clean(words)
+    by_id = store.number(words) if words else None
     numbers = ([] if by_id is None else [by_id]) + store.search(words, limit)
     return store.items(list(dict.fromkeys(numbers))[:limit])
 
@@ -59,10 +58,7 @@ def rule_lists(recommender: Recommender, history: Sequence[Entry], k: int) -> di
         raise ValueError("the history is empty: a rule needs one item or more")
     recommender = recommender.snapshot()
     view = recommender.view()
-    own = [number_of(view, entry) for entry in history if not isinstance(entry, dict)]
-    if None in own:
-        unknown = [entry for entry in history if not isinstance(entry, dict)][own.index(None)]
-        raise ValueError(f"no item has the id {shown(unknown)}")
+    own = [number for number in view.read(history, Texts()) if number < view.change.numbers]
     ids = {item.id for item in view.bundle.store.items(list(set(own)))}
     near = recommender.similar_items(history[-1], k + len(ids))
     return {
@@ -87,8 +83,3 @@ def repeated(view: View, own: list[int], k: int) -> Scored:
     numbers = [number for number in times if view.candidates[number]][:k]
     items = view.bundle.store.items(numbers)
     return [(item, float(times[number])) for number, item in zip(numbers, items, strict=True)]
-
-
-def number_of(view: View, item: ItemId) -> int | None:
-    """The number of an id in a view; None for an id that no item has in it."""
-    return view.bundle.store.number(check_id(item), view.change)

@@ -60,15 +60,16 @@ def main() -> None:
     recommender = Recommender.open(args.bundle, str(pick_device(args)), args.half)
     recommender.view()  # which reads all files, so that the first request finds them open
     service = Service(recommender, Limits(args.batch, args.queue), os.environ.get(TOKEN))
-    app = make_app(service, LOCAL if args.host in LOCAL else None)
-    seconds = {"timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": args.grace}
-    server = uvicorn.Server(uvicorn.Config(app, **SETTINGS, **seconds))
-    stop_gently(server, service)
-    for number in (signal.SIGINT, signal.SIGTERM):  # from now on, and not only once it answers
-        signal.signal(number, server.handle_exit)
     with listen(args.host, args.port) as listening:
         host, port = listening.getsockname()[:2]
-        print(f"{args.bundle}: http://{f'[{host}]' if ':' in host else host}:{port} (Ctrl-C stops it)", flush=True)
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        app = make_app(service, LOCAL if args.host in LOCAL else None, address)
+        seconds = {"timeout_keep_alive": KEEP_ALIVE, "timeout_graceful_shutdown": args.grace}
+        server = uvicorn.Server(uvicorn.Config(app, **SETTINGS, **seconds))
+        stop_gently(server, service)
+        for number in (signal.SIGINT, signal.SIGTERM):  # from now on, and not only once it answers
+            signal.signal(number, server.handle_exit)
+        print(f"{args.bundle}: {address} (Ctrl-C stops it)", flush=True)
         server.run([listening])
     end(service)
 

@@ -51,6 +51,8 @@ class Service:
 
     async def recommend(self, http: HttpRequest, request: Request) -> list:
         """The recommendations of a request, computed together with those of others."""
+        if request.filter:  # looks at all items the first time, which would keep the others waiting
+            await self.call(http, self.recommender.matching, request.filter)
         return await until_gone(http, self.asked.submit(request))
 
     async def call(self, http: HttpRequest, function: Callable, *arguments: Any) -> Any:
@@ -70,7 +72,7 @@ class Service:
         }
         with contextlib.suppress(InputError):  # of a damaged bundle, whose items cannot be counted
             change = self.recommender.view().change
-            gauges["recgpt_items"] = "Items that may be recommended.", change.numbers - len(change.barred)
+            gauges["recgpt_items"] = "Items that may be recommended.", change.count
             gauges["recgpt_generation"] = "Changes of the bundle since it was made.", change.generation
         return self.metrics.text(gauges)
 

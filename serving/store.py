@@ -45,6 +45,7 @@ ROWS = 1 << 14  # that are written at once
 WAIT = 30.0  # seconds for another process that is writing
 SEARCHED = 500_000  # titles that a search looks into, which bounds its time
 LAST = "\U0010ffff"  # stands behind every other character
+LEVELS = 8  # of lists in lists that a field may have
 REMEDY = "Make the bundle again (python -m serving.bundle)."
 
 ItemId = int | str
@@ -66,6 +67,11 @@ class Change(NamedTuple):
     barred: np.ndarray  # (n,) int64, ascending: numbers that may not be recommended
     gone: frozenset[int]  # numbers of items that were removed, or have another number now
     moved: dict[int, int]  # number -> number in the log, of items whose text has changed
+
+    @property
+    def count(self) -> int:
+        """How many items may be recommended."""
+        return self.numbers - len(self.barred)
 
 
 def folded(title: str) -> str:
@@ -115,13 +121,17 @@ class ItemStore:
     def state(self) -> Change:
         """All numbers as they are now."""
         with self._transaction("BEGIN"):
-            (generation, numbers), *_ = self._rows("SELECT generation, numbers FROM catalog")
+            catalog = self._rows("SELECT generation, numbers FROM catalog")
             # By the index, or else SQLite reads all items, because they come in the wanted order.
-            rows = sorted(self._rows("SELECT number, state FROM items INDEXED BY by_state WHERE state > 0"))
+            rows = self._rows("SELECT number, state FROM items INDEXED BY by_state WHERE state > 0")
             moved = "SELECT number, logged FROM items WHERE logged IS NOT NULL AND logged <> number AND state < 2"
-            barred = np.array([number for number, _ in rows], dtype=np.int64)
-            gone = frozenset(number for number, state in rows if state == GONE)
-            return Change(generation, numbers, barred, gone, dict(self._rows(moved)))
+            moved, last = self._rows(moved), self._rows("SELECT max(number) FROM items")[0][0]
+        whole_numbers = all(type(value) is int and value >= 0 for row in [*catalog, *rows, *moved] for value in row)
+        if len(catalog) != 1 or not whole_numbers or (-1 if last is None else last) != catalog[0][1] - 1:
+            raise InputError(f"{self.folder / FILE} is damaged: its numbers do not fit each other. {REMEDY}")
+        barred = np.array(sorted(number for number, _ in rows), dtype=np.int64)
+        gone = frozenset(number for number, state in rows if state == GONE)
+        return Change(*catalog[0], barred, gone, dict(moved))
 
     def array(self, name: str, numbers: int) -> np.ndarray:
         """The first rows of an array, (numbers, width), mapped from its file without a copy; writing changes no file.
@@ -200,11 +210,11 @@ class ItemStore:
             found.append(item)
         return found
 
-    def all(self) -> Iterator[Item]:
-        """Yield all items that are there."""
-        for start in range(0, self.state().numbers, ROWS):
-            query = "SELECT number FROM items WHERE number >= ? AND number < ? AND state < 2"
-            yield from self.items([number for (number,) in self._rows(query, start, start + ROWS)])
+    def all(self, at: Change) -> Iterator[tuple[int, Item]]:
+        """Yield the numbers and items that were there at one time, with their fields as they are now."""
+        for start in range(0, at.numbers, ROWS):
+            numbers = [number for number in range(start, min(start + ROWS, at.numbers)) if number not in at.gone]
+            yield from zip(numbers, self.items(numbers), strict=True)
 
     def check(self) -> int:
         """Read all there is; returns the number of items. InputError for the first thing that is damaged."""
@@ -307,7 +317,9 @@ class ItemStore:
                 update = "UPDATE catalog SET generation = generation + 1, numbers = numbers + ?"
                 self.connection().execute(update, (more,))
         except sqlite3.Error as error:
-            raise DiskError(f"{self.folder / FILE} could not be written ({reason(error)}).") from error
+            raise DiskError(
+                f"{self.folder / FILE} could not be written ({reason(error)}). Free some space, and try again."
+            ) from error
 
     @contextlib.contextmanager
     def _transaction(self, begin: str) -> Iterator[None]:
@@ -348,6 +360,25 @@ class ItemStore:
             return self.connection().execute(query, values).fetchall()
         except sqlite3.DatabaseError as error:
             raise InputError(f"{self.folder / FILE} cannot be read ({reason(error)}). {REMEDY}") from error
+
+
+def check_fields(fields: Any) -> None:
+    """ValueError unless an item's fields are a dict of names and values that JSON can hold, a few levels deep."""
+    if not isinstance(fields, dict) or not all(type(name) is str for name in fields):
+        raise ValueError(f"the text of an item is a dict of fields, found {shown(fields)}")
+    for name, value in fields.items():
+        try:
+            json.dumps(value)
+            if is_deep(value):
+                raise ValueError(f"it has more than {LEVELS} levels")
+        except (TypeError, ValueError, RecursionError):
+            raise ValueError(f"field {shown(name)} is {shown(value)}, expected a text, a number or a list") from None
+
+
+def is_deep(value: Any, levels: int = LEVELS) -> bool:
+    """Whether lists and dicts stand in each other more than some levels deep."""
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return levels == 0 and bool(parts) or any(is_deep(part, levels - 1) for part in parts if levels)
 
 
 def check_id(item: Any) -> ItemId:

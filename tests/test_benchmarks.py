@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import steady
 from serving.recommender import Recommender
+from serving.view import View
 from tests import runs
 from utils.cli import run
 from utils.errors import InputError
@@ -63,8 +64,8 @@ def test_calls_of_the_library_are_timed_unless_their_lists_are_wrong(monkeypatch
     benchmark(monkeypatch, "serving", f" --results {tmp_path}/results.jsonl")
     result = json.loads((tmp_path / "results.jsonl").read_text())
     assert result["model_3_items_ms"] > 0 and result["blend_3_items_ms"] > 0
-    scores = Recommender._scores
-    monkeypatch.setattr(Recommender, "_scores", lambda *arguments, **named: -scores(*arguments, **named))
+    scores = View.scores
+    monkeypatch.setattr(View, "scores", lambda *arguments, **named: -scores(*arguments, **named))
     with pytest.raises(SystemExit):
         benchmark(monkeypatch, "serving")
     assert "no time is reported" in capsys.readouterr().err

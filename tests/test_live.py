@@ -34,6 +34,7 @@ def test_answers_are_those_of_the_whole_history(make, rank_by, predicts):  # noq
         live.add(user, name_of(item))
         same(live, recommender, user, histories[user], k=5, explain=True)
         same(live, recommender, user, histories[user], k=3, candidates=[name_of(n) for n in range(40)])
+        same(live, recommender, user, histories[user], k=3, filter=["brand = 'Maker 3'"])
 
 
 @pytest.mark.parametrize("predicts", ["codes", "items"])
@@ -121,6 +122,11 @@ def test_what_live_histories_refuse(make):  # noqa: F811
         with pytest.raises(ValueError, match="id"):
             live.add("anna", item)
     same(live, live.recommender, "anna", ["B001"])
+    for act in (live.recommend, live.read, lambda user: live.start(user, ["B001"])):
+        with pytest.raises(ValueError, match="a user is a text"):
+            act(["anna"])
+    with pytest.raises(ValueError, match="explain is True or False"):
+        live.recommend("anna", explain="no")
     with pytest.raises(ValueError, match="users must be 1 or more"):
         LiveHistories(live.recommender, users=0)
 

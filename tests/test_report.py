@@ -12,6 +12,7 @@ from model import RecGPT, RecGPTConfig
 from tests.conftest import dump
 from tests.test_compare import ITEMS, TEXTS, USERS, WIDTH, Shop, rows_of
 from utils.checkpoint import save_state
+from utils.compare import intervals
 from utils.page import JOINERS, shortened, text
 from utils.report import FEWEST
 
@@ -103,6 +104,26 @@ def test_the_figures_are_those_that_are_printed(shop, flags):
             assert interval == "{difference:+.4f} [{low:+.4f}, {high:+.4f}]".format_map(found)
     for line in re.findall(r"(.*) recommends (\d+) of \d+ items .* in ([\d.]+%) of", shop.printed):
         assert [*line] in [row[:3] for row in read.rows]
+
+
+@pytest.mark.parametrize("flags", ["--blend --exclude_history", ""])
+def test_what_to_do_is_said_in_words(shop, flags):
+    """The ranking that needs least, of those that are level with the best."""
+    results, read = page_of(shop, f"{flags} --per_user {shop.folder}/users.npz")
+    rows, gains = rows_of(results, results[0]["group"]), np.load(shop.folder / "users.npz")
+    rankings = {"blend (no log)": "text", "blend (its log)": "log", "RecGPT": "model", "blend with RecGPT": "blend"}
+    there = [name for name in rankings if name in rows]
+    best = max(there, key=lambda name: rows[name]["ndcg@5"])
+    level = [
+        name
+        for name in there
+        if name == best or intervals((gains[f"ndcg: {best}"] - gains[f"ndcg: {name}"])[None])[0]["low"] <= 0
+    ]
+    users, hits = rows["RecGPT"]["users"], rows["popularity"]["hit@5"]
+    assert f"Of {users} users" in read.text and f"{round(users * hits)} by popularity" in read.text
+    assert f"Best of what a bundle can rank by is {best}" in read.text
+    assert f"--rank_by {rankings[level[0]]}" in read.text
+    assert ("Measure that with --exclude_history" in read.text) == (not flags)
 
 
 def test_groups_of_users(shop):

@@ -44,7 +44,8 @@ AUTHORIZED = {**JSON, "Authorization": f"Bearer {SECRET}"}
 @pytest.fixture(scope="module", autouse=True)
 def encoder():
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(bundles, "load_encoder", lambda name, device: HashEncoder())
+        for script in (bundles, bundle_script):
+            patched.setattr(script, "load_encoder", lambda name, device: HashEncoder())
         yield
 
 
@@ -172,6 +173,9 @@ def test_answers_are_those_of_the_library(shared, bundle):
         assert (one["id"], one["title"]) == same[:2] and one["probability"] == pytest.approx(same[2], rel=1e-4)
         assert [reason["title"] for reason in one["because"]] == [reason.title for reason in same.because]
     assert len(shared.recommend(["B001", "nothing"], skip_unknown=True, k=2).json()["items"]) == 2
+    typed = shared.recommend(["B001", {"title": "thing 4"}], k=9, filter=["brand = 'Maker 3'", "title <> 'Thing 3'"])
+    (expected,) = recommender.recommend([["B001", "B004"]], k=9, candidates=[name_of(n) for n in range(8, 80, 5)])
+    assert [one["id"] for one in typed.json()["items"]] == [one.id for one in expected]
     similar = shared.get("/similar", id="B003", k=3).json()["items"]
     assert [(one["id"], one["score"]) for one in similar] == [
         (item.id, pytest.approx(score, rel=1e-4)) for item, score in recommender.similar_items("B003", 3)
@@ -192,10 +196,13 @@ def test_rules_beside_the_recommendations(shared, bundle):
     share = recommender.view().domain.log.share
     best = [name_of(item) for item in (-share).argsort(kind="stable") if item not in (1, 3, TEXTLESS)]
     assert [one["id"] for one in found["popularity"]] == best[:3]
-    for history, said in (([], "is empty"), (["B001", "gone"], "no item has the id 'gone'"), (["B007"], "no text")):
+    odd = {"no item has the id 'gone'": ["B001", "gone"], "B007": ["B007"], "of the history has no text": ["B001", {}]}
+    for said, history in {**odd, "is empty": []}.items():
         assert said in shared.post("/rules", {"history": history}).sentence()
-    typed = shared.post("/rules", {"history": [{"title": "Thing 3"}], "k": 2}).json()
+    typed = shared.post("/rules", {"history": [{"title": "Thing 3", "brand": "Another"}], "k": 2}).json()
     assert len(typed["nearest text"]) == 2 and typed["repeat"] == []
+    typed = shared.post("/rules", {"history": [{"title": "Thing 3"}]}).json()
+    assert [one["id"] for one in typed["repeat"]] == ["B003"]
     with pytest.raises(ValueError, match="k"):
         rule_lists(recommender, ["B001"], 0)
 
@@ -206,6 +213,7 @@ def test_titles_are_searched(shared, tmp_path):
 
     assert found("b012")[:1] != ["B012"] and found("B012")[0] == "B012"  # ids are as the shop writes them
     assert found("  THING   5 ") == ["B005", "B050", "B051", "B052"] and found("5 thing")[:2] == ["B015", "B025"]
+    assert found(" B001 ")[0] == "B001"
     assert found("") == found("  ") == found("no such") == found("%") == found("\ud83d".encode(errors="replace")) == []
     store = ItemStore.create(tmp_path, {})
     titles = ["Pen, blue", "Blue pen", "BLUE PENCIL", "50 % wool_", "Straße"]
@@ -305,6 +313,11 @@ def test_a_thousand_odd_histories(bundle, capfd):
         ('{"history": ["B001"], "exclude": "B002"}', 400, "exclude: "),
         ('{"history": ["B001"], "candidates": []}', 400, "no candidate is left"),
         ('{"history": ["B001"], "explain": "yes"}', 400, "explain: "),
+        ('{"history": ["B001"], "filter": "price < 2"}', 400, "filter: "),
+        ('{"history": ["B001"], "filter": ["price < 2"]}', 400, "no column 'price'"),
+        ('{"history": ["B001"], "filter": ["title = (SELECT 1)"]}', 400, "SUBQUERY has no place here"),
+        ('{"history": ["B001"], "filter": ["repeat(title, 1000000000) > \'a\'"]}', 400, "repeat has no place here"),
+        ('{"history": ["B001"], "filter": ["\\ud83d"]}', 400, "filter"),
         ('{"history": ["B001"], "\ud83d": 1}'.encode(errors="surrogatepass"), 400, "body: "),
         ('{"history": ["\\ud83d"], "\\ud83d": 1}', 400, "body: "),
         ('{"history": [], "history": ["B001"], "k": 2}', 200, None),  # the last of a name counts, as in other readers

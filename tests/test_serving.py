@@ -1,13 +1,16 @@
 """Bundles and what is recommended from them: the scores of the parts, kept in step through every change."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,9 +23,9 @@ from ae_trainer import AutoEncoder
 from data_processing.parts import encoding
 from model import RecGPT, RecGPTConfig
 from serving import bundle as bundle_script
-from serving import bundles, recommend
+from serving import bundles, making, recommend
 from serving.asked import Request
-from serving.histories import Reading, read_histories, resumable_lines
+from serving.histories import Lines, Reading, read_histories, resumable_lines
 from serving.log import grow_log, load_log, save_log
 from serving.recommender import Recommender
 from serving.scoring import scores_of_all
@@ -83,7 +86,8 @@ def shop(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def encoder(monkeypatch):
-    monkeypatch.setattr(bundles, "load_encoder", lambda name, device: HashEncoder())
+    for script in (bundles, bundle_script):
+        monkeypatch.setattr(script, "load_encoder", lambda name, device: HashEncoder())
 
 
 @pytest.fixture
@@ -211,6 +215,32 @@ def test_reasons_are_the_likeness_of_texts_and_what_followed_in_the_log(make):
     cosines[[4, TEXTLESS]] = -2
     assert [item.id for item, _ in nearest] == [name_of(item) for item in np.argsort(-cosines)[:3]]
     assert recommender.similar_items(text_of(4), k=1)[0][0].id == "B004"
+
+
+def test_a_title_alone_stands_for_the_item_that_has_it(make):
+    recommender = make("log")
+    known, typed = recommender.recommend([["B001", "B004"], ["B001", {"title": "thing  4"}]], explain=True)
+    assert known == typed
+    (other,) = recommender.recommend([["B001", {"title": "thing 4", "brand": "Another"}]], k=ITEMS)
+    assert "B004" in [one.id for one in other]
+    recommender.remove_items(["B004"])
+    (new,) = recommender.recommend([["B001", {"title": "thing 4"}]], explain=True)
+    assert new != known and not any(reason.id == "B004" for one in new for reason in one.because)
+    for empty in ({}, {"title": ""}, {"brand": None}):
+        with pytest.raises(ValueError, match="an item of the history has no text"):
+            recommender.recommend([["B001", empty]])
+
+
+def test_who_gives_ids_needs_no_encoder(make, monkeypatch):
+    """An encoder that fails is the fault of those alone who have given texts."""
+    recommender = make("text")
+
+    def fail(texts):
+        raise InputError("the encoder is 7 wide")
+
+    monkeypatch.setattr(recommender.bundle, "encode", fail)
+    known, typed = recommender.answer([Request(["B001"], 3), Request([{"title": "New"}], 3)])
+    assert len(known) == 3 and isinstance(typed, ValueError) and "7 wide" in str(typed)
 
 
 def test_requests_that_differ_are_answered_together(make):
@@ -514,6 +544,44 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     assert path.read_text() == "uno\n"
 
 
+def test_a_killed_run_counts_what_it_had_done(make, tmp_path, monkeypatch, capsys):
+    bundle, path, output = make("text").bundle.path.parent, tmp_path / "h.jsonl", tmp_path / "lists.jsonl"
+    lines = ({"user": user, "items": ["B001", "unknown"] if user % 2 else ["unknown"]} for user in range(600))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    flags = ["--histories", path, "--output", output]
+    call(monkeypatch, recommend, bundle, *flags)
+    said, whole = capsys.readouterr().out.splitlines(), output.read_text()
+    said = said[next(number for number, line in enumerate(said) if "users/s" in line) :]
+    assert "  600 items of histories are not in the catalog, and were skipped" in said
+    assert "  300 users have no item that is, and got empty lists" in said and "50% of the lists" in said[-1]
+    output.unlink()
+    keep = Lines.keep
+
+    def killed(lines):
+        keep(lines)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Lines, "keep", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, recommend, bundle, *flags)
+    monkeypatch.setattr(Lines, "keep", keep)
+    capsys.readouterr()
+    call(monkeypatch, recommend, bundle, *flags)
+    again = capsys.readouterr().out.splitlines()
+    assert "600 users, 256 of them by an earlier run" in again[0]
+    assert again[1:] == said[1:] and output.read_text() == whole
+
+
+def test_titles_cannot_command_a_terminal(make, monkeypatch, capsys):
+    recommender = make("text")
+    recommender.add_items([("N1", {"title": "Thing \x1b[2J\x9b2J 5"})])
+    bundle = recommender.bundle.path.parent
+    call(monkeypatch, recommend, bundle, "--similar", "N1", "--k", 3)
+    call(monkeypatch, recommend, bundle, "--history", "N1", "--k", 3)
+    call(monkeypatch, recommend, bundle, "--history", "Thing \x1b[2J\x9b2J 6", "--k", 3)
+    assert not set("".join(capsys.readouterr())) & {"\x1b", "\x9b"}
+
+
 def test_histories_that_cannot_be_read_leave_no_file(make, tmp_path, monkeypatch):
     bundle, path = make("text").bundle.path.parent, tmp_path / "odd.jsonl"
     for text, said in (("", "no history"), ('{"user": 1, "items": 5}\n', "line 1"), ("x", "line 1")):
@@ -564,7 +632,7 @@ def test_a_make_that_fails_leaves_no_folder(make, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle_script, "save_whitening", full)
+    monkeypatch.setattr(making, "save_whitening", full)
     with pytest.raises(DiskError, match="version-.* could not be written"):
         make("text")
     assert not (tmp_path / "bundle").exists()
@@ -601,7 +669,7 @@ def test_a_forged_matrix_is_refused(tmp_path, part, value):
 def test_an_update_keeps_the_fields_that_it_does_not_name(make):
     recommender = make("text")
     embedding = recommender.view().domain.rows[5].copy()
-    recommender.update_items([("B005", {"brand": "Maker 0", "title": ""})])  # as they are
+    recommender.update_items([("B005", {"brand": "Maker 0"})])  # as it is
     assert recommender.find("B005")[0].fields == text_of(5)
     assert recommender.view().change.numbers == ITEMS  # nothing was encoded
     rows = HashEncoder().encode([encoding.item_text(text_of(5))])
@@ -609,6 +677,28 @@ def test_an_update_keeps_the_fields_that_it_does_not_name(make):
     np.testing.assert_allclose(recommender.view().domain.rows[ITEMS], embedding, atol=1e-6)
     recommender.update_items([("B005", {"title": "Thing 6"})])
     assert recommender.find("B005")[0].fields == {"title": "Thing 6", "brand": "Maker 0"}
+
+
+def test_an_update_can_empty_fields(make, tmp_path, monkeypatch, capsys):
+    """None over HTTP, an empty cell in a table; a line of JSON names what it changes."""
+    recommender = make("text")
+    bundle = recommender.bundle.path.parent
+    recommender.update_items([("B005", {"brand": None})])
+    assert recommender.find("B005")[0].fields == {"title": "Thing 5"}
+    recommender.update_items([("B005", {"title": " "})])
+    assert recommender.find("B005")[0].fields == {}
+    assert "B005" not in ids(recommender.recommend([["B001"]], k=ITEMS))[0]
+    (tmp_path / "new.csv").write_text("id,brand,supplier\nB006,,S\nB008,Maker 9,S\n")
+    call(monkeypatch, bundle_script, "update", bundle, "--items", tmp_path / "new.csv")
+    said = capsys.readouterr().out
+    assert "passed over supplier, since items have the fields title, brand alone" in said
+    assert "2 items updated; 1 fields were emptied" in said
+    assert recommender.find("B006")[0].fields == {"title": "Thing 6"}
+    assert recommender.find("B008")[0].fields == {"title": "Thing 8", "brand": "Maker 9"}
+    (tmp_path / "new.jsonl").write_text('{"id": "B009", "brand": "Maker 1"}\n{"id": "B010", "title": "Other"}\n')
+    call(monkeypatch, bundle_script, "update", bundle, "--items", tmp_path / "new.jsonl")
+    assert recommender.find("B009")[0].fields == {"title": "Thing 9", "brand": "Maker 1"}
+    assert recommender.find("B010")[0].fields == {"title": "Other", "brand": "Maker 0"}
 
 
 @pytest.mark.parametrize("fields", [{"brand": "Maker 9"}, {}])
@@ -717,7 +807,7 @@ def test_items_are_filtered_by_their_fields(shop, tmp_path, monkeypatch, capsys)
     def filtered(*conditions) -> set:
         flags = ["--history", "B079", "--k", 99, "--json", "--filter", *conditions]
         call(monkeypatch, recommend, tmp_path / "bundle", *flags)
-        return {int(one["id"][1:]) for one in json.loads(capsys.readouterr().out)}
+        return {int(one["id"][1:]) for one in json.loads(capsys.readouterr().out) if one["id"].startswith("B")}
 
     assert filtered("price < 10") == {*range(20)} - {TEXTLESS}
     assert filtered("price < 10", "brand = 'Maker 1'") == {1, 6, 11, 16}
@@ -737,9 +827,41 @@ def test_items_are_filtered_by_their_fields(shop, tmp_path, monkeypatch, capsys)
     flags = ["--history", "B001", "--filter", "price <= 1", "--candidates", tmp_path / "stock.txt", "--json"]
     call(monkeypatch, recommend, tmp_path / "bundle", *flags)
     assert [one["id"] for one in json.loads(capsys.readouterr().out)] == ["N"]
-    for condition, said in (("prize < 1", "no column 'prize'"), ("price <", "--filter"), ("price < 0", "none of")):
+    growing = "replace(state, 'n', 'nnnn') = 'x'"  # could be repeated until no memory is left
+    odd = {
+        "prize < 1": "no column 'prize'",
+        "price <": "filter price <",
+        "price < 0": "none of",
+        growing: "replace has",
+    }
+    for condition, said in odd.items():
         with pytest.raises(InputError, match=said):
             filtered(condition)
+        with pytest.raises(ValueError, match=said):
+            recommender.recommend([["B001"]], filter=[condition])
+    recommender.update_items([("B011", {"price": "on request", "state": "half a pair \ud83d"})])
+    with pytest.raises(ValueError, match=r"'price' of item 'B011' is 'on request', and no number, as 1 of 62 values"):
+        recommender.recommend([["B001"]], filter=["price < 2"])
+    found = filtered("TRY_CAST(price AS DOUBLE) < 2")
+    assert found == {0, 1, 2, 3}
+    (listed,) = recommender.recommend([["B079"]], k=99, filter=["TRY_CAST(price AS DOUBLE) < 2"])
+    assert {int(one.id[1:]) for one in listed if one.id.startswith("B")} == found
+    assert recommender.matching(["state = 'new'", "brand = 'Maker 1'"]) == 7
+    for strange in ("price < 2", 5, [5], [["price < 2"]], ["price < 2"] * 99, ["x" * 2000]):
+        with pytest.raises(ValueError, match="filter is a list of"):
+            recommender.recommend([["B001"]], filter=strange)
+
+
+def test_an_article_number_is_no_number(shop, tmp_path, monkeypatch):
+    (tmp_path / "products.csv").write_text("id,ean\nB001,007\nB002,7\nB003,12\n")
+    flags = ["--dataset", shop / "data", "--rank_by", "text", "--encoder", "hash", "--output", tmp_path / "bundle"]
+    call(monkeypatch, bundle_script, *flags, "--items", tmp_path / "products.csv")
+    recommender = Recommender.open(tmp_path / "bundle")
+    assert ids(recommender.recommend([["B005"]], filter=["ean = '7'"])) == [["B002"]]
+    assert ids(recommender.recommend([["B005"]], filter=["ean = '007'"])) == [["B001"]]
+    with pytest.raises(ValueError, match="Cannot compare values of type VARCHAR"):
+        recommender.matching(["ean < 10"])
+    assert recommender.matching(["TRY_CAST(ean AS INTEGER) < 10"]) == 2
 
 
 # Bad input
@@ -758,10 +880,17 @@ def test_items_are_filtered_by_their_fields(shop, tmp_path, monkeypatch, capsys)
         ("--dataset none --output out", "no directory"),
         ("--dataset DATA --output .", "is no file of a bundle"),
         ("remove BUNDLE --items new.csv", "no item has the id 'N1'"),
+        ("--dataset DATA --rank_by text --output out --encoder other", "a cosine of"),
+        ("--dataset DATA --rank_by text --output out --encoder wide", "is 5 wide, and"),
     ],
 )
 def test_what_bundle_refuses(shop, make, tmp_path, monkeypatch, capsys, flags, said):
     bundle = make("text").bundle
+    rows = {"other": lambda texts: HashEncoder().encode(texts)[:, ::-1], "wide": lambda texts: np.ones((len(texts), 5))}
+    others = {
+        name: SimpleNamespace(encode=lambda texts, found=found, **_: found(texts)) for name, found in rows.items()
+    }
+    monkeypatch.setattr(bundle_script, "load_encoder", lambda name, device: others[name])
     monkeypatch.chdir(tmp_path)
     (tmp_path / "known.csv").write_text("id,title\nN1,New\nB001,Old\n")
     (tmp_path / "new.csv").write_text("id,title\nN1,New\n")
@@ -783,6 +912,14 @@ def header(**others):
     return write
 
 
+def altered(statement: str):
+    def alter(path: Path) -> None:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            connection.execute(statement)
+
+    return alter
+
+
 def damaged_bundles():
     yield "bundle.json", header(folder="../../x"), "'folder' is '../../x'"
     yield "bundle.json", header(fields=[1]), "'fields' is"
@@ -790,6 +927,8 @@ def damaged_bundles():
     yield "bundle.json", header(arrays={"texts": [-1, "float32"]}), "'arrays' is"
     yield "bundle.json", header(arrays={"texts": [32, "object"]}), "'arrays' is"
     yield "bundle.json", header(files={"/etc/passwd": "x"}), "'files' is"
+    yield "bundle.json", header(files={"a\0b": "x"}), "'files' is"
+    yield "bundle.json", header(folder="version-\0"), "'folder' is"
     yield "bundle.json", lambda path: path.write_text("{"), "not readable JSON"
     yield "bundle.json", lambda path: path.write_text('{"version": 9}'), "of version 9"
     yield "bundle.json", lambda path: path.write_text('{"version": 2}'), "'folder' is None"
@@ -798,6 +937,18 @@ def damaged_bundles():
     yield "*/items.sqlite", Path.unlink, "does not exist"
     yield "*/items.sqlite", lambda path: path.write_bytes(b"x" * 5000), "cannot be read"
     yield "*/texts.bin", lambda path: path.write_bytes(b""), "fewer than 80 rows"
+    yield "*/texts.bin", lambda path: path.write_bytes(b"\xff" * path.stat().st_size), "damaged"
+    yield (
+        "*/codes.bin",
+        lambda path: path.write_bytes(b"\xff" * path.stat().st_size),
+        "codes.bin has codes that are none",
+    )
+    yield "*/items.sqlite", altered("UPDATE catalog SET numbers = 'many'"), "its numbers do not fit"
+    yield "*/items.sqlite", altered("UPDATE catalog SET numbers = 79"), "its numbers do not fit"
+    yield "*/items.sqlite", altered("DELETE FROM catalog"), "cannot be read|its numbers do not fit"
+    yield "*/items.sqlite", altered("UPDATE items SET logged = 'x' WHERE number = 5"), "its numbers do not fit"
+    yield "*/items.sqlite", altered("UPDATE items SET logged = -5 WHERE number = 5"), "its numbers do not fit"
+    yield "*/items.sqlite", altered("UPDATE items SET state = 'x' WHERE number = 5"), "its numbers do not fit"
 
 
 @pytest.mark.parametrize(("name", "hurt", "said"), list(damaged_bundles()))
@@ -851,6 +1002,25 @@ def test_odd_histories_get_answers_or_one_sentence(make):
     for k in (0, -1, 2.5, True, "3"):
         with pytest.raises(ValueError, match="k"):
             recommender.recommend([["B001"]], k=k)
+
+
+def test_wrong_types_are_one_sentence(make):
+    recommender = make("text")
+    strange = [("exclude", None), *((name, odd) for name in ("exclude", "candidates") for odd in (5, {"B001": 1}))]
+    for name, odd in strange:
+        with pytest.raises(ValueError, match="expected a list of ids"):
+            recommender.recommend([["B001"]], **{name: odd})
+    for name in ("exclude_history", "explain", "skip_unknown"):
+        with pytest.raises(ValueError, match=f"{name} is True or False, found 'no'"):
+            recommender.recommend([["B001"]], **{name: "no"})
+    deep = "x"
+    for _ in range(900):
+        deep = [deep]
+    for items in (None, 5, [("N1", {"title": deep})], [("N1", {5: "x"})]):
+        with pytest.raises(ValueError, match=r"list of pairs|field|dict of fields"):
+            recommender.add_items(items)
+    with pytest.raises(ValueError, match="expected a list of ids"):
+        recommender.remove_items(None)
 
 
 def test_a_table_with_odd_columns_is_read_as_the_flags_say(tmp_path):

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import bootstrap
 
 from utils import scores
 from utils.data import Sequences
@@ -228,6 +227,8 @@ def intervals(differences: np.ndarray) -> list[dict[str, float]]:
     settings = {"n_resamples": RESAMPLES, "confidence_level": CONFIDENCE, "method": "percentile"}
     batch = max(1, DRAWN // differences.size)
     generator = np.random.default_rng(SEED)
+    from scipy.stats import bootstrap  # heavy, and only needed here
+
     low, high = bootstrap((differences,), np.mean, axis=1, batch=batch, rng=generator, **settings).confidence_interval
     columns = zip(differences.mean(axis=1).tolist(), low.tolist(), high.tolist(), strict=True)
     return [dict(zip(("difference", "low", "high"), column, strict=True)) for column in columns]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from utils import compare
 from utils.checkpoint import ITEMS
-from utils.compare import BEST_BLEND, MODEL, REPEATED
+from utils.compare import BEST_BLEND, LOG_BLEND, MODEL, NO_LOG_BLEND, REPEATED
 from utils.data import Sequences
 from utils.datasets import TestSet
 from utils.errors import shown
@@ -31,6 +31,7 @@ FILE = "report.html"
 LENGTHS = (1, 2, 3, 5, 10, 20, 50, 100)  # items of the history: where each group of users begins
 COUNTS = (0, 1, 5, 20, 100, 500, 2_500)  # the same of how often the log has the target
 FEWEST = 30  # users: of fewer no interval is shown
+RANKINGS = {NO_LOG_BLEND: "text", LOG_BLEND: "log", MODEL: "model", BEST_BLEND: "blend"}  # --rank_by, least need first
 EXAMPLES, RECENT, TOP = 10, 5, 5  # users, items of their histories, and of their lists
 
 
@@ -98,7 +99,15 @@ def write_report(folder: str | None, found: Evaluation, names: Names | None) -> 
     if folder is None or names is None:
         return
     path = report_path(folder)
-    parts = (settings(found), metrics(found), divisions(found), coverage(found), codes(found), examples(found, names))
+    parts = (
+        in_short(found),
+        settings(found),
+        metrics(found),
+        divisions(found),
+        coverage(found),
+        codes(found),
+        examples(found, names),
+    )
     with atomic_write(path, "w") as file:
         file.write(page(f"RecGPT on {found.test.embeddings_path.parent.resolve().name}", *parts))
     print(f"wrote {path}")  # noqa: T201
@@ -107,6 +116,39 @@ def write_report(folder: str | None, found: Evaluation, names: Names | None) -> 
 def paragraph(*parts: Any, class_: str | None = None) -> Html:
     """A paragraph."""
     return element("p", *parts, **({"class_": class_} if class_ else {}))
+
+
+# What to do
+
+
+def in_short(found: Evaluation) -> Html:
+    """How many users were served, in words, and by what a bundle should rank; nothing for a few users."""
+    rows = {row["method"]: row for row in found.rows(next(iter(found.measured.groups)))}
+    users, k = rows[MODEL]["users"], found.measured.topk[-1]
+    if users < FEWEST:
+        return Html()
+    best = max((name for name in RANKINGS if name in rows), key=lambda name: rows[name][found.main])
+    methods = dict.fromkeys((best, MODEL, *(name for name in ("popularity", "nearest text") if name in rows)))
+    served = [f"{round(users * rows[name][f'hit@{k}'])} by {name}" for name in methods]
+    said = [paragraph(f"Of {users} users, so many have their next item among {k} items: {', '.join(served)}.")]
+    level = simplest(found, best)
+    advice = f"Best of what a bundle can rank by is {best}"
+    if level != best:
+        advice += f", and {level} is level with it and needs less"
+    command = element("code", f"python -m serving.bundle --rank_by {RANKINGS[level]}")
+    said.append(paragraph(f"{advice}: ", command, "."))
+    if not found.setting["exclude_history"]:
+        said.append(paragraph("A bundle leaves out what is in a history. Measure that with --exclude_history."))
+    return join([element("h2", "In short"), *said], "\n")
+
+
+def simplest(found: Evaluation, best: str) -> str:
+    """The first of what a bundle can rank by, from what needs least, that is not worse than the best beyond chance."""
+    ranks = {name: found.measured.ranks[name] for name in RANKINGS if name in found.measured.ranks}
+    gains = compare.user_gains(ranks, found.measured.topk)
+    differences = np.array([(gains[best] - own)[found.counted] for own in gains.values()])
+    bounds = zip(gains, compare.intervals(differences), strict=True)
+    return next(name for name, interval in bounds if name == best or interval["low"] <= 0)
 
 
 # What was evaluated

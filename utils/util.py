@@ -66,7 +66,7 @@ def print_table(header: list[str], rows: Iterable[list[Any]], left: int = 1) -> 
 
 def table_lines(header: list[str], rows: Iterable[list[Any]], left: int = 1) -> Iterator[str]:
     """The lines of a table, as `print_table` prints them."""
-    cells = [header] + [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    cells = [header] + [[f"{cell:.4f}" if isinstance(cell, float) else printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for number, row in enumerate(cells):
         aligned = (
@@ -76,6 +76,11 @@ def table_lines(header: list[str], rows: Iterable[list[Any]], left: int = 1) -> 
         yield "  ".join(aligned).rstrip()
         if number == 0:
             yield "  ".join("-" * width for width in widths)
+
+
+def printable(cell: Any) -> str:
+    """A cell as text without control characters, which a title may have, and a terminal would obey."""
+    return "".join(letter if letter.isprintable() else " " for letter in str(cell))
 
 
 def append_results(path: str | None, results: Iterable[dict[str, Any]]) -> None:

@@ -18,7 +18,7 @@ from data_processing.parts.columns import CLEANED, Table, columns_of
 from data_processing.parts.formats import field_names, json_column, locate_rows, read_table
 from data_processing.parts.history_column import drop_missing_items, history_columns, unfold_histories
 from data_processing.parts.missing import NOTHING, missing_in
-from data_processing.parts.row_filter import keep_rows, kept_columns
+from data_processing.parts.row_filter import KEEP, keep_rows, kept_columns
 from data_processing.parts.splits import Histories, load_rows
 from data_processing.parts.tables import Tables
 from data_processing.parts.text_columns import choose_text_columns, print_missing_texts
@@ -119,7 +119,8 @@ def read_interactions(tables: Tables, source: Source, output: Path) -> None:
     select = ", ".join(["row_number() OVER () AS line", *(f"{sql} AS {name}" for name, sql in selected.items())])
     read_table(tables, rows, select, table, output)
     if source.keep:
-        keep_rows(tables, rows, source.keep, table)
+        left_out = keep_rows(tables, rows, source.keep, table)
+        print(f"{table.path}: {left_out} of {left_out + tables.count(rows)} rows left out by {KEEP}")
     clean_values(tables, rows, ("user_name",), "users", table)
     clean_values(tables, rows, ("item_name",) if source.history is None else ("history", "target"), "items", table)
     if source.history is not None:

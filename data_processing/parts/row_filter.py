@@ -1,7 +1,7 @@
 """The filter of --keep: conditions in SQL on the columns of a file, checked before they are used."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import duckdb
@@ -19,10 +19,10 @@ GROWING = {"array_resize", "bar", "format", "list_resize", "lpad", "printf", "rp
 REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # DuckDB's errors in what a user wrote
 
 
-def parse_keep(text: str, table: Table, flag: str = KEEP) -> tuple[str, ...]:
+def parse_keep(text: str, table: Table, flag: str = KEEP, functions: Collection[str] | None = None) -> tuple[str, ...]:
     """Check a condition of a `flag`, and return the columns that it names.
 
-    Functions are allowed if their result depends on nothing but their arguments.
+    Functions are allowed if their result depends on nothing but their arguments; with `functions`, these alone are.
 
     Raises:
         InputError: not a single expression, or one with an unknown column, a subquery, an aggregate and so on.
@@ -37,7 +37,7 @@ def parse_keep(text: str, table: Table, flag: str = KEEP) -> tuple[str, ...]:
             kinds = {node["class"] for node in nodes} - ALLOWED
             called = {node["function_name"] for node in nodes if node["class"] == "FUNCTION"}
             impure = {name for name in called if not connection.execute(pure, [name]).fetchone()[0]}
-            kinds |= impure | called & GROWING
+            kinds |= impure | (called & GROWING if functions is None else called - set(functions))
     except (duckdb.Error, TypeError) as error:  # a TypeError of text that is no Unicode
         raise unusable(text, first_line(error), table, flag) from error
     if kinds:
@@ -69,8 +69,8 @@ def unusable(text: str, why: str, table: Table, flag: str = KEEP) -> InputError:
     )
 
 
-def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table, flag: str = KEEP) -> None:
-    """Remove the rows for which a condition is not true, and print how many.
+def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table: Table, flag: str = KEEP) -> int:
+    """Remove the rows for which a condition is not true; returns how many.
 
     `keep` is condition -> the columns that it names. The table `rows` has the columns of `kept_columns` as text, under
     the names `kept_0`, `kept_1`, ….
@@ -87,10 +87,9 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
     except REFUSED as error:
         raise unusable(" ".join(keep), first_line(error), table, flag) from error
     tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
-    left = tables.count(rows)
-    if not left:
+    if not tables.count(rows):
         raise unusable(" ".join(keep), f"none of {left_out} rows is left", table, flag)
-    print(f"{table.path}: {left_out} of {left_out + left} rows left out by {flag}")
+    return left_out
 
 
 def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
@@ -101,10 +100,11 @@ def kept_columns(keep: dict[str, tuple[str, ...]]) -> list[str]:
 def as_type(tables: Tables, rows: str, column: str) -> str:
     """SQL of a column of text as numbers or truth values, if all values that are not missing can be read as such.
 
-    Whole numbers become BIGINT, as a DOUBLE cannot distinguish long ids; if they are too long for it, they stay text.
+    Whole numbers become BIGINT, as a DOUBLE cannot distinguish long ids. If they are too long for it, or some begin
+    with a zero, as article numbers do, they stay text.
     """
     value = f"CASE WHEN NOT {missing_in(column)} THEN trim({column}) END"
-    kinds = (("BIGINT", r"-?\d{1,18}"), ("VARCHAR", r"-?\d+"), ("DOUBLE", ".*"), ("BOOLEAN", ".*"))
+    kinds = (("BIGINT", r"-?(?:0|[1-9]\d{0,17})"), ("VARCHAR", r"-?\d+"), ("DOUBLE", ".*"), ("BOOLEAN", ".*"))
     for kind, form in kinds:
         typed = f"CASE WHEN regexp_full_match({value}, '{form}') THEN TRY_CAST({value} AS {kind}) END"
         if tables.value(f"SELECT count({value}) = count({typed}) FROM {rows}"):
