@@ -59,10 +59,13 @@ before, started = private(), time.perf_counter()
 recommender = Recommender.open(sys.argv[1])
 recommender.view()
 seconds, opened = time.perf_counter() - started, private()
-started = time.perf_counter()
-recommender.recommend([[1, 2, 3]], k=20)
-answer = time.perf_counter() - started
-print(json.dumps({"open_s": seconds, "answer_s": answer, "imports": before, "opened": opened, "private": private()}))
+answers = []
+for _ in range(6):
+    started = time.perf_counter()
+    recommender.recommend([[1, 2, 3]], k=20)
+    answers.append(time.perf_counter() - started)
+said = {"open_s": seconds, "first_answer_s": answers[0], "answer_s": sorted(answers[1:])[2]}
+print(json.dumps({**said, "imports": before, "opened": opened, "private": private()}))
 sys.stdout.flush()
 sys.stdin.readline()
 """
@@ -86,6 +89,7 @@ def main() -> None:
         with opened(folder), opened(folder) as second:  # the first, so that the other finds mapped files shared
             result = {
                 "open_s": second["open_s"],
+                "first_answer_s": second["first_answer_s"],
                 "answer_s": second["answer_s"],
                 "private_imports_MiB": second["imports"],
                 "private_beyond_imports_MiB": second["private"] - second["imports"],

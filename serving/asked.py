@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from serving.bundles import Bundle, checked_ids
-from serving.store import ItemId
+from serving.store import Change, ItemId
 from utils.errors import shown
 from utils.names import title
 from utils.util import check_count
@@ -77,20 +77,20 @@ class Barred:
 
     def __init__(
         self,
-        candidates: np.ndarray,
+        change: Change,
         number: Callable[[ItemId], int],
         matching: Callable[[Sequence[str]], np.ndarray],
     ):
-        """Of the numbers that may be recommended to anyone, (N,) bool, and of functions of the catalog.
+        """Of a catalog at one time.
 
         Requests must be alive as long as this is, since their lists are known by their identity.
 
         Args:
-            candidates: see above.
+            change: which numbers may be recommended to nobody.
             number: gives an id's number; ValueError for an unknown one.
             matching: which numbers meet conditions, (N,) bool; ValueError for odd ones.
         """
-        self.candidates, self.number, self.matching = candidates, number, matching
+        self.change, self.number, self.matching = change, number, matching
         self._numbers: dict[int, list[int]] = {}
         self._last: tuple[Any, Any] = None, None
 
@@ -98,7 +98,7 @@ class Barred:
         """(N,) bool, True for what may not; ValueError for an unknown id, or if nothing may."""
         key = id(request.exclude), id(request.candidates), id(request.filter)
         if self._last[0] != key:
-            barred = ~self.candidates
+            barred = self.change.mask()
             if request.candidates is not None:
                 others = np.ones_like(barred)
                 others[self._of(request.candidates)] = False

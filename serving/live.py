@@ -113,7 +113,7 @@ class LiveHistories:
         with self._lock:
             view = self._current()
             live = self._found(view, user)
-        barred = Barred(view.candidates, view.number, view.matching)
+        barred = Barred(view.change, view.number, view.matching)
         read, new = Sequences.of(live.numbers), nothing(view.bundle)
         (found,) = lists(view, [request], read, barred, new, self._score(view, live))
         return found

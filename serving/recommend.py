@@ -227,7 +227,7 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace, place: Pl
     if every is not None:
         if place.count > 1:
             join_parts(outputs, args.output)
-        report(args.output, every, time.perf_counter() - started, int(recommender.view().candidates.sum()))
+        report(args.output, every, time.perf_counter() - started, recommender.view().change.count)
 
 
 def write_lists(recommender: Recommender, settings: dict, users: Iterator[History], lines: Lines) -> Counts:

@@ -103,7 +103,7 @@ class Recommender:
         """
         view, new = self.view(), Texts()
         answers: list[Any] = [[] for _ in requests]
-        read, barred = {}, Barred(view.candidates, view.number, view.matching)
+        read, barred = {}, Barred(view.change, view.number, view.matching)
         for row, request in enumerate(requests):
             try:
                 request.check()
@@ -131,8 +131,7 @@ class Recommender:
     def matching(self, conditions: Sequence[str]) -> int:
         """How many items that may be recommended meet all conditions, as of `recommend`; ValueError for an odd one."""
         check_conditions(conditions)
-        view = self.view()
-        return int((view.matching(conditions) & view.candidates).sum())
+        return int(self.view().matching(conditions).sum())
 
     def has_item(self, item: Any) -> bool:
         """Whether the catalog has an item with this id; False for what is no id."""
@@ -174,7 +173,7 @@ class Recommender:
         if not query.any():
             raise ValueError(f"item {shown(item)} has no text")
         scores = view.nearest(query)
-        scores[~torch.from_numpy(view.candidates)] = -torch.inf
+        scores[view.change.barred] = -torch.inf
         if place < view.change.numbers:
             scores[place] = -torch.inf
         places = best(scores, k)

@@ -70,8 +70,8 @@ def rule_lists(recommender: Recommender, history: Sequence[Entry], k: int) -> di
 
 def popular(view: View, own: list[int], k: int) -> Scored:
     """The k items with the highest shares of the log among those that may be recommended and are not one's own."""
-    share = np.where(view.candidates, view.domain.log.share, -1.0)
-    share[own] = -1.0
+    share = view.domain.log.share.copy()
+    share[view.change.barred], share[own] = -1.0, -1.0
     best = np.argsort(-share, kind="stable")[:k]
     best = best[share[best] >= 0]
     return list(zip(view.bundle.store.items(best.tolist()), share[best].tolist(), strict=True))
@@ -79,7 +79,7 @@ def popular(view: View, own: list[int], k: int) -> Scored:
 
 def repeated(view: View, own: list[int], k: int) -> Scored:
     """The distinct items of a history that may be recommended, the last first, at most k."""
-    times = Counter(reversed(own))
-    numbers = [number for number in times if view.candidates[number]][:k]
+    times, barred = Counter(reversed(own)), view.change.mask()
+    numbers = [number for number in times if not barred[number]][:k]
     items = view.bundle.store.items(numbers)
     return [(item, float(times[number])) for number, item in zip(numbers, items, strict=True)]

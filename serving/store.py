@@ -73,6 +73,12 @@ class Change(NamedTuple):
         """How many items may be recommended."""
         return self.numbers - len(self.barred)
 
+    def mask(self) -> np.ndarray:
+        """(N,) bool, True for numbers that may not be recommended; made anew, since millions are not worth keeping."""
+        barred = np.zeros(self.numbers, dtype=bool)
+        barred[self.barred] = True
+        return barred
+
 
 def folded(title: str) -> str:
     """A title as it is looked up: without regard to case and outer blanks."""

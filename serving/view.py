@@ -50,8 +50,6 @@ class View:
         self.bundle, self.change = bundle, bundle.store.state()
         numbers = self.change.numbers  # N
         rows = bundle.store.array("texts", numbers)
-        self.candidates = np.ones(numbers, dtype=bool)
-        self.candidates[self.change.barred] = False
         log, ease = (None, None) if bundle.log is None else grow_log(*bundle.log, numbers, self.change.moved)
         self.domain = Domain(rows, log, ease)
         self.catalog, self.blender = None, None  # what the model reads; the blend
@@ -131,13 +129,16 @@ class View:
         return found[0] if found and found[0] < self.change.numbers and found[0] not in self.change.gone else None
 
     def matching(self, conditions: Sequence[str]) -> np.ndarray:
-        """Which numbers have items that meet all conditions, (N,) bool, kept for the next time; ValueError for odd."""
+        """Which numbers may be recommended and meet all conditions, (N,) bool, kept for the next time.
+
+        ValueError for a condition that cannot be used, or that no item meets.
+        """
         found = self._matching.get(tuple(conditions))
         if found is None:
             from serving.filters import matching  # heavy, by DuckDB and pandas, and only needed here
 
             try:
-                found = matching(self.bundle, self.change, conditions)
+                found = matching(self.bundle, self.change, conditions) & ~self.change.mask()
             except InputError as error:
                 raise ValueError(str(error)) from error
             if len(self._matching) >= max(1, KEPT_BYTES // self.change.numbers):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
-from utils.pretrained import kind_of, load_folder, read_folder
+from utils.pretrained import is_finite, kind_of, load_folder, read_folder
 
 PREDICTED = CODES, ITEMS = ("codes", "items")  # what a model predicts: the four codes of the next item, or the item
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
@@ -61,7 +61,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or attributes or not all(_is_plain(*entry) for entry in state.items()):
         raise InputError(f"{path} holds no plain mapping from names to tensors. Give weights (a state dict), not more.")
     for name, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
+        if value.is_floating_point() and not is_finite(value):
             raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
     kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
     weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)

@@ -36,6 +36,7 @@ WEIGHTS = (CONFIG, MODEL.file, TOKENIZER.file, f"{TOKENIZER_FOLDER}/{CONFIG}", f
 NOT_SIZES = ("model", "origin", "weights")  # of what is in config.json
 # What config.json keeps of the JSON beside a checkpoint: what it reads, and which targets it has seen, by hashes.
 ORIGIN = ("encoder", "tokenizer", "held_out", "targets_of", "whole_lists_of", "refit_of")
+CHECKED = 1 << 18  # numbers of weights that are looked at together
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 REMEDY = "Write or fetch it again."
 
@@ -123,8 +124,13 @@ def _read_config(folder: Path, kind: Kind) -> dict[str, Any]:
 def check_finite_weights(state: dict[str, Tensor], source: str | Path) -> None:
     """InputError if a weight is not finite as float32, which models have."""
     for name, value in state.items():
-        if not value.float().isfinite().all():
+        if not is_finite(value):
             raise InputError(f"{source}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
+
+
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity as float32; a part at a time, which takes little memory."""
+    return all(part.float().isfinite().all() for part in value.flatten().split(CHECKED))
 
 
 @contextlib.contextmanager
