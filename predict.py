@@ -175,7 +175,7 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
         compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), called)
     if args.per_user:
         write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
-    told = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path")
+    told = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path", "vae_ckpt")
     setting = {name: getattr(args, name) for name in told}
     compare.report(results, args.topk)
     for name, listed in covered.items():

@@ -84,7 +84,7 @@ from data_processing.parts.times import units_per_second
 from decoder import check_width
 from utils.cli import non_negative_int, parser, positive_float, run
 from utils.datasets import DATA_SET
-from utils.errors import InputError
+from utils.errors import InputError, shown
 from utils.files import load_matrix, staged_set
 from utils.pickles import save_dict
 from utils.util import add_device_flags, pick_device
@@ -357,7 +357,8 @@ def print_summary(tables: Tables, histories: Histories, parts: Parts, args: argp
     print_filtered(tables, args)
     unknown = tables.count("events JOIN items USING (item_number) WHERE last IS NULL")
     remarks = {
-        "interactions left out by --repeats and the filters": tables.count("interactions") - len(histories.items),
+        "interactions left out, of those users and items, or as --repeats says": tables.count("interactions")
+        - len(histories.items),
         "users left out for want of a history and a target": ((parts.train + parts.test) == 0).sum(),
         "rows of items that a later row replaces": tables.count("item_lines") - tables.count("item_texts"),
         f"interactions with items that {args.items} does not have": unknown,
@@ -377,8 +378,16 @@ def print_filtered(tables: Tables, args: argparse.Namespace) -> None:
         print(
             f"  {all_users - users} of {all_users} users and {all_items - items} of {all_items} items left out, "
             f"{unused} of which nobody had, by --min_user_interactions {args.min_user_interactions} and "
-            f"--min_item_interactions {args.min_item_interactions}; 0 keeps them, but no item without text or user"
+            f"--min_item_interactions {args.min_item_interactions}{named_items(tables)}. They can be recommended to "
+            "nobody; 0 for both flags keeps all but items without text or user"
         )
+
+
+def named_items(tables: Tables) -> str:
+    """The first items that the filters have left out, in brackets; nothing where there are none."""
+    rows = tables.rows("SELECT item_name FROM all_items ANTI JOIN items USING (item_number) LIMIT 4")
+    names = [shown(name) for (name,) in rows]
+    return f" ({', '.join(names[:3])}{' …' * (len(names) > 3)})" if names else ""
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from ae_trainer import DEFAULT_TOKENIZER
 from data_processing.parts.columns import clean
 from data_processing.parts.encoding import Encoding, item_text, load_encoder
 from data_processing.parts.missing import has_text
-from serving.bundles import HEADER, PREFIX, Bundle, read_header
+from serving.bundles import HEADER, PREFIX, Bundle
 from serving.item_files import add_file_flags, read_items_file
 from serving.making import LOCK, RANKINGS, Making, is_own, names_of_fields, obtain_blend, put_in_place
 from serving.scoring import load_parts
@@ -64,7 +64,7 @@ def main() -> None:
     try:
         change(args) if args.change else make(args)
     except ValueError as error:  # of a library call: here the ids and texts are the user's
-        raise InputError(f"{error}.") from error
+        raise InputError(f"{str(error).removesuffix('.')}.") from error
 
 
 def parse() -> argparse.Namespace:
@@ -130,7 +130,7 @@ def make(args: argparse.Namespace) -> None:
     rows = whitening(test.embeddings, source=str(test.embeddings_path))
     blend = obtain_blend(rank_by, test, rows, parts, args.ckpt_path)
 
-    there, earlier = args.output.exists(), earlier_fields(args.output)
+    there, said = args.output.exists(), lost(args.output, names, args.items is not None)
     check_writable(args.output / HEADER)
     version = args.output / f"{PREFIX}{secrets.token_hex(4)}"
     busy = f"{args.output}: another process is making this bundle. Wait for it, or name another folder."
@@ -151,17 +151,24 @@ def make(args: argparse.Namespace) -> None:
             if isinstance(error, (OSError, sqlite3.Error)):
                 raise DiskError(f"{version} could not be written ({reason(error)}). Free some space.") from error
             raise
-    lost = [] if args.items else earlier
-    if lost:
-        print(f"further fields of the earlier bundle are not in it, for want of --items: {', '.join(lost)}")
+    for sentence in said:
+        print(sentence)
     print(f"{args.output}: {len(rows)} items, ranks by {rank_by}")
 
 
-def earlier_fields(output: Path) -> list[str]:
-    """Names of the further fields of a bundle that is replaced."""
+def lost(output: Path, names: Names, keeps_fields: bool) -> list[str]:
+    """Sentences on what a bundle that is to be replaced has and the new one will not: items, and further fields."""
+    said = []
     with contextlib.suppress(InputError):
-        return read_header(output / HEADER)["others"]
-    return []
+        earlier, known = Bundle.open(output), {clean(str(name)) for name in names.ids}
+        gone = [item.id for _, item in earlier.store.all(earlier.store.state()) if clean(str(item.id)) not in known]
+        if gone:
+            first = f"{', '.join(map(str, gone[:3]))}{' …' * (len(gone) > 3)}"
+            said.append(f"{len(gone)} items of the earlier bundle are not in the data set, nor in the new one: {first}")
+        others = earlier.header["others"]
+        if others and not keeps_fields:
+            said.append(f"further fields of the earlier bundle are not in it, for want of --items: {', '.join(others)}")
+    return said
 
 
 def check_texts(texts: dict, path: Path) -> None:

@@ -10,6 +10,8 @@ Letters of the shapes as in utils/data.py: X items, E embedding width.
 """
 
 import contextlib
+import hashlib
+import json
 import threading
 import zlib
 from collections.abc import Iterable
@@ -247,7 +249,7 @@ class Bundle:
             if given is None and all(same):
                 return self._amend(items, earlier, before, texts)
         embeddings, arrays = self._rows_of(texts, given)
-        named = [Item(item, title(text), text) for item, text in zip(ids, texts, strict=True)]
+        named = [Item(item, item_title(text, self.fields), text) for item, text in zip(ids, texts, strict=True)]
         with self._changing, self.store.writing():
             earlier, logged = self._earlier(ids, new), None
             if not new:
@@ -283,7 +285,9 @@ class Bundle:
             current = self._earlier([item.id for item in before], new=False) == numbers
             current = current and self.store.items(numbers) == before
             if current:
-                self.store.amend(numbers, fields)
+                ids = [item.id for item in before]
+                titles = [item_title(one, self.fields) for one in fields]
+                self.store.amend(numbers, list(map(Item, ids, titles, fields)))
         return len(numbers) if current else self._put(items, None, new=False)
 
     def _earlier(self, ids: list[ItemId], new: bool) -> list[int | None]:
@@ -303,13 +307,31 @@ class Bundle:
         return number if self.log is not None and number < len(self.log[0].share) else None
 
 
+def item_title(fields: dict[str, Any], texts: list[str]) -> str:
+    """The title of an item by its fields, of which `texts` are encoded: one that is called so, or else its text."""
+    named = {name: fields[name] for name in TITLES if fields.get(name)}
+    return title(named or {name: value for name, value in fields.items() if name in texts})
+
+
 def read_header(path: Path) -> dict[str, Any]:
     """Read bundle.json; InputError for none, or one that is damaged or of another version."""
-    header = read_json(require_file(path, REMEDY))
+    require_file(path, REMEDY)
+    try:
+        header = read_json(path)
+    except InputError as error:  # with another remedy
+        raise InputError(f"{path} is not readable JSON. {REMEDY}") from error
     if header.get("version") != VERSION:
         raise InputError(f"{path} is of version {shown(header.get('version'))}, expected {VERSION}. {REMEDY}")
     check_header(path, header)
+    if header.get("hash") not in (None, header_hash(header)):
+        raise InputError(f"{path} is not as it was written. {REMEDY}")
     return header
+
+
+def header_hash(header: dict[str, Any]) -> str:
+    """A hash of all else that bundle.json says."""
+    said = {name: value for name, value in header.items() if name != "hash"}
+    return hashlib.blake2b(json.dumps(said, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def check_header(path: Path, header: dict[str, Any]) -> None:

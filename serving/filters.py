@@ -4,13 +4,15 @@ import json
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
+import duckdb
 import numpy as np
 import pandas as pd
 
 from data_processing.parts.columns import Column, Table
 from data_processing.parts.row_filter import keep_rows, kept_columns, parse_keep
-from data_processing.parts.tables import workspace
+from data_processing.parts.tables import MEMORY, workspace
 from serving.bundles import Bundle
 from serving.store import Change, Item, whole
 from utils.errors import InputError, shown
@@ -22,15 +24,29 @@ FUNCTIONS = {  # that conditions may call: their results are never long, whoever
 }
 
 
-def matching(bundle: Bundle, change: Change, conditions: Sequence[str]) -> np.ndarray:
-    """Which of N numbers have items that meet all conditions, (N,) bool, in the catalog as it was at one `change`.
+class Matching(NamedTuple):
+    """What conditions on fields have found."""
+
+    numbers: np.ndarray  # (N,) bool, True for items that meet all
+    lacking: dict[str, int]  # how many items have no value of a field that is named
+
+
+def matching(bundle: Bundle, change: Change, conditions: Sequence[str]) -> Matching:
+    """Which of N numbers have items that meet all conditions, in the catalog as it was at one `change`.
 
     A field whose values can all be read as numbers is compared as one. An item without a field does not meet a
-    condition on it. InputError for a condition that cannot be used, or that no item meets.
+    condition on it.
+
+    Raises:
+        ValueError: a condition that cannot be used, or that no item meets.
+        InputError: the bundle is damaged, or the disk is full.
     """
     columns = {name: Column(name, name) for name in bundle.known}
     table = Table(bundle.path.parent, "bundle", "utf-8", None, columns, ())
-    keep = {text: parse_keep(text, table, FLAG, FUNCTIONS) for text in conditions}
+    try:
+        keep = {text: parse_keep(text, table, FLAG, FUNCTIONS) for text in conditions}
+    except InputError as error:  # what is wrong with the caller's words
+        raise ValueError(str(error)) from error
     names = kept_columns(keep)
     numbers, rows = [], []
     for number, item in bundle.store.all(change):
@@ -40,14 +56,20 @@ def matching(bundle: Bundle, change: Change, conditions: Sequence[str]) -> np.nd
     frame.insert(0, "line", numbers)
     found = np.zeros(change.numbers, dtype=bool)
     with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "filter", {}) as tables:
+        tables.connection.execute("SET enable_progress_bar = false")
         tables.connection.register("fields", frame)
         tables.make("filtered", "SELECT * FROM fields")
         try:
             keep_rows(tables, "filtered", keep, table, FLAG)
+        except duckdb.OutOfMemoryException as error:
+            raise ValueError(
+                f"{FLAG} {' '.join(conditions)[:200]}: it needs more than {MEMORY} GiB of memory"
+            ) from error
         except InputError as error:
-            raise InputError(f"{error}{odd_number(bundle, frame, names)}") from error
+            raise ValueError(f"{error}{odd_number(bundle, frame, names)}") from error
         found[[line for (line,) in tables.rows("SELECT line FROM filtered")]] = True
-    return found
+    lacking = {name: int(frame[f"kept_{place}"].isna().sum()) for place, name in enumerate(names)}
+    return Matching(found, {name: count for name, count in lacking.items() if count})
 
 
 def written(item: Item, name: str) -> str | None:

@@ -16,6 +16,7 @@ from data_processing.parts.tables import workspace
 from data_processing.parts.times import seconds
 from utils.errors import DiskError, InputError, reason, shown
 from utils.files import check_writable, lock, read_json, read_jsonl, resolve_links, save_json
+from utils.processes import Stopped
 
 REMEDY = 'Give JSON lines, {"user": "anna", "items": ["B0012", "B0831"]}, or a table with a row for each interaction.'
 
@@ -88,11 +89,12 @@ class Lines(NamedTuple):
 
 
 @contextlib.contextmanager
-def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
+def resumable_lines(path: Path, job: dict[str, Any], together: int = 1) -> Iterator[Lines]:
     """Open a file for lines; it gets its name when the block ends without an error.
 
     A run that is killed leaves a hidden file beside it, behind whose whole lines the next run of the same `job` goes
-    on; another job starts anew.
+    on; another job starts anew. Of lines that are made some `together`, those of a group that is not whole are made
+    again, since what is computed with others may differ in the last digits.
 
     Raises:
         InputError: another run is writing there.
@@ -114,9 +116,11 @@ def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
             if read_json(notes, missing_ok=True) != json.loads(json.dumps(job)):
                 file.truncate(0)
                 save_json(notes, job)
-            lines = Lines(_keep_whole_lines(file), file)
+            lines = Lines(_keep_whole_lines(file, together), file)
             try:
                 yield lines
+            except (DiskError, Stopped):
+                raise
             except (InputError, ValueError):  # the same input would fail again
                 partial.unlink()
                 notes.unlink()
@@ -130,13 +134,15 @@ def resumable_lines(path: Path, job: dict[str, Any]) -> Iterator[Lines]:
         ) from error
 
 
-def _keep_whole_lines(file: IO[str]) -> int:
-    """Cut a file behind its last end of a line, and count the lines."""
-    done, end = 0, 0
+def _keep_whole_lines(file: IO[str], together: int) -> int:
+    """Cut a file behind its last whole group of whole lines, and count the lines that are left."""
+    done, end, read, size = 0, 0, 0, 0
     with open(file.name, "rb") as written:  # noqa: PTH123  # a second handle, which counts bytes
         for line in written:
             if line.endswith(b"\n"):
-                done, end = done + 1, end + len(line)
+                read, size = read + 1, size + len(line)
+                if read % together == 0:
+                    done, end = read, size
     file.truncate(end)
     file.seek(0, os.SEEK_END)
     return done

@@ -5,12 +5,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from data_processing.parts.columns import ReadSettings, find_column
-from data_processing.parts.formats import FORMATS, field_names, open_table
+from data_processing.parts.columns import ReadSettings, clean, find_column
+from data_processing.parts.formats import ENDINGS, FORMATS, field_names, open_table
 from data_processing.parts.interactions import Source, read_items
+from data_processing.parts.missing import has_text, is_missing
 from data_processing.parts.splits import item_texts
 from data_processing.parts.tables import workspace
-from utils.errors import InputError
+from utils.errors import InputError, shown
+from utils.files import read_jsonl
 
 
 def add_file_flags(flags: argparse.ArgumentParser) -> None:
@@ -32,8 +34,8 @@ def read_items_file(
 ) -> list[tuple[str, dict[str, Any]]]:
     """Read --items: ids, and the fields of `only` some names, none for [], or all others than those `without`.
 
-    Where there is no other column than those `without`, the list is empty. With `empty`, an empty cell of a table is a
-    field that is None. Columns that are passed over are printed.
+    Where there is no other column than those `without`, the list is empty. With `empty`, an empty cell of a table, or a
+    field of a line of JSON that is null or empty, is None. Columns that are passed over are printed.
 
     InputError for a file that cannot be read, or has none of the fields.
     """
@@ -51,6 +53,8 @@ def read_items_file(
         others = [name for name in there if name not in (*fields, item)] if only else []
         if others:
             print(f"{path}: passed over {', '.join(others)}, since items have the fields {', '.join(only)} alone")
+        if empty and table.format == "jsonl" and path.name.removesuffix(".gz").endswith(ENDINGS["jsonl"]):
+            return fields_of_lines(path, item, fields)
         fields = fields or [item]  # where only ids are wanted
         tables.make("interactions", "SELECT NULL::VARCHAR AS item_name LIMIT 0")  # there are none here
         read_items(tables, Source(table, None, item, None, fields), Path(folder))
@@ -63,3 +67,18 @@ def read_items_file(
     if replaced:
         print(f"{path}: {replaced} rows that a later row of the same item replaces")
     return [(name, found[row]) for row, name in enumerate(names)]
+
+
+def fields_of_lines(path: Path, item: str, only: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """Read ids and fields of JSON lines, where a field that is there and empty is None; a later line replaces another.
+
+    InputError for a damaged line, or one without an id; names it.
+    """
+    found = {}
+    for number, record in read_jsonl(path, "Give JSON lines."):
+        if is_missing(record.get(item)):
+            raise InputError(f"{path}, line {number}: {item!r} is {shown(record.get(item))}, and no id.")
+        fields = {name: record[name] for name in only if name in record}
+        empty = {name for name, value in fields.items() if is_missing(value) or not has_text(value)}
+        found[clean(str(record[item]))] = {name: None if name in empty else value for name, value in fields.items()}
+    return list(found.items())

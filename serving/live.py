@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from serving.asked import Barred, Request, Texts, nothing
-from serving.recommender import Recommendation, Recommender, lists
+from serving.asked import Request, Texts, nothing
+from serving.recommender import Barred, Recommendation, Recommender, lists
 from serving.store import ItemId
 from serving.view import View
 from utils.data import Sequences
@@ -54,6 +54,8 @@ class LiveHistories:
 
     def __init__(self, recommender: Recommender, users: int = USERS, most_bytes: int = BYTES):
         """Keep at most so many `users`, and at most `most_bytes` of what the model keeps of them."""
+        if not isinstance(recommender, Recommender):
+            raise ValueError(f"live histories are of a Recommender, found {shown(recommender)}")
         check_count(users, "users")
         check_count(most_bytes, "most_bytes")
         self.recommender, self.most_users, self.most_bytes = recommender, users, most_bytes
@@ -113,7 +115,7 @@ class LiveHistories:
         with self._lock:
             view = self._current()
             live = self._found(view, user)
-        barred = Barred(view.change, view.number, view.matching)
+        barred = Barred(view)
         read, new = Sequences.of(live.numbers), nothing(view.bundle)
         (found,) = lists(view, [request], read, barred, new, self._score(view, live))
         return found
@@ -126,6 +128,7 @@ class LiveHistories:
 
     def forget(self, user: Hashable) -> None:
         """Drop a user's history, if there is one."""
+        checked_user(user)
         with self._lock:
             self._drop(user)
 

@@ -12,7 +12,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-from serving.bundles import ARRAYS, HEADER, PREFIX, VERSION, Bundle, check_header, read_header, save_whitening
+from serving.bundles import (
+    ARRAYS,
+    HEADER,
+    PREFIX,
+    VERSION,
+    Bundle,
+    check_header,
+    header_hash,
+    item_title,
+    read_header,
+    save_whitening,
+)
 from serving.log import save_log
 from serving.scoring import Parts, blend_origin, load_fitted_with, scores_of_all
 from serving.store import FILE, Item, ItemStore, check_id
@@ -123,6 +134,7 @@ def put_in_place(output: Path, version: Path, making: Making) -> None:
         "made_from": making.made_from,
     }
     header = json.loads(json.dumps(header))  # as it will be read
+    header["hash"] = header_hash(header)
     check_header(output / HEADER, header)
     Bundle(output / HEADER, header, "cpu").store.items([0])  # what cannot be opened replaces nothing
     save_json(output / HEADER, header)
@@ -181,10 +193,9 @@ def write(version: Path, making: Making) -> None:
         raise InputError(
             f"{test.embeddings_path.parent / 'item_ids.jsonl'}: {error}. Make the data set again (import_dataset.py)."
         ) from error
-    items = [
-        Item(name, title, {**(texts.get(number) or {}), **others.get(number, {})})
-        for number, (name, title) in enumerate(zip(ids, names.titles, strict=True))
-    ]
+    known = [{**(texts.get(number) or {}), **others.get(number, {})} for number in range(len(ids))]
+    encoded = names_of_fields(texts)
+    items = [Item(name, item_title(fields, encoded), fields) for name, fields in zip(ids, known, strict=True)]
     arrays = {"texts": rows}
     if parts is not None:
         arrays |= {"codes": parts.catalog.codes, "embeddings": test.embeddings}

@@ -64,7 +64,7 @@ def main() -> None:
             else:
                 recommend_many(recommender, args, place)
     except ValueError as error:  # of the library: here ids are the user's
-        raise InputError(f"{error}.") from error
+        raise InputError(f"{str(error).removesuffix('.')}.") from error
 
 
 def parse() -> argparse.Namespace:
@@ -102,8 +102,9 @@ def parse() -> argparse.Namespace:
 def options(recommender: Recommender, args: argparse.Namespace) -> dict:
     """What flags say of `Recommender.recommend`."""
     if args.filter:
-        count = recommender.matching(args.filter)
-        print(f"--filter: {count} of {recommender.view().change.count} items", file=sys.stderr)
+        count, lacking = recommender.matching(args.filter)
+        without = "".join(f"; {items} have no {name}, and meet no condition on it" for name, items in lacking.items())
+        print(f"--filter: {count} of {recommender.view().change.count} items{without}", file=sys.stderr)
     return {
         "k": args.k,
         "exclude_history": not args.no_exclude_history,
@@ -145,7 +146,7 @@ def recommend_one(recommender: Recommender, args: argparse.Namespace) -> None:
         print_json([as_json(one) for one in found])
         return
     rows = [[one.id, one.title[:50], "; ".join(map(as_text, one.because)), f"{one.probability:.2%}"] for one in found]
-    print_table(["id", "title", "because of (likeness of texts, how often bought next)", "probability"], rows, left=3)
+    print_table(["id", "title", "because of (likeness of texts, share in the log)", "probability"], rows, left=3)
 
 
 def print_similar(recommender: Recommender, args: argparse.Namespace) -> None:
@@ -216,7 +217,7 @@ def recommend_many(recommender: Recommender, args: argparse.Namespace, place: Pl
     job = {"histories": [str(args.histories), *identity(require_file(args.histories, "Name another."))]}
     generation = recommender.view().change.generation
     job |= {"bundle": [recommender.bundle.folder.name, generation], "reading": reading, "share": place, **settings}
-    with resumable_lines(outputs[place.rank], job) as lines:
+    with resumable_lines(outputs[place.rank], job, USERS) as lines:
         users = read_histories(args.histories, reading)
         own = (user for number, user in enumerate(users) if number // USERS % place.count == place.rank)
         counts = write_lists(recommender, settings, own, lines)

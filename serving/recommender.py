@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from data_processing.parts.columns import clean
-from serving.asked import Barred, Entry, New, Request, Text, Texts, check_conditions, nothing
+from serving.asked import Entry, New, Request, Text, Texts, check_conditions, nothing
 from serving.bundles import Bundle, checked_ids
 from serving.scoring import batches_of_equal_work
 from serving.store import Item, ItemId, check_id, folded
@@ -40,6 +40,42 @@ class Recommendation(NamedTuple):
     because: tuple[Reason, ...] = ()  # best first
 
 
+class Barred:
+    """Which numbers may not be recommended to whom, found once for the same list of ids."""
+
+    def __init__(self, view: View):
+        """Of a view. Requests must be alive as long as this is, since their lists are known by their identity."""
+        self.view = view
+        self._numbers: dict[tuple[int, bool], list[int]] = {}
+        self._last: tuple[Any, Any] = None, None
+
+    def mask(self, request: Request) -> Tensor:
+        """(N,) bool, True for what may not; ValueError for an unknown id, or if nothing may."""
+        key = id(request.exclude), id(request.candidates), id(request.filter), request.skip_unknown
+        if self._last[0] != key:
+            barred = self.view.change.mask()
+            if request.candidates is not None:
+                others = np.ones_like(barred)
+                others[self._of(request.candidates, request.skip_unknown)] = False
+                barred |= others
+            if len(request.filter):
+                barred |= ~self.view.matching(request.filter).numbers
+            barred[self._of(request.exclude, request.skip_unknown)] = True
+            if barred.all():
+                raise ValueError("there is nothing that may be recommended: no candidate is left")
+            self._last = key, torch.from_numpy(barred)
+        return self._last[1]
+
+    def _of(self, ids: Sequence[ItemId], skip_unknown: bool) -> list[int]:
+        """The numbers of ids; with `skip_unknown` without those that no item has."""
+        key = id(ids), skip_unknown
+        if key not in self._numbers:
+            find = self.view.look_up if skip_unknown else self.view.number
+            numbers = map(find, checked_ids(ids))
+            self._numbers[key] = [number for number in numbers if number is not None]
+        return self._numbers[key]
+
+
 class Recommender:
     """Recommends from a bundle, which may change meanwhile: every call sees it as it is then.
 
@@ -52,7 +88,17 @@ class Recommender:
 
     @classmethod
     def open(cls, folder: str | Path, device: str = "cpu", half: bool = False) -> "Recommender":
-        """Open a bundle; with `half` its model computes with weights of 16 bits. InputError if it is damaged."""
+        """Open a bundle; with `half` its model computes with weights of 16 bits.
+
+        InputError if it is damaged, ValueError for a folder or device that is none.
+        """
+        if not isinstance(folder, (str, Path)) or not isinstance(half, bool):
+            found = f"{shown(folder)} and {shown(half)}"
+            raise ValueError(f"a bundle is the path of a folder, and half True or False, found {found}")
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device is 'cpu', 'cuda' or the like, found {shown(device)}") from error
         return cls(Bundle.open(Path(folder), device, half))
 
     # What users call
@@ -80,7 +126,8 @@ class Recommender:
             exclude: ids of items that are not recommended.
             candidates: ids of the only items that are, such as those in stock; None: all.
             explain: say which items of the history speak for each.
-            skip_unknown: pass over ids in histories that no item has. A history of such ids alone gets an empty list.
+            skip_unknown: pass over ids that no item has, in histories, exclude and candidates. A history of such ids
+                alone gets an empty list.
             filter: conditions on fields, all of which an item meets that is recommended, such as ["price < 20"].
 
         Raises:
@@ -103,7 +150,7 @@ class Recommender:
         """
         view, new = self.view(), Texts()
         answers: list[Any] = [[] for _ in requests]
-        read, barred = {}, Barred(view.change, view.number, view.matching)
+        read, barred = {}, Barred(view)
         for row, request in enumerate(requests):
             try:
                 request.check()
@@ -128,10 +175,14 @@ class Recommender:
                 answers[row] = one
         return answers
 
-    def matching(self, conditions: Sequence[str]) -> int:
-        """How many items that may be recommended meet all conditions, as of `recommend`; ValueError for an odd one."""
+    def matching(self, conditions: Sequence[str]) -> tuple[int, dict[str, int]]:
+        """How many items that may be recommended meet all conditions, as of `recommend`; ValueError for an odd one.
+
+        The second value says how many items have no value of a field that is named, which meet no condition on it.
+        """
         check_conditions(conditions)
-        return int(self.view().matching(conditions).sum())
+        found = self.view().matching(conditions)
+        return int(found.numbers.sum()), found.lacking
 
     def has_item(self, item: Any) -> bool:
         """Whether the catalog has an item with this id; False for what is no id."""
@@ -142,12 +193,14 @@ class Recommender:
 
     def find(self, word: str) -> list[Item]:
         """The item with this id, or else some with this title, without regard to case; none for none."""
+        check_word(word)
         store = self.view().bundle.store
         number = store.number(clean(word))
         return store.items(store.titled(word) if number is None else [number])
 
     def suggest(self, word: str) -> list[str]:
         """Up to three ids or titles that begin like a word and are much like it, or titles that hold it."""
+        check_word(word)
         store, word = self.view().bundle.store, clean(word)
         known = {folded(name): name for name in store.beginning_like(word)}
         near = [known[name] for name in difflib.get_close_matches(folded(word), list(known), n=3, cutoff=0.7)]
@@ -155,7 +208,10 @@ class Recommender:
         return list(dict.fromkeys([*near, *held]))[:3]
 
     def snapshot(self) -> "Recommender":
-        """A recommender that keeps to the bundle as it is now, whatever becomes of it."""
+        """A recommender that keeps to the items and texts as they are now, whatever becomes of the bundle.
+
+        Fields that are not encoded, such as prices, are those of the time at which a filter first looks at them.
+        """
         view = self.view()
         return Recommender(view.bundle, view)
 
@@ -210,6 +266,12 @@ class Recommender:
                     self.bundle = Bundle.open(self.bundle.path.parent, self.bundle.device, self.bundle.half)
                 view = self._view = View(self.bundle, self._view)
         return view
+
+
+def check_word(word: Any) -> None:
+    """ValueError unless this is a text."""
+    if not isinstance(word, str):
+        raise ValueError(f"an id or a title is looked up as text, found {shown(word)}")
 
 
 def lists(

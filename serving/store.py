@@ -32,7 +32,7 @@ TABLES = """
     );
     CREATE UNIQUE INDEX by_id ON items (CAST(id AS TEXT)) WHERE state < 2;
     CREATE INDEX by_any_id ON items (CAST(id AS TEXT), number);
-    CREATE INDEX by_title ON items (folded) WHERE state < 2;
+    CREATE INDEX by_title ON items (folded);
     CREATE INDEX by_state ON items (state) WHERE state > 0;
     CREATE INDEX by_logged ON items (number) WHERE logged IS NOT NULL;
     CREATE TABLE pieces (array TEXT NOT NULL, start INTEGER NOT NULL, size INTEGER NOT NULL, hash TEXT NOT NULL);
@@ -167,12 +167,16 @@ class ItemStore:
         number = self._rows(query, name, at.numbers)[0][0]
         return None if number in at.gone else number
 
-    def titled(self, title: str, at_most: int = 2) -> list[int]:
-        """The lowest numbers of items with a title, without regard to case."""
-        if not folded(title):
+    def titled(self, title: str, at_most: int = 2, at: Change | None = None) -> list[int]:
+        """The lowest numbers of items with a title, without regard to case; with `at` those of that time."""
+        name = folded(whole(title))
+        if not name:
             return []
-        query = "SELECT number FROM items WHERE folded = ? AND state < 2 ORDER BY number LIMIT ?"
-        return [number for (number,) in self._rows(query, folded(whole(title)), at_most)]
+        if at is None:
+            query = "SELECT number FROM items WHERE folded = ? AND state < 2 ORDER BY number LIMIT ?"
+            return [number for (number,) in self._rows(query, name, at_most)]
+        rows = self._rows("SELECT number FROM items WHERE folded = ? AND number < ? ORDER BY number", name, at.numbers)
+        return [number for (number,) in rows if number not in at.gone][:at_most]
 
     def search(self, words: str, limit: int) -> list[int]:
         """Numbers of at most `limit` items by their titles: first those that begin with some words, by an index.
@@ -299,11 +303,15 @@ class ItemStore:
                 raise InputError(f"{self.folder}: an item's id is there twice ({reason(error)}).") from error
         return np.arange(start, start + count)
 
-    def amend(self, numbers: Sequence[int], fields: Sequence[dict[str, Any]]) -> None:
-        """Give items other fields, whose texts are the same; to be called while `writing`."""
-        changed = [(json.dumps(one), int(number)) for number, one in zip(numbers, fields, strict=True)]
+    def amend(self, numbers: Sequence[int], items: Sequence[Item]) -> None:
+        """Give items other titles and fields, whose texts are the same; to be called while `writing`."""
+        changed = [
+            (whole(item.title), folded(whole(item.title)), json.dumps(item.fields), int(number))
+            for number, item in zip(numbers, items, strict=True)
+        ]
         with self._changing(0):
-            self.connection().executemany("UPDATE items SET fields = ? WHERE number = ?", changed)
+            update = "UPDATE items SET title = ?, folded = ?, fields = ? WHERE number = ?"
+            self.connection().executemany(update, changed)
 
     def remove(self, numbers: Sequence[int]) -> None:
         """Take items away; to be called while `writing`."""
@@ -323,6 +331,8 @@ class ItemStore:
                 update = "UPDATE catalog SET generation = generation + 1, numbers = numbers + ?"
                 self.connection().execute(update, (more,))
         except sqlite3.Error as error:
+            if not isinstance(error, sqlite3.OperationalError):
+                raise InputError(f"{self.folder / FILE} is damaged ({reason(error)}). {REMEDY}") from error
             raise DiskError(
                 f"{self.folder / FILE} could not be written ({reason(error)}). Free some space, and try again."
             ) from error

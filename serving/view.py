@@ -5,7 +5,7 @@ Letters of the shapes as in utils/data.py: B histories, N numbers of the bundle'
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,13 @@ from utils.checkpoint import ITEMS
 from utils.data import Catalog, SeqBatch, Sequences, make_batch
 from utils.errors import InputError, shown
 from utils.fsq import CODEBOOK_SIZE
+from utils.names import TITLES
+
+if TYPE_CHECKING:
+    from serving.filters import Matching
 
 KEPT_IDS = 1 << 20  # whose numbers are kept in memory
-KEPT_BYTES = 1 << 26  # of what filters have found, a byte for each item
+KEPT_FILTERS, KEPT_BYTES = 256, 1 << 26  # whose findings are kept, a byte for each item, and bytes of all
 REASONS = 2  # items of the history that a recommendation is explained with, at most
 
 
@@ -35,7 +39,7 @@ class Reason(NamedTuple):
     id: ItemId | None  # None for an item that the catalog does not have
     title: str
     similarity: float  # cosine of the texts, -1 to 1
-    followed: float  # the share of all that came after it in the log, 0 to 1
+    followed: float  # the recommended item's share of all that came soon after it, or before, in the log, 0 to 1
 
 
 class View:
@@ -67,7 +71,7 @@ class View:
             read = self.catalog.codes if bundle.reads_codes else None
             self.blender = Blender(bundle.blend, self.domain, np.arange(numbers), read)
         self._numbers: dict[ItemId, int] = {}
-        self._matching: dict[tuple[str, ...], np.ndarray] = {}
+        self._matching: dict[tuple[str, ...], Matching] = {}
 
     # Items
 
@@ -102,10 +106,13 @@ class View:
             if not isinstance(entry, dict):
                 number = self.look_up(check_id(entry))
                 if number is None and not skip_unknown:
-                    raise ValueError(f"no item has the id {shown(entry)}")
+                    hint = f'; as a title it is given as {{"{self.bundle.title_field}": …}}'
+                    is_title = isinstance(entry, str) and self.bundle.store.titled(entry, 1, self.change)
+                    raise ValueError(f"no item has the id {shown(entry)}{hint if is_title else ''}")
                 numbers += [] if number is None else [number]
                 continue
-            text, number = self.bundle.ordered(entry), self._titled(entry)
+            text = self.bundle.ordered(entry)
+            number = self._titled(text)
             if number is None:
                 if not has_text([text.get(name) for name in self.bundle.fields]):
                     raise ValueError(f"an item of the history has no text: {shown(entry)}")
@@ -122,14 +129,14 @@ class View:
 
     def _titled(self, fields: Text) -> int | None:
         """The number of the item that is meant by a title alone; None for none."""
-        name = self.bundle.title_field
-        if list(fields) != [name] or not isinstance(fields[name], str):
+        ((name, value), *others) = fields.items() or (("", None),)
+        if others or name not in TITLES or not isinstance(value, str):
             return None
-        found = self.bundle.store.titled(fields[name], 1)
-        return found[0] if found and found[0] < self.change.numbers and found[0] not in self.change.gone else None
+        found = self.bundle.store.titled(value, 1, self.change)
+        return found[0] if found else None
 
-    def matching(self, conditions: Sequence[str]) -> np.ndarray:
-        """Which numbers may be recommended and meet all conditions, (N,) bool, kept for the next time.
+    def matching(self, conditions: Sequence[str]) -> "Matching":
+        """Which numbers may be recommended and meet all conditions, kept for the next time.
 
         ValueError for a condition that cannot be used, or that no item meets.
         """
@@ -137,11 +144,9 @@ class View:
         if found is None:
             from serving.filters import matching  # heavy, by DuckDB and pandas, and only needed here
 
-            try:
-                found = matching(self.bundle, self.change, conditions) & ~self.change.mask()
-            except InputError as error:
-                raise ValueError(str(error)) from error
-            if len(self._matching) >= max(1, KEPT_BYTES // self.change.numbers):
+            found = matching(self.bundle, self.change, conditions)
+            found.numbers[self.change.barred] = False
+            if len(self._matching) >= min(KEPT_FILTERS, max(1, KEPT_BYTES // self.change.numbers)):
                 self._matching.clear()
             self._matching[tuple(conditions)] = found
         return found

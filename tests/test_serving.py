@@ -40,6 +40,7 @@ from utils.cli import run
 from utils.data import Catalog, Sequences
 from utils.errors import DiskError, InputError
 from utils.files import save_json
+from utils.processes import Stopped
 from utils.scores import LogStatistics, Statistics
 from utils.whitening import text_rows, whiten
 
@@ -223,12 +224,43 @@ def test_a_title_alone_stands_for_the_item_that_has_it(make):
     assert known == typed
     (other,) = recommender.recommend([["B001", {"title": "thing 4", "brand": "Another"}]], k=ITEMS)
     assert "B004" in [one.id for one in other]
+    assert recommender.recommend([["B001", {"title": "Thing 4", "brand": ""}]], explain=True) == [known]
+    kept = recommender.snapshot()
+    recommender.update_items([("B004", {"brand": "Another"})])
+    assert kept.recommend([["B001", {"title": "thing  4"}]], explain=True) == [known]
+    with pytest.raises(ValueError, match="no item has the id 'Thing 5'; as a title it is given as {.title.: …}"):
+        recommender.recommend([["Thing 5"]])
     recommender.remove_items(["B004"])
     (new,) = recommender.recommend([["B001", {"title": "thing 4"}]], explain=True)
     assert new != known and not any(reason.id == "B004" for one in new for reason in one.because)
     for empty in ({}, {"title": ""}, {"brand": None}):
         with pytest.raises(ValueError, match="an item of the history has no text"):
             recommender.recommend([["B001", empty]])
+
+
+def test_what_is_in_stock_may_name_what_no_item_has(make):
+    recommender = make("log")
+    stock = ["B003", "gone", "B004"]
+    with pytest.raises(ValueError, match="no item has the id 'gone'"):
+        recommender.recommend([["B001"]], candidates=stock)
+    assert set(ids(recommender.recommend([["B001"]], candidates=stock, skip_unknown=True))[0]) == {"B003", "B004"}
+    assert ids(recommender.recommend([["B001"]], candidates=stock, exclude=stock[1:], skip_unknown=True)) == [["B003"]]
+    with pytest.raises(ValueError, match="no candidate is left"):
+        recommender.recommend([["B001"]], candidates=["gone"], skip_unknown=True)
+
+
+def test_titles_are_texts_that_are_called_so(shop, tmp_path, monkeypatch):
+    """A price is none, a title is one wherever it stands, and it changes with its field."""
+    (tmp_path / "products.csv").write_text("id,price,name\nB001,3,One\nB002,4,\n")
+    flags = ["--dataset", shop / "data", "--rank_by", "text", "--encoder", "hash", "--output", tmp_path / "bundle"]
+    call(monkeypatch, bundle_script, *flags, "--items", tmp_path / "products.csv")
+    recommender = Recommender.open(tmp_path / "bundle")
+    recommender.update_items([("B002", {"title": None, "price": 5})])
+    assert recommender.find("B002")[0].title == "Maker 2"
+    recommender.update_items([("B002", {"name": "Two"})])
+    assert recommender.find("two")[0].id == "B002"
+    recommender.add_items([("N1", {"price": "3"})])
+    assert recommender.find("N1")[0].title == "" and not recommender.find("3")
 
 
 def test_who_gives_ids_needs_no_encoder(make, monkeypatch):
@@ -436,6 +468,15 @@ def test_a_bundle_that_is_made_anew_takes_the_place_of_the_earlier_one(make):
     assert not first.exists()
 
 
+def test_what_a_new_bundle_does_not_have_is_told(make, capsys):
+    recommender = make("text")
+    recommender.add_items([(f"N{number}", {"title": "New"}) for number in range(5)])
+    capsys.readouterr()
+    make("text")
+    said = "5 items of the earlier bundle are not in the data set, nor in the new one: N0, N1, N2 …"
+    assert said in capsys.readouterr().out
+
+
 def test_the_blend_of_predict_is_taken_where_it_was_fitted_to_the_same(shop, make, monkeypatch, capsys):
     import predict
 
@@ -538,6 +579,16 @@ def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt), resumable_lines(path, job) as lines:
         lines.file.write("one\n")
         raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), resumable_lines(path, job) as lines:
+        lines.file.write("a\nb\nc\n")
+        raise KeyboardInterrupt
+    with pytest.raises(Stopped), resumable_lines(path, job, together=2) as lines:
+        assert lines.done == 4  # the fifth was made with others that are lost
+        lines.file.write("c\n")
+        raise Stopped("another process")
+    with pytest.raises(DiskError), resumable_lines(path, job) as lines:
+        assert lines.done == 5
+        raise DiskError("full elsewhere")
     with resumable_lines(path, {"a": 2}) as lines:  # another job starts anew
         assert lines.done == 0
         lines.file.write("uno\n")
@@ -695,8 +746,13 @@ def test_an_update_can_empty_fields(make, tmp_path, monkeypatch, capsys):
     assert "2 items updated; 1 fields were emptied" in said
     assert recommender.find("B006")[0].fields == {"title": "Thing 6"}
     assert recommender.find("B008")[0].fields == {"title": "Thing 8", "brand": "Maker 9"}
-    (tmp_path / "new.jsonl").write_text('{"id": "B009", "brand": "Maker 1"}\n{"id": "B010", "title": "Other"}\n')
+    lines = ['{"id": "B009", "brand": "Maker 1"}', '{"id": "B010", "title": "Other"}', '{"id": "B011", "brand": null}']
+    (tmp_path / "new.jsonl").write_text("\n".join(lines))
     call(monkeypatch, bundle_script, "update", bundle, "--items", tmp_path / "new.jsonl")
+    (tmp_path / "new.jsonl").write_text('{"id": "B012", "brand": ""}\n')
+    call(monkeypatch, bundle_script, "update", bundle, "--items", tmp_path / "new.jsonl")
+    for item in (11, 12):
+        assert recommender.find(name_of(item))[0].fields == {"title": f"Thing {item}"}
     assert recommender.find("B009")[0].fields == {"title": "Thing 9", "brand": "Maker 1"}
     assert recommender.find("B010")[0].fields == {"title": "Other", "brand": "Maker 0"}
 
@@ -846,10 +902,57 @@ def test_items_are_filtered_by_their_fields(shop, tmp_path, monkeypatch, capsys)
     assert found == {0, 1, 2, 3}
     (listed,) = recommender.recommend([["B079"]], k=99, filter=["TRY_CAST(price AS DOUBLE) < 2"])
     assert {int(one.id[1:]) for one in listed if one.id.startswith("B")} == found
-    assert recommender.matching(["state = 'new'", "brand = 'Maker 1'"]) == 7
+    assert recommender.matching(["state = 'new'", "brand = 'Maker 1'"]) == (7, {"brand": 3, "state": 42})
     for strange in ("price < 2", 5, [5], [["price < 2"]], ["price < 2"] * 99, ["x" * 2000]):
         with pytest.raises(ValueError, match="filter is a list of"):
             recommender.recommend([["B001"]], filter=strange)
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_fields_of_odd_names_are_filtered(shop, tmp_path, monkeypatch, lines):
+    """No field takes the place of another, or of what the filter counts by."""
+    rows = [
+        {
+            "id": name_of(item),
+            "line_of_row": 100 - item,
+            "line": item,
+            "kept_0": item,
+            "Price": item,
+            "price": 99 - item,
+        }
+        for item in range(20)
+    ]
+    path = tmp_path / ("items.jsonl" if lines else "items.csv")
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    if not lines:
+        path.write_text(",".join(rows[0]) + "\n" + "".join(",".join(map(str, row.values())) + "\n" for row in rows))
+    flags = ["--dataset", shop / "data", "--rank_by", "text", "--encoder", "hash", "--output", tmp_path / "bundle"]
+    call(monkeypatch, bundle_script, *flags, "--items", path)
+    recommender = Recommender.open(tmp_path / "bundle")
+    for condition, expected in (("line_of_row > 95", 5), ("line < 3", 3), ("kept_0 < 3 AND line_of_row > 98", 2)):
+        assert recommender.matching([condition])[0] == expected
+    for condition in ('"Price" < 5', "price < 5"):
+        with pytest.raises(ValueError, match="several columns are called '[Pp]rice' but for upper"):
+            recommender.matching([condition])
+
+
+@pytest.mark.parametrize("kind", ["INTEGER[30000][30000]", "VARCHAR[]", "STRUCT(x INTEGER)", "MAP(INTEGER, INTEGER)"])
+def test_no_condition_takes_much_memory(make, kind):
+    recommender = make("text")
+    for cast in ("CAST", "TRY_CAST"):
+        with pytest.raises(ValueError, match="has no place here"):
+            recommender.matching([f"{cast}(title AS {kind}) IS NULL"])
+    for odd, said in (("title = '\ud83d'", "list of at most"), ("title.a = 'x'", "no column 'title.a'")):
+        with pytest.raises(ValueError, match=said):
+            recommender.matching([odd])
+    assert recommender.matching(["brand::VARCHAR LIKE '%2' AND title IS NOT NULL"])[0] == 15  # of 16 one has no text
+
+
+def test_damage_is_no_fault_of_the_caller(make):
+    recommender = make("text")
+    altered("UPDATE items SET fields = '{broken' WHERE number = 30")(recommender.bundle.folder / "items.sqlite")
+    with pytest.raises(InputError, match="item 30 is damaged"):
+        recommender.recommend([["B001"]], filter=["brand = 'Maker 1'"])
 
 
 def test_an_article_number_is_no_number(shop, tmp_path, monkeypatch):
@@ -861,7 +964,7 @@ def test_an_article_number_is_no_number(shop, tmp_path, monkeypatch):
     assert ids(recommender.recommend([["B005"]], filter=["ean = '007'"])) == [["B001"]]
     with pytest.raises(ValueError, match="Cannot compare values of type VARCHAR"):
         recommender.matching(["ean < 10"])
-    assert recommender.matching(["TRY_CAST(ean AS INTEGER) < 10"]) == 2
+    assert recommender.matching(["TRY_CAST(ean AS INTEGER) < 10"]) == (2, {"ean": ITEMS - 3})
 
 
 # Bad input
@@ -927,6 +1030,7 @@ def damaged_bundles():
     yield "bundle.json", header(arrays={"texts": [-1, "float32"]}), "'arrays' is"
     yield "bundle.json", header(arrays={"texts": [32, "object"]}), "'arrays' is"
     yield "bundle.json", header(files={"/etc/passwd": "x"}), "'files' is"
+    yield "bundle.json", header(fields=["title", "brnad"]), "not as it was written"
     yield "bundle.json", header(files={"a\0b": "x"}), "'files' is"
     yield "bundle.json", header(folder="version-\0"), "'folder' is"
     yield "bundle.json", lambda path: path.write_text("{"), "not readable JSON"
@@ -1021,6 +1125,11 @@ def test_wrong_types_are_one_sentence(make):
             recommender.add_items(items)
     with pytest.raises(ValueError, match="expected a list of ids"):
         recommender.remove_items(None)
+    for act in (recommender.find, recommender.suggest, Recommender.open):
+        with pytest.raises(ValueError, match=r"found \['a'\]"):
+            act(["a"])
+    with pytest.raises(ValueError, match="device is"):
+        Recommender.open(recommender.bundle.path.parent, "nodevice")
 
 
 def test_a_table_with_odd_columns_is_read_as_the_flags_say(tmp_path):

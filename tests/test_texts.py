@@ -381,7 +381,8 @@ def test_what_the_core_leaves_out_is_told(call):
     write_small(" ".join(events), "a b c d e rare novel fresh")
     told = call("--interactions i.csv --items m.csv --output out ")
     said = "1 of 7 users and 3 of 8 items left out, 2 of which nobody had, by --min_user_interactions 5 "
-    assert said + "and --min_item_interactions 5; 0 keeps them, but no item without text or user" in told
+    said += "and --min_item_interactions 5 ('rare', 'novel', 'fresh'). They can be recommended to nobody; 0 for both "
+    assert said + "flags keeps all but items without text or user" in told
     told = call(SMALL)
     assert "left out" not in told
 

@@ -11,6 +11,10 @@ import torch.distributed as dist
 from utils.errors import InputError
 
 
+class Stopped(InputError):  # noqa: N818 - what it says, as DiskError does
+    """Another of the processes that share the work has stopped; what this one has done is not at fault."""
+
+
 class Place(NamedTuple):
     """The place of this process among all that share the work."""
 
@@ -68,8 +72,8 @@ def joined_processes(args: argparse.Namespace) -> Iterator[Place]:
 
 @contextlib.contextmanager
 def _watched() -> Iterator[None]:
-    """InputError in place of torch's many errors when another process has ended."""
+    """Stopped in place of torch's many errors when another process has ended."""
     try:
         yield
     except RuntimeError as error:
-        raise InputError("another process has stopped: its message, or the launcher's, tells why.") from error
+        raise Stopped("another process has stopped: its message, or the launcher's, tells why.") from error

@@ -135,7 +135,10 @@ def in_short(found: Evaluation) -> Html:
     advice = f"Best of what a bundle can rank by is {best}"
     if level != best:
         advice += f", and {level} is level with it and needs less"
-    command = element("code", f"python -m serving.bundle --rank_by {RANKINGS[level]}")
+    flags = f"--rank_by {RANKINGS[level]} --dataset {found.setting['dataset']} --output my_bundle"
+    if level in (MODEL, BEST_BLEND):
+        flags += f" --ckpt_path {found.setting['ckpt_path']} --vae_ckpt {found.setting['vae_ckpt']}"
+    command = element("code", f"python -m serving.bundle {flags}")
     said.append(paragraph(f"{advice}: ", command, "."))
     if not found.setting["exclude_history"]:
         said.append(paragraph("A bundle leaves out what is in a history. Measure that with --exclude_history."))
@@ -183,8 +186,11 @@ def metrics(found: Evaluation) -> Html:
         f"NDCG@{k} of a user is 1 where the next item is recommended first, less the later it stands, and 0 behind "
         f"place {k}. The bars are the means of the first table below ({first})."
     )
-    tables = [group_table(found, first)]
+    tables, told = [group_table(found, first)], [first]
     for group in others:
+        if any(np.array_equal(found.measured.groups[group], found.measured.groups[other]) for other in told):
+            continue  # the same users by another name
+        told.append(group)
         summary = element("summary", f"The same table for other users: {group}")
         tables.append(element("details", summary, group_table(found, group)))
     bars = all_bars(found, first)

@@ -14,6 +14,10 @@ from utils.errors import InputError
 ALLOWED = {  # classes of nodes in DuckDB's syntax tree
     *("COMPARISON", "CONJUNCTION", "OPERATOR", "BETWEEN", "CONSTANT", "COLUMN_REF", "CAST", "TYPE", "CASE", "FUNCTION")
 }
+TYPES = {  # that a CAST may name; arrays may be of any size
+    *("TINYINT", "SMALLINT", "INT", "INTEGER", "BIGINT", "HUGEINT", "FLOAT", "REAL", "DOUBLE", "DECIMAL", "NUMERIC"),
+    *("VARCHAR", "TEXT", "STRING", "CHAR", "BOOL", "BOOLEAN", "DATE", "TIME", "DATETIME", "TIMESTAMP", "TIMESTAMPTZ"),
+}
 KEEP = "--keep"
 GROWING = {"array_resize", "bar", "format", "list_resize", "lpad", "printf", "rpad"}  # their results may be of any size
 REFUSED = (duckdb.DataError, duckdb.ProgrammingError, duckdb.NotSupportedError)  # DuckDB's errors in what a user wrote
@@ -35,6 +39,7 @@ def parse_keep(text: str, table: Table, flag: str = KEEP, functions: Collection[
             pure = f"{pure} WHERE function_name = ?"
             nodes = list(syntax_nodes(json.loads(tree)["statements"][0]["node"]["select_list"]))
             kinds = {node["class"] for node in nodes} - ALLOWED
+            kinds |= {node["type_name"].upper() for node in nodes if node["class"] == "TYPE"} - TYPES
             called = {node["function_name"] for node in nodes if node["class"] == "FUNCTION"}
             impure = {name for name in called if not connection.execute(pure, [name]).fetchone()[0]}
             kinds |= impure | (called & GROWING if functions is None else called - set(functions))
@@ -42,12 +47,20 @@ def parse_keep(text: str, table: Table, flag: str = KEEP, functions: Collection[
         raise unusable(text, first_line(error), table, flag) from error
     if kinds:
         raise unusable(text, f"{', '.join(sorted(kinds))} has no place here", table, flag)
-    known = {name.lower(): name for name in table.columns}
-    named = [".".join(node["column_names"]) for node in nodes if node["class"] == "COLUMN_REF"]
-    missing = [name for name in named if name.lower() not in known]
+    known = {sql_name(name): name for name in table.columns}
+    named = [node["column_names"] for node in nodes if node["class"] == "COLUMN_REF"]
+    missing = [".".join(names) for names in named if len(names) > 1 or sql_name(names[0]) not in known]
     if missing:
         raise unusable(text, f"there is no column {missing[0]!r}", table, flag)
-    return tuple(dict.fromkeys(known[name.lower()] for name in named))
+    alike = [name for (name,) in named if sum(sql_name(name) == sql_name(other) for other in table.columns) > 1]
+    if alike:
+        raise unusable(text, f"several columns are called {alike[0]!r} but for upper and lower case", table, flag)
+    return tuple(dict.fromkeys(known[sql_name(name)] for (name,) in named))
+
+
+def sql_name(name: str) -> str:
+    """The name of a column as DuckDB compares it, without regard to the case of A to Z."""
+    return "".join(letter.lower() if letter.isascii() else letter for letter in name)
 
 
 def syntax_nodes(tree: Any) -> Iterator[dict[str, Any]]:
@@ -78,17 +91,20 @@ def keep_rows(tables: Tables, rows: str, keep: dict[str, tuple[str, ...]], table
     Raises:
         InputError: a condition that cannot be evaluated on the values, or that no row meets.
     """
-    columns = enumerate(kept_columns(keep))
-    typed = [f"{as_type(tables, rows, f'kept_{number}')} AS {identifier(name)}" for number, name in columns]
-    query = f"SELECT {', '.join(['line AS line_of_row', *typed])} FROM {rows}"
+    columns = kept_columns(keep)
+    typed = [f"{as_type(tables, rows, f'kept_{number}')} AS {identifier(name)}" for number, name in enumerate(columns)]
+    own = "line_of_row"
+    while own in map(sql_name, columns):  # a column of the file may be called so
+        own += "_"
+    query = f"SELECT {', '.join([f'line AS {own}', *typed])} FROM {rows}"
     condition = " AND ".join(f"({duckdb.SQLExpression(text)})::BOOLEAN" for text in keep)
     try:
-        left_out = tables.make("left_out", f"SELECT line_of_row AS line FROM ({query}) WHERE ({condition}) IS NOT TRUE")
+        left_out = tables.make("left_out", f"SELECT {own} AS line FROM ({query}) WHERE ({condition}) IS NOT TRUE")
     except REFUSED as error:
         raise unusable(" ".join(keep), first_line(error), table, flag) from error
     tables.connection.execute(f"DELETE FROM {rows} WHERE line IN (SELECT line FROM left_out)")
     if not tables.count(rows):
-        raise unusable(" ".join(keep), f"none of {left_out} rows is left", table, flag)
+        raise InputError(f"{flag} {' '.join(keep)[:200]}: none of {left_out} rows is left. Give other conditions.")
     return left_out
 
 

@@ -134,7 +134,7 @@ function bar(probability, highest) { // beside the number, which says the same
 
 function why(reasons) {
   const said = reasons.map((reason) => {
-    const followed = reason.followed > 0 ? `, ${percent(reason.followed)} of what followed it` : "";
+    const followed = reason.followed > 0 ? `, ${percent(reason.followed)} in the log` : "";
     return `${reason.title} (texts ${cosine(reason.similarity)}${followed})`;
   });
   return make("span", { className: "why", textContent: said.length ? `because of ${said.join("; ")}` : "" });
