@@ -75,7 +75,7 @@ def whole_histories(test: TestSet) -> Sequences | None:
     lists = dict(zip(test.log.users, test.log.lists(), strict=True))
     others = []
     for user, items in zip(test.sequences.users, test.sequences.lists(), strict=True):
-        if lists.get(user) == items[: len(lists.get(user, ()))]:
+        if user not in lists or lists[user] == items[: len(lists[user])]:
             lists[user] = items
         else:  # another user, as where each file has numbered its users for itself
             others.append(items)

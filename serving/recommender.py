@@ -137,11 +137,11 @@ class Recommender:
             raise ValueError(f"histories are a list of lists, found {shown(histories)}")
         exclude, candidates = checked_ids(exclude), None if candidates is None else checked_ids(candidates)
         asked = (k, exclude_history, exclude, candidates, explain, skip_unknown, filter)
-        lists = self.answer([Request(history, *asked) for history in histories])
-        for row, found in enumerate(lists):
+        answers = self.answer([Request(history, *asked) for history in histories])
+        for row, found in enumerate(answers):
             if isinstance(found, ValueError):
-                raise ValueError(f"history {row}: {found}" if len(lists) > 1 else str(found)) from found
-        return lists
+                raise ValueError(f"history {row}: {found}" if len(answers) > 1 else str(found)) from found
+        return answers
 
     def answer(self, requests: Sequence[Request]) -> list[list[Recommendation] | ValueError]:
         """The lists of requests that may differ in all, which are computed together.
