@@ -90,27 +90,9 @@ def all_histories(directory: Path, count: int) -> Sequences:
         raise InputError(f"{directory} has neither train.pkl nor test.pkl. {merging.REMEDY}")
     parts = [merging.load_histories(path, count) for path in paths]
     if len(parts) == 2:
-        parts[0] = unlike_test(directory, *parts)
+        parts[0] = merging.unlike_test(directory, *parts)
     lengths = np.concatenate([part.lengths for part in parts])
     return Sequences(None, np.concatenate([part.items for part in parts]), cumulate(lengths))
-
-
-def unlike_test(directory: Path, train: Sequences, test: Sequences) -> Sequences:
-    """The histories of train.pkl that are not the beginning of the same user's in test.pkl; prints how many are."""
-    in_test = dict(zip(test.users, test.lists(), strict=True))
-    shared = {row: in_test[user] for row, user in enumerate(train.users) if user in in_test}
-    lists = train.lists()
-    again = [row for row, longer in shared.items() if longer[: len(lists[row])] == lists[row]]
-    if again:
-        print(
-            f"{directory}: {len(again)} of {len(train)} users of train.pkl go on in test.pkl: read once, from test.pkl"
-        )
-    if len(again) < len(shared):
-        print(
-            f"{directory}: {len(shared) - len(again)} names in both train.pkl and test.pkl have other histories there: "
-            "read as two users each"
-        )
-    return train.select(np.setdiff1d(np.arange(len(train)), again))
 
 
 if __name__ == "__main__":

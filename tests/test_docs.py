@@ -29,7 +29,7 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.M | re.S)
 SCRIPTS = "import_dataset make_dataset data_process_1 TextEncoder_batch data_process_2 pre_train_data_process pack"
 RUN = {f"data_processing/{name}.py" for name in f"{SCRIPTS} make_token_list make_eval make_pre_train".split()}
 RUN |= {"eval.py", "predict.py", "export.py", "ae_trainer.py", "utils/plot_logs.py", "figures/pipeline.py"}
-RUN |= {"serving/bundle.py", "serving/recommend.py"}
+RUN |= {"serving/bundle.py", "serving/recommend.py", "data_processing/export_dataset.py", "utils/trec.py"}
 FASTER = {"ae_trainer.py": ["--epoch", "1"]}
 LAUNCHERS = {
     "accelerate": ("accelerate.commands.launch", "launch_command_parser"),

@@ -74,6 +74,7 @@ def layout_columns(path: Path, kind: str, layout: Layout) -> tuple[dict[str, Col
     }  # a nameless column numbers the rows
     texts = tuple(columns)
     if kind == "recbole":
+        columns = {name: recbole_column(column.text) for name, column in columns.items()}
         texts = tuple(map(plain_name, (name for name in layout.names if not name.endswith((":float", ":float_seq")))))
     elif layout.names == MOVIES:
         columns = {name: columns[name] for name in names[:5]} | {"genres": genres_column()}
@@ -83,6 +84,15 @@ def layout_columns(path: Path, kind: str, layout: Layout) -> tuple[dict[str, Col
     elif layout.names == NEWS:
         texts = NEWS[:5]
     return columns, texts
+
+
+def recbole_column(text: str) -> Column:
+    """A column of RecBole's files; of the blanks in front of a quotation mark, one is left out.
+
+    export_dataset.py puts it there, as RecBole takes a quotation mark that begins a field for the start of a quotation.
+    """
+    text = f"CASE WHEN regexp_matches({text}, '^ +\"') THEN {text}[2:] ELSE {text} END"
+    return Column(text, f"to_json({text})")
 
 
 def name_columns(path: Path, settings: ReadSettings, layout: Layout, text: str) -> Layout:
