@@ -13,6 +13,8 @@ Checkpoints go to --ckpt_dir: at every tenth of the first epoch, every 5,000 ste
 last, with its settings unless others are typed; on the CPU the weights come out as if nothing had stopped the run, bit
 by bit.
 
+--config takes settings from a file; every checkpoint has one beside it, with which its run can be repeated.
+
 The loop is in `train`, one step in `train_step`; the flags are in utils/training/settings.py.
 """
 
