@@ -86,7 +86,7 @@ def test_of_two_files_the_last_counts(parsed, tmp_path):
         ("epoch = 5.0", "epoch is 5.0, and should be a whole number"),
         ("epoch = 0", "epoch: '0' is not a whole number of 1 or more"),
         ("seed = -1", "seed: '-1' is not a whole number from 0 to 4294967295"),
-        (f"epoch = 0x{'f' * 9000}", "digits"),
+        (f"epoch = 0x{'f' * 9000}", "epoch: Exceeds the limit"),
         ("save_last = 1", "save_last is 1, and should be true or false"),
         ('save_last = "True"', "save_last is 'True', and should be true or false"),
         ("ckpt_dir = 3", "ckpt_dir is 3, and should be text in quotes"),

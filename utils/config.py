@@ -43,7 +43,7 @@ def read_settings(path: str | Path, settings: type) -> dict[str, Any]:
     for name, value in found.items():
         try:
             values[name] = parse_value(name, value, flags)
-        except (argparse.ArgumentTypeError, ValueError) as error:
+        except argparse.ArgumentTypeError as error:
             problems.append(reason(error))
     if problems:
         more = f"; and {len(problems) - MOST_TOLD} more" if len(problems) > MOST_TOLD else ""
@@ -56,7 +56,7 @@ def read_settings(path: str | Path, settings: type) -> dict[str, Any]:
 def parse_value(name: str, value: Any, flags: dict[str, dataclasses.Field]) -> Any:
     """Give the value of one setting as its flag would, from what TOML has for it.
 
-    ArgumentTypeError, or ValueError for a number that Python does not write, if the flag would refuse it.
+    ArgumentTypeError if the flag would refuse it.
     """
     if isinstance(value, dict):
         raise argparse.ArgumentTypeError(f"{shown(name)} is a table, and settings stand outside of tables")
@@ -75,7 +75,7 @@ def parse_value(name: str, value: Any, flags: dict[str, dataclasses.Field]) -> A
         raise argparse.ArgumentTypeError(f"{name} is {shown(value)}, and should be one of {choices}")
     try:
         return options.get("type", str)(str(value))
-    except argparse.ArgumentTypeError as error:
+    except (argparse.ArgumentTypeError, ValueError) as error:  # a ValueError of numbers too long to write
         raise argparse.ArgumentTypeError(f"{name}: {error}") from error
 
 
