@@ -152,7 +152,7 @@ def test_the_files_of_the_repository_are_read(monkeypatch, name):
     settings = pre_train.settings_of(pre_train.parse())
     pre_train.check_predicted(settings)
     if name == "paper":
-        assert settings == Settings(batch_size=40, heads=12), "the defaults are the published ones"
+        assert settings == Settings(batch_size=40), "the defaults are the published ones"
     else:
         assert settings.width == 128
 
