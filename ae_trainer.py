@@ -446,6 +446,13 @@ def flags() -> argparse.ArgumentParser:
     return made
 
 
+def parse(**defaults: Any) -> argparse.Namespace:
+    """Parse the command line; `defaults` by flag stand in for what is not typed."""
+    made = flags()
+    made.set_defaults(**defaults)
+    return made.parse_args()
+
+
 def find_resumed(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any] | None]:
     """Read the state to resume from with --resume; its settings stand in for those that were not typed."""
     path = Path(args.output) / STATE
@@ -458,14 +465,14 @@ def find_resumed(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
             )
         return args, None
     saved = read_training(path)
-    args, changed = parse_resumed(flags(), saved["settings"], FIXED, path)
+    args, changed = parse_resumed(parse, saved["settings"], FIXED, path)
     print(f"going on from {path}, {saved['epoch'] + 1} of {args.epoch} epochs finished{changed}")
     return args, saved
 
 
 def main() -> None:
     """Parse, find what to resume, keep other runs away, train."""
-    args, saved = find_resumed(flags().parse_args())
+    args, saved = find_resumed(parse())
     settings = TokenizerSettings(**{field.name: getattr(args, field.name) for field in fields(TokenizerSettings)})
     lock = lock_folder(Path(args.output), "--output")
     try:

@@ -3,6 +3,7 @@
     accelerate launch pre_train.py --batch_size 40 --epoch 5 --tf_layer 3
     python pre_train.py --data_path data/mine --width 256 --max_steps 2000
     torchrun --nproc_per_node 2 pre_train.py --device cpu
+    python pre_train.py --config configs/small_cpu.toml --data_path data/my_shop --eval_path data/my_shop/eval
     python pre_train.py --resume
     python pre_train.py --init_from ckpt/recgpt_layer_3_weight.pt --data_path data/my_shop --ckpt_dir ckpt/my_shop
     python pre_train.py --refit_of ckpt/my_shop/layer_3_best.pt --data_path data/my_shop/whole --ckpt_dir ckpt/whole
@@ -11,6 +12,8 @@ Checkpoints go to --ckpt_dir: at every tenth of the first epoch, every 5,000 ste
 --max_steps, at the end of --minutes or --patience, on SIGTERM and on Ctrl-C. --resume goes on from the one written
 last, with its settings unless others are typed; on the CPU the weights come out as if nothing had stopped the run, bit
 by bit.
+
+--config takes settings from a file; every checkpoint has one beside it, with which its run can be repeated.
 
 The loop is in `train`, one step in `train_step`; the flags are in utils/training/settings.py.
 """
@@ -27,7 +30,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,6 +45,7 @@ from eval import EvalLoss, evaluate, evaluate_ranking
 from model import Items, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
 from utils.checkpoint import CODES, ITEMS, fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
+from utils.config import read_settings
 from utils.data import WINDOW, SeqBatch
 from utils.datasets import (
     HELD_OUT,
@@ -62,7 +66,7 @@ from utils.packed import data_fingerprint, entropy, is_current, item_counts, ope
 from utils.scores import repeats
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
-from utils.training.origins import check_kept, check_refit, targets_seen, weights_content, whole_lists_seen
+from utils.training.origins import check_kept, check_refit, noted_path, targets_seen, weights_content, whole_lists_seen
 from utils.training.plan import Plan, Progress, Step
 from utils.training.processes import StopSignal, check_same_start, host_all_reduce, start_accelerator, watch_processes
 from utils.training.settings import FIXED, GROUPS, LOSS, NDCG, OF_ONE_DATA, Settings
@@ -94,7 +98,7 @@ class Outcome(NamedTuple):
 @watch_processes()
 def main() -> None:
     """Parse, build or resume, train, report."""
-    settings, saved = find_resumed(parse())
+    settings, saved = find_resumed(settings_of(parse()))
     settings, refit = (settings, None) if saved or settings.refit_of is None else read_refit(settings.refit_of)
     settings, initial = (settings, None) if saved or settings.init_from is None else read_initial(settings)
     check_settings(settings)
@@ -108,10 +112,11 @@ def main() -> None:
     origins = {"init_from": initial and initial.note, "refit_of": refit}
     if saved:
         origins = {name: saved.metadata.get(name) for name in origins}
+    config = replace(settings, **{name: noted_path(note) for name, note in origins.items()}).to_config()
     earlier = saved or initial
     origins[WHOLE] = whole_lists_seen(settings, earlier.metadata if earlier else {})
     metadata = run_metadata(settings, model.config, data, accelerator, origins)
-    checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata)
+    checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata, config)
     plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)
     check_same_start(accelerator, saved.progress if saved else Progress(), metadata)
     model, optimizer = accelerator.prepare(model, optimizer)
@@ -347,6 +352,7 @@ def best_name(settings: Settings) -> str:
 def flags() -> argparse.ArgumentParser:
     """The parser of the command line, a flag for each of `Settings`."""
     made = parser(__doc__)
+    made.add_argument("--config", metavar="FILE", help="TOML with settings by name of flag; flags that are typed win")
     for name, group in GROUPS.items():
         add_settings(made.add_argument_group(name), group)
     return made
@@ -354,12 +360,18 @@ def flags() -> argparse.ArgumentParser:
 
 def settings_of(args: argparse.Namespace) -> Settings:
     """The settings that a parsed command line gives."""
-    return Settings(**{name: value for name, value in vars(args).items() if name != "debug"})
+    return Settings(**{field.name: getattr(args, field.name) for field in fields(Settings)})
 
 
-def parse() -> Settings:
-    """Parse the command line."""
-    return settings_of(flags().parse_args())
+def parse(**defaults: Any) -> argparse.Namespace:
+    """Parse the command line; what it leaves out comes from the file of --config, and then from `defaults` by flag."""
+    made = flags()
+    made.set_defaults(**defaults)
+    args = made.parse_args()
+    if args.config is None:
+        return args
+    made.set_defaults(**read_settings(args.config, Settings))
+    return made.parse_args()
 
 
 def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
@@ -371,7 +383,7 @@ def find_resumed(settings: Settings) -> tuple[Settings, SavedState | None]:
         return settings, None
     earlier = known_settings(saved.metadata["training"], saved.path)
     earlier = {name: getattr(Settings(), name) for name in FIXED} | earlier  # older states do not have all
-    args, changed = parse_resumed(flags(), earlier, FIXED, saved.path)
+    args, changed = parse_resumed(parse, earlier, FIXED, saved.path)
     if first_process():
         print(f"going on from {saved.path}, step {saved.progress.step}{changed}")
         if settings.init_from is not None:
@@ -410,7 +422,7 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         )
     earlier = known_settings(metadata["training"], path)
     earlier = {name: value for name, value in earlier.items() if name not in OF_ONE_DATA}
-    args, _ = parse_resumed(flags(), earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
+    args, _ = parse_resumed(parse, earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")
     settings = settings_of(args)
     check_kept(settings, "--refit_of", path)
     started = metadata.get("init_from", {}).get("content")
@@ -440,9 +452,9 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
         config = replace(config, predicts=ITEMS)
         state.pop("pred_head.weight", None)
     sizes |= {"predict": config.predicts, "tie_embeddings": has_tied_embeddings(state)}
-    parse_resumed(flags(), sizes, tuple(sizes), Path(path), "--init_from")
+    parse_resumed(parse, sizes, tuple(sizes), Path(path), "--init_from")
     origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
-    note = {"name": Path(path).name, "content": weights_content(path)}
+    note = {"name": Path(path).name, "path": path, "content": weights_content(path)}
     judged_by = Path(settings.eval_path) / HELD_OUT[0]
     if SEEN in metadata and settings.eval_every and judged_by.is_file() and metadata[SEEN] == content(judged_by):
         raise InputError(

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Pre-train on data/pre_train where it exists; otherwise on the embedded sample, and go on to fine-tuning and a table.
-# Further arguments go to pre_train.py, for example: bash run.sh --max_steps 200, or bash run.sh --resume
+# Further arguments go to pre_train.py, for example: bash run.sh --max_steps 200, or bash run.sh --resume. A --config of
+# yours takes the place of the one that is named here.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -28,7 +29,7 @@ pre_train() {
 }
 
 sample() {
-    local raw=data/sample built=data/sample/built domain settings=(--batch_size 40 --epoch 2 --tf_layer 3 --width 128 --lr 2e-3)
+    local raw=data/sample built=data/sample/built domain settings=(--config configs/sample.toml)
     local tokenizer="$built/vae_ckpt/vae_len4_fsq88865_ep30.pt" again=()
     if goes_on "$built/ckpt" "$@"; then settings=(); else rm -rf "$built"; fi
     [ ! -e "$built/vae_ckpt/vae_len4_fsq88865.resume" ] || again=(--resume)
@@ -85,7 +86,7 @@ main() {
     trap 'exit 143' TERM # a step that heeds the notice ends well: do not take the next
     source utils/venv.sh requirements.txt
     if [ -d data/pre_train ]; then
-        local settings=(--batch_size 40 --epoch 5 --tf_layer 3)
+        local settings=(--config configs/paper.toml)
         if goes_on ckpt "$@"; then settings=(); fi
         pre_train "${settings[@]}" "$@"
     else

@@ -57,7 +57,12 @@ class House:
     def __init__(self, folder: Path):
         self.folder = folder
         for entry in ROOT.iterdir():
-            if entry.suffix in (".py", ".txt", ".sh") or entry.name in ("utils", "data_processing", "serving"):
+            if entry.suffix in (".py", ".txt", ".sh") or entry.name in (
+                "utils",
+                "data_processing",
+                "serving",
+                "configs",
+            ):
                 (folder / entry.name).symlink_to(entry)
 
     def __truediv__(self, name: str) -> Path:

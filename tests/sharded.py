@@ -17,14 +17,14 @@ from utils.training.state import Checkpoints, read_state
 
 def main() -> None:
     """Three steps, a checkpoint, three more; then the checkpoint again and the same three."""
-    settings = dataclasses.replace(pre_train.parse(), fsdp=True)
+    settings = dataclasses.replace(pre_train.settings_of(pre_train.parse()), fsdp=True)
     accelerator = start_accelerator(settings)
     accelerator.state.fsdp_plugin, accelerator.state.distributed_type = fsdp_plugin(), DistributedType.FSDP
     data, _ = pre_train.open_data(settings, accelerator)
     model, optimizer = pre_train.build(settings, data)
     plan = Plan(data, settings, model.config.window, accelerator.process_index, accelerator.num_processes)
     metadata = pre_train.run_metadata(settings, model.config, data, accelerator, {})
-    checkpoints = Checkpoints(settings.ckpt_dir, None, accelerator, metadata)
+    checkpoints = Checkpoints(settings.ckpt_dir, None, accelerator, metadata, settings.to_config())
     model, optimizer = accelerator.prepare(model, optimizer)
     assert type(next(model.parameters())).__name__ == "DTensor"
 

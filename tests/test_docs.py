@@ -18,6 +18,8 @@ import pytest
 from model import RecGPT, RecGPTConfig
 from tests.conftest import ROOT
 from utils.checkpoint import save_state
+from utils.config import read_settings
+from utils.training.settings import Settings
 
 PAGES = ["README.md", *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("[!.]*/**/README.md")))]
 PAGES += [f"docs/{path.name}" for path in sorted(ROOT.glob("docs/*.md"))]
@@ -76,7 +78,9 @@ def read(monkeypatch, words: list[str], complete: bool = True) -> None:
         parser = parser_of(monkeypatch, program)
         for action in () if complete else parser._actions:
             action.required = False
-        _, others = parser.parse_known_args(flags)
+        parsed, others = parser.parse_known_args(flags)
+        if str(getattr(parsed, "config", None)).startswith("configs/"):
+            read_settings(ROOT / parsed.config, Settings)
         if others:  # this one passes on what it does not know
             assert program == "benchmarks/steady.py", others
             read(monkeypatch, ["pre_train.py", *others])

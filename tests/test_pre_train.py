@@ -71,7 +71,7 @@ def test_killed_at_random_moments_the_weights_are_the_same(place, undisturbed):
     for number in range(14):
         flags = RUN + "--resume auto"
         if number % 2:
-            process = runs.start(place, flags, runs.AtWrite(moments.randrange(1, 5), runs.die))
+            process = runs.start(place, flags, runs.AtWrite(moments.randrange(1, 6), runs.die))
             process.join()
         else:
             process = runs.start(place, flags)
@@ -132,8 +132,8 @@ def test_the_last_and_the_best_are_kept(place):
     runs.finish(place, RUN + "--keep 3")
     kept = {path.name for path in (place / "ckpt").iterdir()}
     last = ["layer_1_epoch_1_step_36", "layer_1_epoch_1_step_40", "layer_1_epoch_1"]
-    expected = {f"{name}{ending}" for name in last for ending in (".pt", ".json", ".resume")}
-    assert kept == expected | {"layer_1_best.pt", "layer_1_best.json"}
+    expected = {f"{name}{ending}" for name in last for ending in (".pt", ".json", ".toml", ".resume")}
+    assert kept == expected | {f"layer_1_best{ending}" for ending in (".pt", ".json", ".toml")}
     best = json.loads((place / "ckpt/layer_1_best.json").read_text())
     evaluated = [record for record in runs.records(place / "log.jsonl") if "eval_loss" in record]
     assert [record["step"] for record in evaluated] == [6, 12, 18, 24, 30, 36, 42]
@@ -169,7 +169,7 @@ def test_a_save_under_several_names_counts_once(place):
     assert states == {"layer_1_epoch_0_model_09.resume", "layer_1_epoch_0.resume"}
     runs.finish(place, flags.replace(" ckpt ", " kept ") + "--keep 2")
     names = ["layer_1_epoch_0_model_09", "layer_1_epoch_0_model_10", "layer_1_epoch_0_step_21", "layer_1_epoch_0"]
-    expected = states | {f"{name}{ending}" for name in names for ending in (".pt", ".json")}
+    expected = states | {f"{name}{ending}" for name in names for ending in (".pt", ".json", ".toml")}
     assert {path.name for path in (place / "kept").iterdir()} == expected
 
 
@@ -325,7 +325,8 @@ def test_a_run_starts_from_the_weights_of_another(place, undisturbed):
     metadata = json.loads((place / "ckpt/layer_1_epoch_0_step_4.json").read_text())
     assert metadata["step"] == 4 and metadata["config"]["layers"] == 1 and metadata["training"]["width"] == 64
     known = content(undisturbed / "ckpt/layer_1_epoch_1.pt")
-    assert metadata["init_from"] == {"name": "layer_1_epoch_1.pt", "content": [known]}
+    path = (FINE_TUNE + WEIGHTS).split("--init_from ")[1].split()[0]
+    assert metadata["init_from"] == {"name": "layer_1_epoch_1.pt", "path": path, "content": [known]}
     steps = torch.load(place / "ckpt/layer_1_epoch_0_step_4.resume", weights_only=True)["optimizer"]["state"]
     assert {int(moments["step"]) for moments in steps.values()} == {4}
 

@@ -24,7 +24,7 @@ echo "typed: $*"
 # A signal is lost on what has just been forked and is not yet `sleep`: its outputs would keep the test waiting.
 [ ! -e wait ] || { trap 'echo saved; exit 0' TERM; echo waiting; sleep 60 >/dev/null 2>&1 & wait; }
 """
-PUBLISHED, SAMPLE = "--batch_size 40 --epoch 5", "--batch_size 40 --epoch 2"
+PUBLISHED, SAMPLE = "--config configs/paper.toml", "--config configs/sample.toml"
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from utils.config import save_settings
 from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
 from utils.pretrained import is_finite, kind_of, load_folder, read_folder
@@ -194,6 +195,11 @@ def metadata_path(path: str | Path) -> Path:
     return path.with_name(path.name.split(PART)[0]).with_suffix(".json")
 
 
+def config_path(path: str | Path) -> Path:
+    """Path of the TOML beside a checkpoint, which has the settings that it was trained with for --config."""
+    return metadata_path(path).with_suffix(".toml")
+
+
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Read the JSON beside a checkpoint, or in a directory of weights; empty where there is none, as for the release.
 
@@ -212,8 +218,12 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
     return metadata
 
 
-def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def save_state(
+    path: str | Path, state: dict[str, Tensor], metadata: dict[str, Any], config: dict[str, Any] | None = None
+) -> None:
     """Write weights in the release's form, and `metadata` (plain values) as JSON beside them, each atomically.
+
+    `config`, settings by name, gets a file of TOML beside them, too.
 
     The JSON gets the fingerprint of the weights. The number of attention heads and what the model predicts, which
     shapes do not show, are also written with the weights, in the `_metadata` of the state dict, which torch saves and
@@ -225,6 +235,8 @@ def save_state(path: str | Path, state: dict[str, Tensor], metadata: dict[str, A
         _write_tensors(file, weights)
         file.flush()
         save_json(metadata_path(path), {**metadata, "weights": fingerprint(file.name)})
+        if config:
+            save_settings(config_path(path), config)
 
 
 def noted_heads(state: dict[str, Tensor]) -> int | None:

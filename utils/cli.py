@@ -108,11 +108,15 @@ def add_settings(flags: Any, settings: type, names: Sequence[str] = ()) -> None:
 
 
 def parse_resumed(
-    made: argparse.ArgumentParser, earlier: dict[str, Any], fixed: Sequence[str], source: Path, flag: str = "--resume"
+    parse: Callable[..., argparse.Namespace],
+    earlier: dict[str, Any],
+    fixed: Sequence[str],
+    source: Path,
+    flag: str = "--resume",
 ) -> tuple[argparse.Namespace, str]:
     """Parse the command line of a run that resumes: `earlier`, its settings by flag, stand in for what is not typed.
 
-    They come from the file `source`, which `flag` names.
+    They come from the file `source`, which `flag` names; `parse` parses with the defaults that it is given by name.
 
     Returns:
         The flags, and words that list what has changed, to append to a message.
@@ -120,13 +124,13 @@ def parse_resumed(
     Raises:
         InputError: a flag of `fixed` is typed otherwise than in `source`.
     """
-    made.set_defaults(**earlier)
-    args = made.parse_args()
+    args = parse(**earlier)
     changed = {name: (old, vars(args)[name]) for name, old in earlier.items() if vars(args)[name] != old}
+    config = vars(args).get("config")  # whose settings count as typed
     for name in filter(changed.get, fixed):
         raise InputError(
-            f"--{name} {changed[name][1]} contradicts {source}, which has {changed[name][0]}. Leave the flag out, or "
-            f"start without {flag}."
+            f"--{name} {changed[name][1]} contradicts {source}, which has {changed[name][0]}. Leave the flag out"
+            f"{config and f', and {name} out of {config}' or ''}, or start without {flag}."
         )
     listed = ", ".join(f"--{name} {new} (was {old})" for name, (old, new) in changed.items())
     return args, f": {listed}" if listed else ""

@@ -48,6 +48,12 @@ def check_kept(settings: Settings, flag: str, path: str) -> None:
         raise InputError(f"{flag} {path} is in --ckpt_dir, where this run may replace it. Give another --ckpt_dir.")
 
 
+def noted_path(note: Any) -> str | None:
+    """Where the weights of --init_from or --refit_of were, of which a JSON has a note; None where it has none."""
+    path = note.get("path", note.get("name")) if isinstance(note, dict) else None
+    return path if isinstance(path, str) else None
+
+
 def weights_content(path: str) -> list[str]:
     """Hashes of a file of weights, or of its zip parts."""
     return [content(file) for file in weight_files(path)]

@@ -80,6 +80,8 @@ def check_same_start(accelerator: Accelerator, progress: Progress, run_metadata:
     """
     own = {f"--{name}": value for name, value in run_metadata["training"].items() if name not in PATHS}
     own |= {name: run_metadata.get(name) for name in ("data", "tokenizer", "held_out", "init_from")}
+    if isinstance(own["init_from"], dict):
+        own["init_from"] = {name: value for name, value in own["init_from"].items() if name != "path"}
     own |= {f"{name} to begin at": value for name, value in progress._asdict().items()}
     for number, other in enumerate(gather_object([own])):
         for name, value in own.items():

@@ -8,6 +8,7 @@ from typing import Any
 
 from utils.checkpoint import CODES, PREDICTED
 from utils.cli import SWITCH, fraction, non_negative_float, positive_float, positive_int, seed, setting
+from utils.config import ONLY_TYPED
 
 LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
@@ -109,6 +110,10 @@ class Settings(CheckpointSettings, OptimisationSettings, ModelSettings, DataSett
     def to_resume(self) -> dict[str, Any]:
         """The settings that every checkpoint holds, and that a resumed run has unless others are typed."""
         return {name: value for name, value in asdict(self).items() if name not in OF_ONE_START}
+
+    def to_config(self) -> dict[str, Any]:
+        """The settings that --config gives to another run for it to be the same."""
+        return {name: value for name, value in asdict(self).items() if name not in ONLY_TYPED}
 
 
 GROUPS = {  # of flags in --help

@@ -2,6 +2,7 @@
 
     ckpt/layer_3_epoch_0_step_5000.pt       weights, as eval.py and predict.py read them
                                   .json     configuration, step, loss, settings, data, tokenizer, versions
+                                  .toml     settings as --config reads them
                                   .resume   weights, AdamW's moments and the JSON in one file: whole or not there
 
 There is no other state: the seed, the step and the process decide the random numbers of a step (`step_seed`), the seed
@@ -28,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from utils.checkpoint import CODES, load_tensors, metadata_path, save_state, save_tensors
+from utils.checkpoint import CODES, config_path, load_tensors, metadata_path, save_state, save_tensors
 from utils.errors import InputError, reason, shown
 from utils.files import lock_folder
 from utils.training.plan import Progress
@@ -172,13 +173,22 @@ def check_same_run(saved: SavedState, run_metadata: dict[str, Any]) -> None:
 class Checkpoints:
     """Writes the checkpoints of a run, from one process, and removes old ones."""
 
-    def __init__(self, folder: str | Path, keep: int | None, accelerator: Accelerator, run_metadata: dict[str, Any]):
-        """Claim the folder --ckpt_dir for a run, whose `run_metadata` the JSON of every checkpoint repeats.
+    def __init__(
+        self,
+        folder: str | Path,
+        keep: int | None,
+        accelerator: Accelerator,
+        run_metadata: dict[str, Any],
+        config: dict[str, Any],
+    ):
+        """Claim the folder --ckpt_dir for a run.
 
+        The JSON of every checkpoint repeats `run_metadata`, and its TOML has the settings `config`, by flag.
         `keep` is the number of saves that are kept; None keeps all, and the training states of the last two.
         InputError if another run is writing to the folder.
         """
         self.folder, self.keep, self.accelerator, self.run_metadata = Path(folder), keep, accelerator, run_metadata
+        self.config = config
         if accelerator.is_main_process:
             self.lock = lock_folder(self.folder, "--ckpt_dir")
         earlier = [start for start, _ in map(_age, self.folder.glob(f"*{ENDING}")) if start < math.inf]
@@ -227,7 +237,7 @@ class Checkpoints:
         self.written = [save for save in earlier if save] + [names]
         metadata = self.metadata(progress, loss=loss)
         for name in names:
-            save_state(self.folder / name, weights, metadata)
+            save_state(self.folder / name, weights, metadata, self.config)
         state = {"about": metadata, "model": weights, "optimizer": moments}
         save_tensors((self.folder / names[-1]).with_suffix(ENDING), state)
         self.remove_old()
@@ -239,7 +249,7 @@ class Checkpoints:
         weights = get_model_state_dict(model, options=WHOLE)
         if self.accelerator.is_main_process:
             check_weights(weights, progress.step)
-            save_state(self.folder / name, weights, self.metadata(progress, **values))
+            save_state(self.folder / name, weights, self.metadata(progress, **values), self.config)
 
     def count_evaluation(self) -> None:
         """Count an evaluation that has found nothing better."""
@@ -268,7 +278,7 @@ class Checkpoints:
         for name in itertools.chain.from_iterable(self.written[: -(self.keep or STATES)]):
             path = self.folder / name
             state = path.with_suffix(ENDING)
-            for file in (path, metadata_path(path), state) if self.keep else (state,):
+            for file in (path, metadata_path(path), config_path(path), state) if self.keep else (state,):
                 file.unlink(missing_ok=True)
         if self.keep:
             self.written = self.written[-self.keep :]
