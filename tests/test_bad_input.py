@@ -229,7 +229,7 @@ def test_numbers_that_make_no_sense(refuse, flag):
 def test_diverged_training_stops(house, refuse):
     command = "python pre_train.py --width 64 --tf_layer 1 --epoch 20 --lr 1e30 --ckpt_dir ckpt_diverged"
     refuse(command, "the loss is", "--lr")
-    assert all(path.suffix in (".pt", ".json", ".resume") for path in (house / "ckpt_diverged").iterdir())
+    assert all(path.suffix in (".pt", ".json", ".toml", ".resume") for path in (house / "ckpt_diverged").iterdir())
 
 
 def test_places_that_cannot_be_written_are_told_before_the_work(house, refuse):
