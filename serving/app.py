@@ -17,7 +17,7 @@ from starlette.requests import Request as HttpRequest
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serving.api_page import api_page
-from serving.asked import MOST, Request
+from serving.asked import MOST_CONDITIONS, Request
 from serving.border import MOST_BYTES, Border, Json, add_handlers
 from serving.recommender import Recommendation
 from serving.rules import Scored, describe, rule_lists, search
@@ -63,7 +63,7 @@ class Asked(Form):
     candidates: Ids | None = None
     explain: bool = False
     skip_unknown: bool = False
-    filter: Annotated[list[str], Field(max_length=MOST)] = []
+    filter: Annotated[list[str], Field(max_length=MOST_CONDITIONS)] = []
 
     @field_validator("history")
     @classmethod

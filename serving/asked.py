@@ -13,7 +13,7 @@ from utils.util import check_count
 
 Text = dict[str, Any]  # fields of an item that the catalog does not have
 Entry = ItemId | Text  # of a history
-MOST, LONGEST = 16, 1_000  # conditions of a filter, and characters of one
+MOST_CONDITIONS, LONGEST_CONDITION = 16, 1_000  # of a filter, and characters of one
 
 
 class Request(NamedTuple):
@@ -39,11 +39,13 @@ class Request(NamedTuple):
 
 def check_conditions(conditions: Any) -> None:
     """ValueError unless these are a list of a few texts."""
-    known = isinstance(conditions, (list, tuple)) and len(conditions) <= MOST
-    if not known or not all(type(text) is str and whole(text) == text and len(text) <= LONGEST for text in conditions):
+    known = isinstance(conditions, (list, tuple)) and len(conditions) <= MOST_CONDITIONS
+    if not known or not all(
+        type(text) is str and whole(text) == text and len(text) <= LONGEST_CONDITION for text in conditions
+    ):
         raise ValueError(
-            f"filter is a list of at most {MOST} conditions of {LONGEST} characters, such as ['price < 20'], "
-            f"found {shown(conditions)}"
+            f"filter is a list of at most {MOST_CONDITIONS} conditions of {LONGEST_CONDITION} characters, such as "
+            f"['price < 20'], found {shown(conditions)}"
         )
 
 

@@ -1,9 +1,7 @@
 """Conditions on the fields of a bundle's items, such as "price < 20": those of import_dataset.py --keep."""
 
 import json
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import duckdb
@@ -12,12 +10,13 @@ import pandas as pd
 
 from data_processing.parts.columns import Column, Table
 from data_processing.parts.row_filter import keep_rows, kept_columns, parse_keep
-from data_processing.parts.tables import MEMORY, workspace
+from data_processing.parts.tables import MEMORY, Tables
 from serving.bundles import Bundle
 from serving.store import Change, Item, whole
 from utils.errors import InputError, shown
 
 FLAG = "filter"
+SETTINGS = {"memory_limit": f"{MEMORY}GiB", "temp_directory": ""}  # of DuckDB, which is to write nothing to the disk
 FUNCTIONS = {  # that conditions may call: their results are never long, whoever sends them
     *("+", "-", "*", "/", "%", "~~", "!~~", "~~*", "!~~*", "like_escape", "abs", "round", "length", "trim"),
     *("lower", "upper", "contains", "starts_with", "prefix", "suffix", "regexp_matches"),
@@ -39,7 +38,7 @@ def matching(bundle: Bundle, change: Change, conditions: Sequence[str]) -> Match
 
     Raises:
         ValueError: a condition that cannot be used, or that no item meets.
-        InputError: the bundle is damaged, or the disk is full.
+        InputError: the bundle is damaged.
     """
     columns = {name: Column(name, name) for name in bundle.known}
     table = Table(bundle.path.parent, "bundle", "utf-8", None, columns, ())
@@ -55,9 +54,10 @@ def matching(bundle: Bundle, change: Change, conditions: Sequence[str]) -> Match
     frame = pd.DataFrame(rows, columns=[f"kept_{number}" for number in range(len(names))], dtype="string")
     frame.insert(0, "line", numbers)
     found = np.zeros(change.numbers, dtype=bool)
-    with tempfile.TemporaryDirectory() as folder, workspace(Path(folder) / "filter", {}) as tables:
-        tables.connection.execute("SET enable_progress_bar = false")
-        tables.connection.register("fields", frame)
+    with duckdb.connect(config=SETTINGS) as connection:  # in memory
+        connection.execute("SET enable_progress_bar = false")
+        tables = Tables(connection)
+        connection.register("fields", frame)
         tables.make("filtered", "SELECT * FROM fields")
         try:
             keep_rows(tables, "filtered", keep, table, FLAG)

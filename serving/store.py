@@ -208,23 +208,30 @@ class ItemStore:
     def items(self, numbers: Sequence[int]) -> list[Item]:
         """The items of some numbers, also of those that were removed; InputError for damaged ones."""
         query = "SELECT id, title, fields FROM items WHERE number = ?"
-        found = []
-        for number in numbers:
-            try:
-                ((name, title, fields),) = self._rows(query, int(number))
-                item = Item(name, title, json.loads(fields))
-            except (TypeError, ValueError, RecursionError):
-                item = Item(None, None, None)
-            if tuple(map(type, item)) not in ((str, str, dict), (int, str, dict)):
-                raise InputError(f"{self.folder / FILE}: item {number} is damaged. {REMEDY}")
-            found.append(item)
-        return found
+        return [self._item(number, *self._rows(query, int(number))) for number in numbers]
+
+    def _item(self, number: int, *rows: tuple[Any, ...]) -> Item:
+        """The item that a single row says; InputError for another number of rows, or a damaged one."""
+        try:
+            ((name, title, fields),) = rows
+            item = Item(name, title, json.loads(fields))
+        except (TypeError, ValueError, RecursionError):
+            item = Item(None, None, None)
+        if tuple(map(type, item)) not in ((str, str, dict), (int, str, dict)):
+            raise InputError(f"{self.folder / FILE}: item {number} is damaged. {REMEDY}")
+        return item
 
     def all(self, at: Change) -> Iterator[tuple[int, Item]]:
         """Yield the numbers and items that were there at one time, with their fields as they are now."""
+        query = "SELECT number, id, title, fields FROM items WHERE number >= ? AND number < ?"
         for start in range(0, at.numbers, ROWS):
-            numbers = [number for number in range(start, min(start + ROWS, at.numbers)) if number not in at.gone]
-            yield from zip(numbers, self.items(numbers), strict=True)
+            end = min(start + ROWS, at.numbers)
+            rows = self._rows(query, start, end)
+            if len(rows) != end - start:
+                raise InputError(f"{self.folder / FILE} is damaged: it lacks items. {REMEDY}")
+            for number, *row in rows:
+                if number not in at.gone:
+                    yield number, self._item(number, row)
 
     def check(self) -> int:
         """Read all there is; returns the number of items. InputError for the first thing that is damaged."""
@@ -383,18 +390,19 @@ def check_fields(fields: Any) -> None:
     if not isinstance(fields, dict) or not all(type(name) is str for name in fields):
         raise ValueError(f"the text of an item is a dict of fields, found {shown(fields)}")
     for name, value in fields.items():
+        odd = f"field {shown(name)} is {shown(value)}, expected a text, a number or a list"
+        if is_deep(value):
+            raise ValueError(f"{odd} of at most {LEVELS} levels")
         try:
             json.dumps(value)
-            if is_deep(value):
-                raise ValueError(f"it has more than {LEVELS} levels")
-        except (TypeError, ValueError, RecursionError):
-            raise ValueError(f"field {shown(name)} is {shown(value)}, expected a text, a number or a list") from None
+        except (TypeError, ValueError):
+            raise ValueError(odd) from None
 
 
 def is_deep(value: Any, levels: int = LEVELS) -> bool:
     """Whether lists and dicts stand in each other more than some levels deep."""
     parts = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return levels == 0 and bool(parts) or any(is_deep(part, levels - 1) for part in parts if levels)
+    return bool(parts) and (levels == 0 or any(is_deep(part, levels - 1) for part in parts))
 
 
 def check_id(item: Any) -> ItemId:

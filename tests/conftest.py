@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pickle
+import re
 import shlex
 import signal
 import subprocess
@@ -34,6 +35,14 @@ class Reference(NamedTuple):
     histories: list[list[int]]  # targets included
     model: dict[str, torch.Tensor]
     tokenizer: dict[str, torch.Tensor]
+
+
+@pytest.fixture
+def place(data, request):
+    """A folder of the test's own beside the `data` that its module makes."""
+    folder = data / re.sub(r"\W+", "_", request.node.name)
+    folder.mkdir()
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -30,14 +30,6 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def place(data, request):
-    """A folder of its own beside the data."""
-    folder = data / request.node.name
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def parsed(tmp_path, monkeypatch):
     """parsed(text, flags): the settings of `pre_train.py --config FILE FLAGS` with this text in the file."""
 

@@ -37,13 +37,6 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def place(data, request):
-    folder = data / request.node.name
-    folder.mkdir()
-    return folder
-
-
 def press_twice():
     for _ in range(2):
         runs.press_ctrl_c()

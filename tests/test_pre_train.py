@@ -45,14 +45,6 @@ def data(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def place(data, request):
-    """A folder of its own beside the data."""
-    folder = data / re.sub(r"\W+", "_", request.node.name)
-    folder.mkdir()
-    return folder
-
-
 @pytest.fixture(scope="module")
 def undisturbed(data):
     """The run that others are held against: 42 steps in two epochs, dropout included."""

@@ -953,6 +953,9 @@ def test_damage_is_no_fault_of_the_caller(make):
     altered("UPDATE items SET fields = '{broken' WHERE number = 30")(recommender.bundle.folder / "items.sqlite")
     with pytest.raises(InputError, match="item 30 is damaged"):
         recommender.recommend([["B001"]], filter=["brand = 'Maker 1'"])
+    altered("DELETE FROM items WHERE number = 30")(recommender.bundle.folder / "items.sqlite")
+    with pytest.raises(InputError, match="it lacks items"):
+        recommender.recommend([["B001"]], filter=["brand = 'Maker 1'"])
 
 
 def test_an_article_number_is_no_number(shop, tmp_path, monkeypatch):
