@@ -1,7 +1,8 @@
-"""Train the item tokenizer: an autoencoder whose bottleneck is four FSQ codes.
+"""Train the item tokenizer: an autoencoder whose bottleneck is four FSQ codes, or as many as --codes says.
 
     python ae_trainer.py --embeddings data/mine/item_text_embeddings.npy --output vae_ckpt
     python ae_trainer.py --embeddings a.npy b.npy --resume
+    python ae_trainer.py --embeddings a.npy --codes 8 --levels 8,5,5,5
 
 Writes OUTPUT/vae_len4_fsq88865_ep0.pt, _ep10.pt, … and the last epoch, in the release's form, each with a JSON beside
 it that says how many codes are in use and how many items collide. By default the weights start from the data, because
@@ -35,7 +36,15 @@ from tqdm import tqdm
 
 from decoder import Decoder, check_width
 from encoder import Encoder
-from utils.checkpoint import fill_module, load_state, load_tensors, read_metadata, save_state, save_tensors
+from utils.checkpoint import (
+    agreed_config,
+    fill_module,
+    load_state,
+    load_tensors,
+    read_metadata,
+    save_state,
+    save_tensors,
+)
 from utils.cli import (
     SWITCH,
     add_settings,
@@ -52,16 +61,24 @@ from utils.data import check_finite
 from utils.datasets import is_whitened
 from utils.errors import InputError, reason, shown
 from utils.files import check_writable, load_matrix, lock_folder
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, FSQ, LEVELS
+from utils.fsq import FSQ, PUBLISHED, VERSION, Codebook
 from utils.pretrained import TOKENIZER, TOKENIZER_FOLDER, fetched, kind_of, pretrained_directory, save_folder
+from utils.random_codes import RandomCodes
 from utils.training.batches import epoch_batches
 from utils.util import add_device_flags, check_count, numbers_below, pick_device, set_seed
 from utils.whitening import WHITENED, WhitenedMatrix, Whitening
 
-NAME = "vae_len4_fsq88865"
-STATE = f"{NAME}.resume"  # beside the weights of the last checkpoint
-FIXED = ("init", "init_deviation", "whiten", "seed")  # settings that a resumed training cannot change
-DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME}_ep90.pt"
+NAME = "vae_{}"  # of a codebook's name
+STATE = "vae_{}.resume"  # beside the weights of the last checkpoint
+FIXED = (
+    "levels",
+    "codes",
+    "init",
+    "init_deviation",
+    "whiten",
+    "seed",
+)  # settings that a resumed training cannot change
+DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME.format(PUBLISHED.name)}_ep90.pt"
 WHITENS = "whitening"  # among the weights of a tokenizer that whitens embeddings
 CHECKPOINT_EVERY = 10  # epochs
 ROUNDING = 1e-12  # variance of float32 rounding, with a margin, as a part of the numbers' mean square
@@ -69,10 +86,19 @@ START_SAMPLE = 50_000  # items that the starting directions are computed from
 REMEDY = "Make it with data_processing/TextEncoder_batch.py or make_dataset.py."
 
 
+def levels(text: str) -> str:
+    """Type of a flag: the numbers of levels, with commas between them."""
+    if not text.replace(",", "").isascii() or not all(part.strip().isdigit() for part in text.split(",")):
+        raise argparse.ArgumentTypeError(f"expected whole numbers such as 8,5,5,5, found {shown(text)}")
+    return ",".join(str(int(part)) for part in text.split(","))
+
+
 @dataclass(frozen=True)
 class TokenizerSettings:
     """How a tokenizer is trained; each field is a flag, and a resumed training has them unless others are typed."""
 
+    levels: str = setting(",".join(map(str, PUBLISHED.levels)), "of the numbers that a code stands for", type=levels)
+    codes: int = setting(PUBLISHED.per_item, "codes per item", type=positive_int)
     epoch: int = setting(100, "epochs in all", type=positive_int)
     batch_size: int = setting(256, "items per step", type=positive_int)
     lr: float = setting(1e-4, "Adam's learning rate", type=positive_float)
@@ -83,15 +109,24 @@ class TokenizerSettings:
     whiten: bool = setting(False, "whiten the embeddings of each file, and later of each data set", **SWITCH)
     seed: int = setting(0, "order of the items and initial weights", type=seed)
 
+    @property
+    def codebook(self) -> Codebook:
+        """The codes to be trained; InputError if there are none such."""
+        try:
+            return Codebook(tuple(map(int, self.levels.split(","))), self.codes)
+        except ValueError as error:
+            raise InputError(f"--levels {self.levels}, --codes {self.codes}: {error}. Give others.") from error
+
 
 class AutoEncoder(nn.Module):
-    """Embedding -> four slices -> four codes -> embedding; the trained quantizer is the tokenizer."""
+    """Embedding -> K slices -> K codes -> embedding; the trained quantizer is the tokenizer."""
 
-    def __init__(self, embedding_width: int, whitens: bool = False):
+    def __init__(self, embedding_width: int, whitens: bool = False, codebook: Codebook = PUBLISHED):
         super().__init__()
-        self.encoder = Encoder()
-        self.quantizer = FSQ(embedding_width // CODES_PER_ITEM)
-        self.decoder = Decoder(embedding_width)
+        self.codebook = codebook
+        self.encoder = Encoder(codebook.per_item)
+        self.quantizer = FSQ(embedding_width // codebook.per_item, codebook)
+        self.decoder = Decoder(embedding_width, codebook.per_item)
         self.embedding_width = embedding_width
         self.whitens = whitens
         if whitens:  # stands among the weights, because codes of embeddings that are not whitened would be wrong
@@ -122,7 +157,7 @@ class AutoEncoder(nn.Module):
         check_count(batch_size, "batch_size")
         self._check_width(embeddings, source)
         device = self.quantizer.project_in.weight.device
-        codes = np.empty((len(embeddings), CODES_PER_ITEM), dtype=np.int16)
+        codes = np.empty((len(embeddings), self.codebook.per_item), dtype=np.int16)
         for start in range(0, len(embeddings), batch_size):
             batch = np.array(embeddings[start : start + batch_size], dtype=np.float32)
             check_finite(batch, start, source)
@@ -143,11 +178,11 @@ class AutoEncoder(nn.Module):
 
     @torch.no_grad()
     def start_from(self, embeddings: np.ndarray, std: float = 1.0) -> None:
-        """Set `project_in` to the five principal directions of the slices of (n, E), each scaled to the same `std`.
+        """Set `project_in` to the principal directions of the slices of (n, E), one a level, each scaled to one `std`.
 
-        The four slices share one quantizer but have different means. The directions between those means are left out,
-        so that every slice is spread over the levels around their middle. A `std` below 1 uses fewer codes: each is
-        then seen more often in training, and more items share all four. A direction along which nothing varies,
+        The slices of an item share one quantizer but have different means. The directions between those means are left
+        out, so that every slice is spread over the levels around their middle. A `std` below 1 uses fewer codes: each
+        is then seen more often in training, and more items share all of theirs. A direction along which nothing varies,
         rounding apart, is left at zero.
 
         Raises:
@@ -158,16 +193,17 @@ class AutoEncoder(nn.Module):
         if not len(embeddings):
             raise ValueError("found no embedding, expected one or more")
         check_finite(embeddings, 0, "the embeddings")
+        directions_wanted = len(self.codebook.levels)
         slices = self.encoder(torch.from_numpy(embeddings).double())  # (n, K, E/K)
         slice_means = slices.mean(0)  # (K, E/K)
         mean = slice_means.mean(0)
-        between = torch.linalg.svd(slice_means - mean, full_matrices=False).Vh[: CODES_PER_ITEM - 1]  # (K - 1, E/K)
+        between = torch.linalg.svd(slice_means - mean, full_matrices=False).Vh[:-1]  # (K - 1, E/K)
         centred = (slices - slice_means).flatten(0, 1)  # (n * K, E/K)
         centred = centred - centred @ between.T @ between
         variance, directions = torch.linalg.eigh(torch.cov(centred.T))  # ascending
-        variance, least = variance[-len(LEVELS) :], ROUNDING * slices.square().mean()
+        variance, least = variance[-directions_wanted:], ROUNDING * slices.square().mean()
         scale = torch.where(variance > least, std * variance.clamp(min=torch.finfo(variance.dtype).tiny).rsqrt(), 0.0)
-        weight = (directions[:, -len(LEVELS) :] * scale).T.flip(0)  # (5, E/K), the widest direction first
+        weight = (directions[:, -directions_wanted:] * scale).T.flip(0)  # (levels, E/K), the widest direction first
         self.quantizer.project_in.weight.copy_(weight)
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
 
@@ -195,61 +231,73 @@ class AutoEncoder(nn.Module):
 
     def save_weights(self, folder: Path) -> None:
         """Write config.json and tokenizer.safetensors into a folder, which is made if need be."""
-        sizes = {"embedding_width": self.embedding_width, "whitens": self.whitens}
+        sizes = {"embedding_width": self.embedding_width, "whitens": self.whitens, **self.codebook.noted()}
         save_folder(folder, TOKENIZER, sizes, self.state_dict())
 
     def fingerprint(self) -> str:
-        """Hash of `project_in`, sixteen hexadecimal digits: codes of different tokenizers have different ones."""
+        """Hash of `project_in` and of what else decides codes, sixteen hexadecimal digits.
+
+        Codes of different tokenizers have different ones. What is as in the release is not counted.
+        """
         digest = hashlib.sha256()
         for parameter in self.quantizer.project_in.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
         if self.whitens:
             digest.update(b"whitened")
+        if (self.codebook, VERSION) != (PUBLISHED, 1):
+            digest.update(f"{self.codebook.noted()}, {VERSION}".encode())
         return digest.hexdigest()[:16]
 
 
-def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> AutoEncoder:
+def load_tokenizer(path: str | Path, device: torch.device | str = "cpu") -> "AutoEncoder | RandomCodes":
     """Load the tokenizer of a checkpoint, in evaluation mode; InputError for a damaged file, or one without tokenizer.
 
     The checkpoint may be a directory of a tokenizer, or of a model that has one. The release's unused encoder weights
-    are dropped.
+    are dropped. The name random:SEED stands for codes drawn at random (utils/random_codes.py).
     """
+    if (drawn := RandomCodes.named(str(path))) is not None:
+        return drawn
     folder = Path(path) / TOKENIZER_FOLDER
     path = folder if kind_of(folder) else Path(path)
     state = load_state(path)
-    if not path.is_dir():
-        state = {name: value for name, value in state.items() if not name.startswith("encoder.")}
+    for name in [name for name in state if name.startswith("encoder.") and not path.is_dir()]:
+        del state[name]
     if "quantizer.project_in.weight" not in state or state["quantizer.project_in.weight"].ndim != 2:
         raise InputError(f"{path} holds no tokenizer (quantizer.project_in is missing). Give a file of ae_trainer.py.")
-    width = state["quantizer.project_in.weight"].shape[1] * CODES_PER_ITEM
-    check_width(width, path)
+    metadata = read_metadata(path)
+    codebook = Codebook.read(agreed_config(state, metadata, path), path)
+    width = state["quantizer.project_in.weight"].shape[1] * codebook.per_item
+    check_width(width, path, codebook)
     if sum(value.numel() for value in state.values()) < width**2:  # before more is made than memory may hold
         raise InputError(f"{path} holds too few numbers for embeddings {width} wide. Give a file of ae_trainer.py.")
     if path.is_dir():
-        noted = read_metadata(path)["config"]
+        noted = metadata["config"]
         for name, found in (("embedding_width", width), ("whitens", WHITENS in state)):
             if noted[name] != found:
                 raise InputError(f"{path}: {name} is {shown(noted[name])} in config.json, and {found} of the weights.")
-    tokenizer = AutoEncoder(width, WHITENS in state)
+    tokenizer = AutoEncoder(width, WHITENS in state, codebook)
     fill_module(tokenizer, state, path)
     return tokenizer.to(device).eval()
 
 
-def codebook_report(codes: np.ndarray, embeddings: np.ndarray | None = None) -> dict[str, Any]:
+def codebook_report(
+    codes: np.ndarray, embeddings: np.ndarray | None = None, codebook: Codebook = PUBLISHED
+) -> dict[str, Any]:
     """Measure how well codes (N, K) tell items apart; with embeddings (N, E), how well they tell distinct ones apart.
 
     Returns:
-        codes_used of 15,360; perplexity of the code distribution; collisions: items that share all four codes with
-        another; distinct_share: fraction of distinct embeddings whose four codes no other distinct embedding has.
+        codes_used, of so many codes; perplexity of the code distribution; collisions: items that share all their codes
+        with another; distinct_share: fraction of distinct embeddings whose codes no other distinct embedding has.
 
     Raises:
         ValueError: a number that is not a code.
     """
-    counts = np.bincount(numbers_below(codes.ravel(), CODEBOOK_SIZE, "codes"), minlength=CODEBOOK_SIZE)
+    counts = np.bincount(numbers_below(codes.ravel(), codebook.size, "codes"), minlength=codebook.size)
     frequencies = counts[counts > 0] / max(1, counts.sum())
     _, sharing = np.unique(codes, axis=0, return_counts=True)
     report = {
         "items": len(codes),
+        "codes": codebook.size,
         "codes_used": int((counts > 0).sum()),
         "perplexity": round(float(np.exp(-(frequencies * np.log(frequencies)).sum())), 1),
         "collisions": int(sharing[sharing > 1].sum()),
@@ -264,12 +312,12 @@ def codebook_report(codes: np.ndarray, embeddings: np.ndarray | None = None) -> 
 
 def describe(report: dict[str, Any]) -> str:
     """Put a codebook report into one line."""
-    line = "{items} items: {codes_used} of 15360 codes in use, perplexity {perplexity}, {collisions} in collisions"
+    line = "{items} items: {codes_used} of {codes} codes in use, perplexity {perplexity}, {collisions} in collisions"
     distinct = ", {distinct_share:.2%} of distinct embeddings have codes of their own"
     return (line + (distinct if "distinct_share" in report else "")).format(**report)
 
 
-def load_training_rows(paths: list[str], whiten: bool = False) -> np.ndarray:
+def load_training_rows(paths: list[str], whiten: bool = False, codebook: Codebook = PUBLISHED) -> np.ndarray:
     """Read the rows of some embedding files that are not all zero, i.e. of items with text: (n, E) float32.
 
     With `whiten`, those of each file are whitened by themselves.
@@ -283,7 +331,7 @@ def load_training_rows(paths: list[str], whiten: bool = False) -> np.ndarray:
             raise InputError(f"{path} was whitened before. Give item_text_embeddings.npy of each data set.")
     matrices = [load_matrix(path, REMEDY) for path in paths]
     for path, matrix in zip(paths, matrices, strict=True):
-        check_width(matrix.shape[1], path)
+        check_width(matrix.shape[1], path, codebook)
         if matrix.shape[1] != matrices[0].shape[1]:
             raise InputError(
                 f"{path} is {matrix.shape[1]} wide, {paths[0]} is {matrices[0].shape[1]}: one encoder for all, please."
@@ -347,15 +395,16 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
         InputError: the state was trained on other embeddings.
         KeyboardInterrupt: says how many epochs are kept.
     """
-    folder = Path(args.output)
-    rows = load_training_rows(args.embeddings, settings.whiten)
+    folder, codebook = Path(args.output), settings.codebook
+    rows = load_training_rows(args.embeddings, settings.whiten, codebook)
     run_metadata = {"settings": asdict(settings), "data": hashlib.blake2b(rows, digest_size=16).hexdigest()}
     model, optimizer = build(settings, rows, pick_device(args))
     first = 0
     if saved is not None:
         if saved["data"] != run_metadata["data"]:
+            state = folder / STATE.format(codebook.name)
             raise InputError(
-                f"{folder / STATE} was trained on other embeddings than {', '.join(args.embeddings)} are now. Give "
+                f"{state} was trained on other embeddings than {', '.join(args.embeddings)} are now. Give "
                 "what it was trained on, in the same order, or start without --resume."
             )
         first = restore(saved, model, optimizer, settings.lr)
@@ -366,10 +415,11 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
             loss = train_epoch(model, optimizer, rows, settings.batch_size, settings.seed, epoch)
             progress.set_postfix(l1=f"{loss:.5f}")
             if epoch % CHECKPOINT_EVERY == 0 or epoch == settings.epoch - 1:
-                report = codebook_report(model.tokenize(rows), rows)
+                report = codebook_report(model.tokenize(rows), rows, codebook)
                 metadata = {"epoch": epoch, "l1": loss, "tokenizer": model.fingerprint(), "report": report}
                 metadata |= {"embedding_width": model.embedding_width, "data": args.embeddings}
-                path = folder / f"{NAME}_ep{epoch}.pt"
+                metadata |= {"config": codebook.noted()}
+                path = folder / f"{NAME.format(codebook.name)}_ep{epoch}.pt"
                 with hold_ctrl_c():
                     save_training(path, model, optimizer, metadata, run_metadata)
                     kept = epoch + 1
@@ -384,7 +434,7 @@ def train(args: argparse.Namespace, settings: TokenizerSettings, saved: dict[str
 def build(settings: TokenizerSettings, rows: np.ndarray, device: torch.device) -> tuple[AutoEncoder, Optimizer]:
     """Make a tokenizer for rows (n, E) float32 as --init and --seed say, and its optimizer."""
     set_seed(settings.seed)
-    model = AutoEncoder(rows.shape[1], settings.whiten)
+    model = AutoEncoder(rows.shape[1], settings.whiten, settings.codebook)
     if settings.init == "data":
         sample = np.random.default_rng(settings.seed).permutation(len(rows))[:START_SAMPLE]
         model.start_from(rows[np.sort(sample)], settings.init_deviation)
@@ -401,11 +451,12 @@ def save_training(path: Path, model: AutoEncoder, optimizer: Optimizer, metadata
     The state is written last and holds weights, optimizer, number of the finished epoch, the random state of dropout,
     and `run_metadata`. At the first epoch a state of an earlier training goes: it must not stand beside these weights.
     """
+    state_path = path.with_name(STATE.format(model.codebook.name))
     if metadata["epoch"] == 0:
-        path.with_name(STATE).unlink(missing_ok=True)
+        state_path.unlink(missing_ok=True)
     save_state(path, model.state_dict(), metadata)
     state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": metadata["epoch"]}
-    save_tensors(path.with_name(STATE), {**state, "random": torch.get_rng_state(), **run_metadata})
+    save_tensors(state_path, {**state, "random": torch.get_rng_state(), **run_metadata})
 
 
 def read_training(path: Path) -> dict[str, Any]:
@@ -415,7 +466,9 @@ def read_training(path: Path) -> dict[str, Any]:
             saved = load_tensors(file)
         return {name: saved[name] for name in ("settings", "data", "model", "optimizer", "epoch", "random")}
     except FileNotFoundError:
-        raise InputError(f"--resume: {path} does not exist. Start without --resume.") from None
+        others = ", ".join(sorted(other.name for other in path.parent.glob(STATE.format("*"))))
+        found = f" There is {others}: give its --levels and --codes, too." if others else " Start without --resume."
+        raise InputError(f"--resume: {path} does not exist.{found}") from None
     except Exception as error:  # torch raises many types for damaged or refused files
         raise InputError(f"--resume: {path} is damaged ({reason(error)}). Start without --resume.") from error
 
@@ -455,7 +508,8 @@ def parse(**defaults: Any) -> argparse.Namespace:
 
 def find_resumed(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str, Any] | None]:
     """Read the state to resume from with --resume; its settings stand in for those that were not typed."""
-    path = Path(args.output) / STATE
+    settings = settings_of(args)
+    path = Path(args.output) / STATE.format(settings.codebook.name)
     check_writable(path)
     if not args.resume:
         if path.exists():
@@ -465,15 +519,21 @@ def find_resumed(args: argparse.Namespace) -> tuple[argparse.Namespace, dict[str
             )
         return args, None
     saved = read_training(path)
-    args, changed = parse_resumed(parse, saved["settings"], FIXED, path)
+    earlier = {**asdict(TokenizerSettings()), **saved["settings"]}  # older ones do not have all
+    args, changed = parse_resumed(parse, earlier, FIXED, path)
     print(f"going on from {path}, {saved['epoch'] + 1} of {args.epoch} epochs finished{changed}")
     return args, saved
+
+
+def settings_of(args: argparse.Namespace) -> TokenizerSettings:
+    """The settings that a parsed command line gives."""
+    return TokenizerSettings(**{field.name: getattr(args, field.name) for field in fields(TokenizerSettings)})
 
 
 def main() -> None:
     """Parse, find what to resume, keep other runs away, train."""
     args, saved = find_resumed(parse())
-    settings = TokenizerSettings(**{field.name: getattr(args, field.name) for field in fields(TokenizerSettings)})
+    settings = settings_of(args)
     lock = lock_folder(Path(args.output), "--output")
     try:
         train(args, settings, saved)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM
+from utils.fsq import PUBLISHED, Codebook
 
 DROPOUT = 0.2
 INITIAL_STD = 0.02  # of linear and embedding weights
@@ -83,10 +83,10 @@ class Decoder(nn.Module):
     Starts as published: weights of linear layers and positions from N(0, 0.02), biases 0, norms 1 and 0.
     """
 
-    def __init__(self, embedding_width: int):
+    def __init__(self, embedding_width: int, per_item: int):
         super().__init__()
-        width = embedding_width // CODES_PER_ITEM
-        self.position_emb = nn.Embedding(CODES_PER_ITEM, width)
+        width = embedding_width // per_item
+        self.position_emb = nn.Embedding(per_item, width)
         self.dropout = nn.Dropout(0.1)
         self.transformer_layers = nn.ModuleList(TransformerLayer(width) for _ in range(2))
         self.linear_layer = nn.Sequential(
@@ -96,8 +96,7 @@ class Decoder(nn.Module):
 
     def forward(self, quantized: Tensor) -> Tensor:
         """(N, K, E/K) float -> (N, E) float."""
-        positions = torch.arange(CODES_PER_ITEM, device=quantized.device)
-        x = self.dropout(quantized + self.position_emb(positions))
+        x = self.dropout(quantized + self.position_emb(torch.arange(quantized.shape[1], device=quantized.device)))
         for layer in self.transformer_layers:
             x = layer(x)
         return self.linear_layer(x[:, -1])
@@ -111,10 +110,11 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def check_width(width: int, source: str | Path) -> None:
-    """InputError unless an embedding width divides into four slices of eight heads each."""
-    if not width or width % (CODES_PER_ITEM * DECODER_HEADS):
+def check_width(width: int, source: str | Path, codebook: Codebook = PUBLISHED) -> None:
+    """InputError unless an embedding width divides into a slice for each code of an item, of eight heads each."""
+    parts = codebook.per_item * DECODER_HEADS
+    if not width or width % parts:
         raise InputError(
-            f"{source}: embeddings are {width} wide, expected a multiple of {CODES_PER_ITEM * DECODER_HEADS} "
-            f"({CODES_PER_ITEM} slices, {DECODER_HEADS} heads). Choose a sentence encoder of such a width."
+            f"{source}: embeddings are {width} wide, expected a multiple of {parts} ({codebook.per_item} slices, "
+            f"{DECODER_HEADS} heads). Choose a sentence encoder of such a width."
         )

@@ -32,7 +32,6 @@ from utils.data import make_batch, training_batch
 from utils.datasets import Interactions, Origin, check_fit, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.fsq import CODES_PER_ITEM
 from utils.metrics import score_ranks, user_metrics
 from utils.scores import distinct_items
 from utils.search import search_and_rank
@@ -83,7 +82,7 @@ def main() -> None:
             print(f"{path} is left out: it predicts the items of one catalog, and has no loss on others")
             continue
         known = metadata.get("encoder"), metadata.get("tokenizer")
-        check_fit(Origin(path, model.config.embedding_width, *known), data.origin)
+        check_fit(Origin(path, model.config.embedding_width, *known, model.config.codebook), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
 
@@ -172,7 +171,7 @@ def evaluate_ranking(
     """
     histories, targets = data.sequences.split_targets()
     left_out = distinct_items(histories, np.ones(len(data.catalog), dtype=bool)) if exclude_history else None
-    ranks_items = model.config.predicts == ITEMS
+    ranks_items, per_item = model.config.predicts == ITEMS, model.config.codes_per_item
     search = model.item_search(model.items, TOP) if ranks_items else None
     total, gains, means, batches = 0.0, 0.0, 0.0, 0
     for start in range(process * batch_size, len(targets), processes * batch_size):
@@ -193,9 +192,9 @@ def evaluate_ranking(
             loss = F.cross_entropy(said.flatten(0, 1), wanted.flatten(), reduction="sum").item()
             _, ranks = search_and_rank(said, catalog, TOP, wanted, data.catalog.codes, without)
         gains += user_metrics(ranks, [TOP])[:, 1].sum().item()
-        total, means, batches = total + loss, means + loss / len(rows) / CODES_PER_ITEM, batches + 1
+        total, means, batches = total + loss, means + loss / len(rows) / per_item, batches + 1
     total, gains, means, batches = sum_over_processes(total, gains, means, batches)
-    return EvalLoss(total / len(targets) / CODES_PER_ITEM, means / batches, gains / len(targets))
+    return EvalLoss(total / len(targets) / per_item, means / batches, gains / len(targets))
 
 
 if __name__ == "__main__":

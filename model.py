@@ -1,11 +1,12 @@
-"""RecGPT: item codes and item embeddings in, the four codes of the next item out. One class for every script.
+"""RecGPT: item codes and item embeddings in, the K codes of the next item out. One class for every script.
 
 In place of codes it can predict items: `predicts="items"`, for training on one catalog.
 
 Letters of the shapes, here and in modeling_gpt2_rec.py and utils/past_key_values.py: B histories of a batch, L items of
-one history, S item slots of all histories of a batch, T tokens (4L or 4S), K = 4 codes of an item, V rows of the
-vocabulary (15,360 codes and the release's padding token, which is never read here), D hidden width, E width of an item
-embedding, N items of a catalog, R rows with one history each, Q tokens that attend to others, where they are not all T.
+one history, S item slots of all histories of a batch, K codes of an item (4 in the release), T tokens (K * L or
+K * S), V rows of the vocabulary (the codes, 15,360 in the release, and its padding token, which is never read here), D
+hidden width, E width of an item embedding, N items of a catalog, R rows with one history each, Q tokens that attend to
+others, where they are not all T.
 """
 
 import hashlib
@@ -27,16 +28,17 @@ from utils.checkpoint import (
     CODES,
     ITEMS,
     PREDICTED,
+    UNSAID,
+    agreed_config,
     fill_module,
     load_state,
-    noted_heads,
-    noted_predicts,
     read_metadata,
 )
 from utils.data import IGNORED, WINDOW, Catalog, SeqBatch, token_positions
 from utils.datasets import Origin, check_fit
 from utils.errors import InputError, reason, shown
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.fsq import PUBLISHED, Codebook
+from utils.masks import MASKS
 from utils.model_card import Card, model_card
 from utils.pretrained import (
     CARD,
@@ -56,12 +58,13 @@ if TYPE_CHECKING:
 
 HEAD_WIDTH = 64  # as in GPT-2, which has 12 heads at width 768
 ITEMS_AT_ONCE = 1 << 16  # of a catalog whose embeddings are read together
+NOT_IN_WEIGHTS = ("attention", "levels", "codes_per_item")  # by which equal weights say something else
 LOGITS_AT_ONCE = 512  # target tokens whose logits are held together: 30 MiB in float32, which fits a CPU's cache
 
 
 @dataclass(frozen=True)
 class RecGPTConfig:
-    """Every size of the model; ValueError for sizes that no model has."""
+    """Every size of the model, and which parts it has; ValueError for sizes that no model has."""
 
     layers: int = 3
     width: int = 768  # D
@@ -70,18 +73,34 @@ class RecGPTConfig:
     window: int = WINDOW  # items of a history that the model can read
     dropout: float = 0.1
     predicts: str = CODES  # or ITEMS
+    attention: str = UNSAID["attention"]  # name of a mask in utils/masks.py
+    auxiliary: bool = True  # whether the items' embeddings are read, beside their codes
+    levels: tuple[int, ...] = PUBLISHED.levels
+    codes_per_item: int = PUBLISHED.per_item  # K
 
     def __post_init__(self) -> None:
         for name in ("layers", "width", "embedding_width", "window"):
             check_count(getattr(self, name), f"RecGPTConfig: {name}")
         if type(self.heads) is not int or self.heads < 0 or self.width % (self.heads or 1):
             raise ValueError(f"RecGPTConfig: {self.heads!r} heads do not divide a width of {self.width}")
-        if self.embedding_width % CODES_PER_ITEM:
-            raise ValueError(f"RecGPTConfig: an embedding width of {self.embedding_width} is not four slices")
+        if self.embedding_width % self.codebook.per_item:
+            slices = f"{self.codes_per_item} slices"
+            raise ValueError(f"RecGPTConfig: an embedding width of {self.embedding_width} is not {slices}")
         if type(self.dropout) not in (int, float) or not 0 <= self.dropout <= 1:
             raise ValueError(f"RecGPTConfig: dropout {self.dropout!r} is no number in [0, 1]")
         if self.predicts not in PREDICTED:
             raise ValueError(f"RecGPTConfig: {self.predicts!r} is none of {PREDICTED}")
+        if self.attention not in MASKS or type(self.auxiliary) is not bool:
+            raise ValueError(f"RecGPTConfig: {self.attention!r} is none of {tuple(MASKS)}, or auxiliary is no bool")
+
+    @property
+    def codebook(self) -> Codebook:
+        """The codes that the model reads and predicts."""
+        return Codebook(self.levels, self.codes_per_item)
+
+    def noted(self) -> dict[str, Any]:
+        """What JSON files say of it."""
+        return {**asdict(self), "heads": self.attention_heads, "levels": list(self.levels)}
 
     @property
     def attention_heads(self) -> int:
@@ -91,8 +110,8 @@ class RecGPTConfig:
     def gpt2(self) -> GPT2Config:
         """The backbone's configuration."""
         return GPT2Config(
-            vocab_size=VOCABULARY,
-            n_positions=self.window * CODES_PER_ITEM,
+            vocab_size=self.codebook.vocabulary,
+            n_positions=self.window * self.codes_per_item,
             n_embd=self.width,
             n_layer=self.layers,
             n_head=self.attention_heads,
@@ -129,7 +148,7 @@ class Items(nn.Module):
         ids = np.arange(len(catalog)) if ids is None else ids
         self.register_buffer("ids", torch.from_numpy(ids), persistent=False)
         parts = [ids[start : start + ITEMS_AT_ONCE] for start in range(0, len(ids), ITEMS_AT_ONCE)]
-        sums = [catalog.embed(part).reshape(len(part), CODES_PER_ITEM, -1).sum(1) for part in parts]
+        sums = [catalog.embed(part).reshape(len(part), catalog.codebook.per_item, -1).sum(1) for part in parts]
         self.register_buffer("codes", catalog.codes_of(ids), persistent=False)
         self.register_buffer("texts", torch.from_numpy(np.concatenate(sums)), persistent=False)
 
@@ -146,11 +165,12 @@ class Items(nn.Module):
 
 
 class RecGPT(nn.Module):
-    """The model of the paper: embedding fusion, GPT-2 with item-block attention, one head for all four codes.
+    """The model of the paper: embedding fusion, GPT-2 with item-block attention, one head for all codes of an item.
 
-    Parameters have the names of the release. With `config.predicts == "items"`, which is not of the paper, there is no
-    `pred_head`: an item's score is the product of the mean of the K final states and `item_vectors`, what stands for
-    the item in the input. So one table and one projection of texts serve both ends, and nothing is learned twice.
+    Parameters have the names of the release. Without `config.auxiliary` the items' embeddings are not read. With
+    `config.predicts == "items"`, which is not of the paper, there is no `pred_head`: an item's score is the product of
+    the mean of the K final states and `item_vectors`, what stands for the item in the input. So one table and one
+    projection of texts serve both ends, and nothing is learned twice.
     """
 
     def __init__(self, config: RecGPTConfig, gradient_checkpointing: bool = False):
@@ -158,24 +178,30 @@ class RecGPT(nn.Module):
         self.config = config
         self.items: Items | None = None  # where items are predicted: the candidates of the loss
         self.origin: dict[str, Any] = {}  # encoder, tokenizer and targets that it was trained on, as far as it is known
-        self.gpt2model = GPT2ItemModel(config.gpt2())
+        self.gpt2model = GPT2ItemModel(config.gpt2(), MASKS[config.attention])
         if gradient_checkpointing:
             self.gpt2model.gradient_checkpointing_enable()
         if config.predicts == CODES:
-            self.pred_head = nn.Linear(config.width, VOCABULARY, bias=False)
-        self.linear_layer = nn.Linear(config.embedding_width // CODES_PER_ITEM, config.width, bias=False)
+            self.pred_head = nn.Linear(config.width, config.codebook.vocabulary, bias=False)
+        if config.auxiliary:
+            self.linear_layer = nn.Linear(config.embedding_width // config.codes_per_item, config.width, bias=False)
         self.norm_seq = nn.LayerNorm(config.width)
-        self.norm_aux = nn.LayerNorm(config.width)
+        if config.auxiliary:
+            self.norm_aux = nn.LayerNorm(config.width)
 
     def tie_embeddings(self) -> None:
         """Share one table (V, D) between the token embedding and the head, as GPT-2 does; checkpoints have it twice."""
         self.pred_head.weight = self.gpt2model.wte.weight
 
     def fingerprint(self) -> str:
-        """Hash of all weights, sixteen hexadecimal digits, wherever they came from."""
+        """Hash of all weights, and of what they do not show, sixteen hexadecimal digits, wherever they came from."""
         digest = hashlib.blake2b(digest_size=8)
         for parameter in self.parameters():
             digest.update(parameter.detach().cpu().float().numpy().tobytes())
+        noted = self.config.noted()
+        unlike = {name: noted[name] for name in NOT_IN_WEIGHTS if noted[name] != UNSAID[name]}
+        if unlike:
+            digest.update(repr(unlike).encode())
         return digest.hexdigest()
 
     @classmethod
@@ -249,14 +275,18 @@ class RecGPT(nn.Module):
         origin, state = self.origin, self.state_dict()
         if tokenizer is not None:
             read = (origin.get("encoder"), origin.get("tokenizer"))
-            found = Origin("the tokenizer", tokenizer.embedding_width, None, tokenizer.fingerprint())
-            check_fit(Origin("the model", self.config.embedding_width, *read), found)
+            found = Origin(
+                "the tokenizer", tokenizer.embedding_width, None, tokenizer.fingerprint(), tokenizer.codebook
+            )
+            check_fit(Origin("the model", self.config.embedding_width, *read, self.config.codebook), found)
             tokenizer.save_weights(folder / TOKENIZER_FOLDER)
             origin = {**origin, "tokenizer": tokenizer.fingerprint()}
         self.save_weights(folder, origin)
         table = state["gpt2model.wte.weight"].numel() * has_tied_embeddings(state)
         numbers = sum(value.numel() for value in state.values()) - table
-        text = model_card(name, {**self._sizes(), "parameters": numbers}, origin, tokenizer is not None, card or Card())
+        text = model_card(
+            name, {**self.config.noted(), "parameters": numbers}, origin, tokenizer is not None, card or Card()
+        )
         (folder / CARD).write_text(text, encoding="utf-8")
 
     def save_weights(self, folder: Path, origin: dict[str, Any] | None = None) -> None:
@@ -265,15 +295,14 @@ class RecGPT(nn.Module):
         `origin` stands in for the attribute.
         """
         origin = self.origin if origin is None else origin
-        save_folder(folder, MODEL, {**self._sizes(), "origin": origin}, self.state_dict())
-
-    def _sizes(self) -> dict[str, Any]:
-        return {**asdict(self.config), "heads": self.config.attention_heads}
+        save_folder(folder, MODEL, {**self.config.noted(), "origin": origin}, self.state_dict())
 
     def fuse(self, codes: Tensor, embeddings: Tensor) -> Tensor:
         """Token embedding plus auxiliary embedding of (..., S, K) codes and (..., S, E) float: (..., T, D) float."""
         tokens = self.norm_seq(self.gpt2model.wte(codes.flatten(-2)))  # (..., S, K) -> (..., T, D)
-        slices = embeddings.unflatten(-1, (CODES_PER_ITEM, -1)).flatten(-3, -2)  # (..., T, E/K)
+        if not self.config.auxiliary:
+            return tokens
+        slices = embeddings.unflatten(-1, (self.config.codes_per_item, -1)).flatten(-3, -2)  # (..., T, E/K)
         return tokens + self.norm_aux(self.linear_layer(slices))
 
     def hidden(self, batch: SeqBatch, cache: Cache | None = None, last: Tensor | None = None) -> Tensor:
@@ -282,8 +311,11 @@ class RecGPT(nn.Module):
         A `cache` receives the keys and values of every token (see utils/past_key_values.py).
 
         Raises:
-            ValueError: a history is longer than the window, or embeddings are of another width.
+            ValueError: a history is longer than the window, an item has another number of codes than the model's, or
+                embeddings are of another width.
         """
+        if batch.codes.shape[-1] != self.config.codes_per_item:
+            raise ValueError(f"items have {batch.codes.shape[-1]} codes, the model reads {self.config.codes_per_item}")
         if batch.embeddings.shape[-1] != self.config.embedding_width:
             raise ValueError(
                 f"embeddings are {batch.embeddings.shape[-1]} wide, the model reads {self.config.embedding_width}"
@@ -294,7 +326,7 @@ class RecGPT(nn.Module):
                 f"a history has {longest} items, the window {self.config.window}: keep its last (Sequences.last)"
             )
         inputs = self.fuse(batch.codes, batch.embeddings)[None]  # (1, T, D)
-        positions = token_positions(batch.positions)[None]
+        positions = token_positions(batch.positions, self.config.codes_per_item)[None]
         hidden = self.gpt2model(inputs, positions, groups=batch.groups, past_key_values=cache, last=last)
         return hidden if last is not None else hidden[0]
 
@@ -312,10 +344,10 @@ class RecGPT(nn.Module):
             raise ValueError("the batch has nothing to predict: make it with training_batch")
         if self.config.predicts == ITEMS and self.items is None:
             raise ValueError("the model does not know among which items it predicts: model.items = Items(catalog)")
-        hidden = self.hidden(batch, last=batch.last if batch.last_only else None).flatten(0, -2)  # (T, D) or (4B, D)
-        targets = batch.targets.flatten()  # (T,) or (4B,)
+        hidden = self.hidden(batch, last=batch.last if batch.last_only else None).flatten(0, -2)  # (T, D) or (B*K, D)
+        targets = batch.targets.flatten()  # (T,) or (B*K,)
         if self.config.predicts == ITEMS:
-            queries = hidden.unflatten(0, (-1, CODES_PER_ITEM)).mean(1)  # (S, D) or (B, D)
+            queries = hidden.unflatten(0, (-1, self.config.codes_per_item)).mean(1)  # (S, D) or (B, D)
             total = summed_cross_entropy(queries, self.item_vectors(self.items), batch.target_items)
         else:
             total = summed_cross_entropy(hidden, self.pred_head.weight, targets)
@@ -324,7 +356,7 @@ class RecGPT(nn.Module):
     def item_vectors(self, items: Items) -> Tensor:
         """What stands for items in the input, summed over their K tokens and without norms: (N, D) float."""
         tokens = F.embedding_bag(items.codes, self.gpt2model.wte.weight, mode="sum")
-        return tokens + self.linear_layer(items.texts)
+        return tokens + self.linear_layer(items.texts) if self.config.auxiliary else tokens
 
     @torch.no_grad()
     def item_search(self, items: Items, k: int) -> ItemSearch:
@@ -338,7 +370,9 @@ class RecGPT(nn.Module):
         """FLOPs of training on one token, forward and backward, in all matrix products but those of attention."""
         unused = self.gpt2model.wpe.weight.numel()  # looked up
         if self.config.predicts == ITEMS:
-            unused += self.gpt2model.wte.weight.numel() - self.config.width * len(self.items) / CODES_PER_ITEM
+            unused += (
+                self.gpt2model.wte.weight.numel() - self.config.width * len(self.items) / self.config.codes_per_item
+            )
         elif self.gpt2model.wte.weight is not self.pred_head.weight:
             unused += self.gpt2model.wte.weight.numel()
         return 6.0 * (sum(parameter.numel() for parameter in self.parameters()) - unused)
@@ -353,7 +387,7 @@ class RecGPT(nn.Module):
         return hidden.mean(1).float() if self.config.predicts == ITEMS else self.logits(hidden)
 
     def next_item_logits(self, batch: SeqBatch) -> Tensor:
-        """Logits of the four codes of every history's next item: (B, K, V) float32.
+        """Logits of the codes of every history's next item: (B, K, V) float32.
 
         Raises:
             ValueError: dropout is on, the model predicts items, or what `hidden` raises.
@@ -427,19 +461,27 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
     Raises:
         InputError: the weights are not those of a RecGPT model, or the JSON beside them names other sizes.
     """
-    noted = metadata.get("config")
-    noted = noted if isinstance(noted, dict) else {}  # checkpoint_heads refuses others
+    said, noted = agreed_config(state, metadata, path), metadata.get("config", {})
+    codebook = Codebook.read(said, path)
     try:
         width = state["gpt2model.wte.weight"].shape[1]
-        state["gpt2model.wte.weight"] = state["gpt2model.wte.weight"][:VOCABULARY]
+        state["gpt2model.wte.weight"] = state["gpt2model.wte.weight"][: codebook.vocabulary]
         config = RecGPTConfig(
             layers=1 + max(int(name.split(".")[2]) for name in state if name.startswith("gpt2model.h.")),
             width=width,
-            heads=checkpoint_heads(metadata, noted_heads(state), width, path),
-            embedding_width=state["linear_layer.weight"].shape[1] * CODES_PER_ITEM,
-            window=state["gpt2model.wpe.weight"].shape[0] // CODES_PER_ITEM,
+            heads=checkpoint_heads(said["heads"], width, path),
+            embedding_width=(
+                state["linear_layer.weight"].shape[1] * codebook.per_item
+                if said["auxiliary"]
+                else said["embedding_width"]
+            ),
+            window=state["gpt2model.wpe.weight"].shape[0] // codebook.per_item,
             dropout=noted.get("dropout", RecGPTConfig.dropout),
-            predicts=checkpoint_predicts(metadata, noted_predicts(state), path),
+            predicts=said["predicts"],
+            attention=said["attention"],
+            auxiliary=said["auxiliary"],
+            levels=codebook.levels,
+            codes_per_item=codebook.per_item,
         )
     except (KeyError, ValueError, IndexError, TypeError) as error:
         raise InputError(
@@ -452,8 +494,8 @@ def read_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | 
                 f"{path}: {name} is {getattr(config, name)} by the weights, {shown(noted[name])} by the JSON beside. "
                 "Restore it, or write or fetch both again."
             )
-    check_width(config.embedding_width, path)
-    blocks, tables = 12 * width * config.layers, VOCABULARY + config.embedding_width // CODES_PER_ITEM
+    check_width(config.embedding_width, path, codebook)
+    blocks, tables = 12 * width * config.layers, codebook.vocabulary
     held = sum(value.numel() for value in state.values())
     if width * (blocks + tables) > held:  # a model of such sizes may not fit in memory
         raise InputError(
@@ -471,36 +513,12 @@ def has_tied_embeddings(state: dict[str, Tensor]) -> bool:
     return head is not None and head.dtype == embedding.dtype and torch.equal(embedding, head)
 
 
-def checkpoint_predicts(metadata: dict[str, Any], noted: str | None, path: str | Path) -> str:
-    """What a checkpoint predicts, as noted in the weights or in the JSON beside them; codes where neither says it.
+def checkpoint_heads(heads: Any, width: int, path: str | Path) -> int:
+    """Attention heads of a checkpoint, as it says, or None.
 
-    InputError if they disagree.
+    Where it does not say, as the release, they are one per 64 of width; for any other width than the release's this
+    guess is printed. InputError if they do not divide the width.
     """
-    config = metadata.get("config", {})
-    beside = config.get("predicts") if isinstance(config, dict) else config
-    if None not in (noted, beside) and noted != beside:
-        raise InputError(
-            f"{path} was written to predict {noted}, the JSON beside it says {beside!r}. Restore it, or remove it."
-        )
-    return noted or beside or CODES
-
-
-def checkpoint_heads(metadata: dict[str, Any], noted: Any, width: int, path: str | Path) -> int:
-    """Attention heads of a checkpoint, which the shapes of its weights do not show.
-
-    They are `noted` in the weights or in the JSON beside them. Where they are not, as in the release, they are one per
-    64 of width; for any other width than the release's this guess is printed.
-
-    Raises:
-        InputError: weights and JSON disagree, or the heads do not divide the width.
-    """
-    config = metadata.get("config", {})
-    beside = config.get("heads") if isinstance(config, dict) else config
-    if None not in (noted, beside) and noted != beside:
-        raise InputError(
-            f"{path} was written with {noted!r} heads, the JSON beside it names {beside!r}. Restore it, or remove it."
-        )
-    heads = beside if noted is None else noted
     if heads is None:
         heads = RecGPTConfig(width=width).attention_heads
         if width != RecGPTConfig.width:

@@ -1,13 +1,14 @@
 """GPT-2 with item-block attention over histories laid end to end: transformers' blocks around our own attention.
 
-`item_block_mask` alone says which token sees which: in training, in the last block of a prediction (`last_items`) and
-where an item is appended to a cache (utils/past_key_values.py). The letters of the shapes are those of model.py.
+The model's `mask` (utils/masks.py) alone says which token sees which: in training, in the last block of a prediction
+(`last_items`) and where an item is appended to a cache (utils/past_key_values.py). The letters of the shapes are those
+of model.py.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import lru_cache
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AttentionInterface, Cache, GPT2Config, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
+from utils.masks import Mask
+
 if TYPE_CHECKING:
     from utils.data import Groups
 
@@ -26,21 +29,9 @@ if TYPE_CHECKING:
 ATTENTION_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 
-def item_block_mask(queries: Tensor, keys: Tensor, per_item: int) -> Tensor:
-    """Which query sees which key: a token sees all tokens of its own item and of earlier items.
-
-    Queries (..., Q) and keys (..., T) are int64 positions of tokens in their history, `per_item` is K. Returns
-    (..., Q, T) bool, True where the query sees the key.
-
-    Another mask may stand here, but none that shows a later item. Such a mask would let training see the padding, which
-    follows a history's last item, and would make the keys in a cache wrong as soon as an item is appended.
-    """
-    return keys[..., None, :] // per_item <= queries[..., :, None] // per_item
-
-
 @lru_cache(maxsize=256)  # lengths; the masks of every length up to 256 items take 90 MB
 @torch.inference_mode(False)  # a tensor made in inference mode, in a prediction, could not serve training later
-def history_mask(mask: Callable[..., Tensor], tokens: int, per_item: int, device: torch.device) -> Tensor:
+def history_mask(mask: Mask, tokens: int, per_item: int, device: torch.device) -> Tensor:
     """`mask` between all tokens of a history, (tokens, tokens) bool; made once for each length and device."""
     positions = torch.arange(tokens, device=device)
     return mask(positions, positions, per_item)
@@ -62,14 +53,16 @@ def item_block_attention(
     value: Tensor,
     attention_mask: Tensor | None = None,
     groups: Groups | None = None,
+    mask: Mask | None = None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention within each history. Every block calls it, with the arguments that transformers gives.
 
-    Query, key and value are (1, heads, T, D / heads), all histories one after another. Without `groups` they are R rows
-    instead, (R, heads, tokens, D / heads), with an `attention_mask` as torch's attention takes it.
+    Query, key and value are (1, heads, T, D / heads), all histories one after another, in each of which `mask` says
+    which token sees which. Without `groups` they are R rows instead, (R, heads, tokens, D / heads), with an
+    `attention_mask` as torch's attention takes it.
 
     Returns:
         (1 or R, T, heads, D / heads), and None in place of the attention weights.
@@ -83,8 +76,8 @@ def item_block_attention(
     per_item = query.shape[2] // len(groups.unpadded)
     outputs = []
     for q, k, v in split_groups((query, key, value), groups, per_item):
-        mask = history_mask(item_block_mask, q.shape[2], per_item, q.device)
-        out = attend(q, k, v, mask, dropout, scaling)  # (histories, heads, tokens, D / heads)
+        visible = history_mask(mask, q.shape[2], per_item, q.device)
+        out = attend(q, k, v, visible, dropout, scaling)  # (histories, heads, tokens, D / heads)
         outputs.append(out.transpose(1, 2).unflatten(1, (-1, per_item)).flatten(0, 1))  # (slots, K, heads, D / heads)
     out = outputs[0] if groups.alike else torch.cat(outputs)[groups.unpadded]  # (P, K, …) -> (S, K, …)
     return out.flatten(0, 1)[None], None  # (1, T, …)
@@ -103,20 +96,21 @@ def split_groups(sides: tuple[Tensor, ...], groups: Groups, per_item: int) -> It
 
 
 class GPT2ItemModel(GPT2Model):
-    """`transformers.GPT2Model` with the attention of this file in place of causal attention."""
+    """`transformers.GPT2Model` with the attention of this file, in which `mask` says which token sees which."""
 
-    def __init__(self, config: GPT2Config):
+    def __init__(self, config: GPT2Config, mask: Mask):
         AttentionInterface.register("item_block", item_block_attention)
         config._attn_implementation = "item_block"
         super().__init__(config)
+        self.mask = mask
         # transformers 5 scales the last projections of a block only in its own classes, not in subclasses like this.
         for block in self.h:
             for projection in (block.attn.c_proj, block.mlp.c_proj):
                 nn.init.normal_(projection.weight, std=config.initializer_range / math.sqrt(2 * config.n_layer))
 
     def rows_mask(self, queries: Tensor, keys: Tensor, per_item: int) -> Tensor:
-        """`item_block_mask` for R rows: (R, 1, Q, T) bool of queries (R, Q) and keys (R, T); below 0 is padding."""
-        return (item_block_mask(queries, keys, per_item) & (keys >= 0)[:, None])[:, None]
+        """The mask for R rows: (R, 1, Q, T) bool of queries (R, Q) and keys (R, T); below 0 is padding."""
+        return (self.mask(queries, keys, per_item) & (keys >= 0)[:, None])[:, None]
 
     def forward(
         self,
@@ -145,11 +139,11 @@ class GPT2ItemModel(GPT2Model):
             raise ValueError("the last block keeps no keys where it computes the last items only: leave out one")
         hidden = self.drop(inputs_embeds + self.wpe(position_ids))
         for block in self.h if last is None else self.h[:-1]:
-            hidden = block(hidden, past_key_values, attention_mask, groups=groups)
-        return self.ln_f(hidden if last is None else last_items(self.h[-1], hidden, groups, last))
+            hidden = block(hidden, past_key_values, attention_mask, groups=groups, mask=self.mask)
+        return self.ln_f(hidden if last is None else last_items(self.h[-1], hidden, groups, last, self.mask))
 
 
-def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -> Tensor:
+def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor, mask: Mask) -> Tensor:
     """A block's output at the last item of every history, where prediction reads it; without dropout.
 
     Its input `hidden` is (1, T, D), `last` (B,) int64 are the item slots; returns (B, K, D) in their order. Keys and
@@ -176,8 +170,8 @@ def last_items(block: nn.Module, hidden: Tensor, groups: Groups, last: Tensor) -
     outputs, start = [], 0
     for k, v in split_groups((key, value), groups, per_item):
         end = start + len(k)
-        mask = item_block_mask(positions[start:end], torch.arange(k.shape[2], device=k.device), per_item)
-        outputs.append(attend(query[start:end], k, v, mask[:, None]))  # mask: (histories, 1, K, tokens)
+        visible = mask(positions[start:end], torch.arange(k.shape[2], device=k.device), per_item)
+        outputs.append(attend(query[start:end], k, v, visible[:, None]))  # visible: (histories, 1, K, tokens)
         start = end
     out = torch.cat(outputs).transpose(1, 2).flatten(2)  # (B, K, D)
     out = hidden[0].unflatten(0, (-1, per_item))[slots] + attention.c_proj(out)

@@ -61,7 +61,7 @@ from utils.datasets import (
 )
 from utils.errors import InputError, reason, shown
 from utils.files import check_writable, content
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.fsq import PUBLISHED, Codebook, code_keys
 from utils.packed import data_fingerprint, entropy, is_current, item_counts, open_packed, pack
 from utils.scores import repeats
 from utils.TimeLogger import TimeLogger
@@ -148,7 +148,7 @@ def guessing(settings: Settings, data: Interactions, header: dict[str, Any]) -> 
     """Of what frequencies a guess is that needs no model, and its loss in nats per target token."""
     if settings.predict == ITEMS:
         of_items = entropy(item_counts(data.sequences, data.catalog))
-        return f"item frequencies has a loss of {of_items / CODES_PER_ITEM:.3f}"
+        return f"item frequencies has a loss of {of_items / data.catalog.codebook.per_item:.3f}"
     return f"code frequencies has a loss of {header['guessing_loss']:.3f}"
 
 
@@ -242,7 +242,7 @@ def make_evaluation(
     among = (accelerator.process_index, accelerator.num_processes, host_all_reduce(accelerator))
     if settings.best_by == LOSS:
         return lambda model: evaluate(model, held_out, settings.batch_size, None, *among)
-    catalog = Trie(data.catalog.codes).to(accelerator.device)
+    catalog = Trie(data.catalog.codes, codebook=data.catalog.codebook).to(accelerator.device)
     arguments = (held_out, catalog, settings.batch_size, *among, settings.exclude_history)
     return lambda model: evaluate_ranking(accelerator.unwrap_model(model), *arguments)
 
@@ -448,12 +448,14 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     if config.window != WINDOW:
         raise InputError(f"{path} has a window of {config.window} items; training is for {WINDOW}. Give other weights.")
     sizes = {"tf_layer": config.layers, "width": config.width, "heads": config.heads}
+    sizes |= {"attention": config.attention, "no_auxiliary": not config.auxiliary}
     if (config.predicts, settings.predict) == (CODES, ITEMS):
         config = replace(config, predicts=ITEMS)
         state.pop("pred_head.weight", None)
     sizes |= {"predict": config.predicts, "tie_embeddings": has_tied_embeddings(state)}
     parse_resumed(parse, sizes, tuple(sizes), Path(path), "--init_from")
-    origin = Origin(path, config.embedding_width, metadata.get("encoder"), metadata.get("tokenizer"))
+    known = metadata.get("encoder"), metadata.get("tokenizer"), config.codebook
+    origin = Origin(path, config.embedding_width, *known)
     note = {"name": Path(path).name, "path": path, "content": weights_content(path)}
     judged_by = Path(settings.eval_path) / HELD_OUT[0]
     if SEEN in metadata and settings.eval_every and judged_by.is_file() and metadata[SEEN] == content(judged_by):
@@ -481,9 +483,7 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--device cuda: there is no GPU here. Leave the flag out to train on the CPU.")
     if settings.fsdp and (settings.device == "cpu" or not torch.cuda.is_available()):
         raise InputError("--fsdp shares a model out among GPUs, and none is in use here. Give --fsdp False.")
-    tokens = settings.tokens_per_batch
-    if tokens is not None and tokens < WINDOW * CODES_PER_ITEM:
-        raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give 1024 or more.")
+    check_tokens(settings, PUBLISHED)
     if settings.best_by == NDCG and settings.fsdp:
         raise InputError("--best_by ndcg ranks with whole models, and --fsdp has none. Leave one of them out.")
     check_predicted(settings)
@@ -491,6 +491,13 @@ def check_settings(settings: Settings) -> None:
         raise InputError("--patience counts evaluations, and there are none. Give --eval_every, too.")
     check_writable(Path(settings.ckpt_dir) / "any.pt")
     check_writable(settings.log_file)
+
+
+def check_tokens(settings: Settings, codebook: Codebook) -> None:
+    """InputError if a history may have more tokens than --tokens_per_batch."""
+    tokens, most = settings.tokens_per_batch, WINDOW * codebook.per_item
+    if tokens is not None and tokens < most:
+        raise InputError(f"--tokens_per_batch {tokens} is less than one history may have: give {most} or more.")
 
 
 def check_predicted(settings: Settings) -> None:
@@ -519,13 +526,22 @@ def build(settings: Settings, data: Interactions, initial: Initial | None = None
     Raises:
         InputError: sizes that no model can have, or initial weights of other codes or embeddings than the data's.
     """
-    width = data.catalog.embeddings.shape[1]
-    check_width(width, data.catalog.source)
+    width, codebook = data.catalog.embeddings.shape[1], data.catalog.codebook
+    check_width(width, data.catalog.source, codebook)
+    check_tokens(settings, codebook)
     if initial:
         check_fit(initial.origin, data.origin._replace(name=settings.data_path))
     set_seed(settings.seed)
     numbers = settings.tf_layer, settings.width, settings.heads or 0, width
-    config = RecGPTConfig(*numbers, dropout=settings.dropout, predicts=settings.predict)
+    config = RecGPTConfig(
+        *numbers,
+        dropout=settings.dropout,
+        predicts=settings.predict,
+        attention=settings.attention,
+        auxiliary=not settings.no_auxiliary,
+        levels=codebook.levels,
+        codes_per_item=codebook.per_item,
+    )
     try:
         model = RecGPT(config, settings.gradient_checkpointing)
     except RuntimeError as error:
@@ -570,7 +586,7 @@ def load_held_out(settings: Settings, model: RecGPT, data: Interactions) -> Inte
         )
     if settings.predict == ITEMS:
         held_out = in_numbers_of(held_out, data, settings)
-    if settings.best_by == NDCG and not np.isin(*map(code_numbers, (held_out, data))).all():
+    if settings.best_by == NDCG and not np.isin(*(code_keys(each.catalog.codes) for each in (held_out, data))).all():
         raise InputError(
             f"--best_by ndcg ranks among the items of {settings.data_path}, and {settings.eval_path} has others. Give "
             "the folder eval of the same data, or leave the flag out."
@@ -599,11 +615,6 @@ def in_numbers_of(held_out: Interactions, data: Interactions, settings: Settings
         )
     sequences = replace(held_out.sequences, items=ids[held_out.sequences.items])
     return held_out._replace(sequences=sequences, catalog=data.catalog)
-
-
-def code_numbers(data: Interactions) -> np.ndarray:
-    """One number (N,) int64 for the four codes of each item of a catalog."""
-    return data.catalog.codes.astype(np.int64) @ CODEBOOK_SIZE ** np.arange(CODES_PER_ITEM)
 
 
 def tracker(settings: Settings, accelerator: Accelerator) -> Callable[[dict[str, float], int], None] | None:
@@ -636,7 +647,7 @@ def run_metadata(
     origins = origins | {"tokenizer": data.tokenizer, "encoder": data.encoder, "held_out": held_out}
     origins[SEEN] = targets_seen(settings)
     return {
-        "config": {**vars(config), "heads": config.attention_heads},
+        "config": config.noted(),
         "training": settings.to_resume(),
         "processes": accelerator.num_processes,
         "data": data_fingerprint(settings.data_path),

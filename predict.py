@@ -10,6 +10,9 @@
 other candidates counts with its expected rank, since nothing but ids orders them.
 --protocol released: the published evaluation, to reproduce published numbers.
 
+--search free takes the most likely codes without asking whether an item has them, and tells how often none has: what
+the search within the catalog is worth.
+
 --blend adds blends of texts, the log and RecGPT, and --output has the lists of the best informed. Their weights are in
 DATASET/blend.json. Where that is missing, or made from other files, they are fitted to train.pkl and written there;
 --blend fit fits them in any case, --blend FILE reads that file. Without train.pkl the weights of the program are used.
@@ -50,7 +53,6 @@ from utils.datasets import (
 )
 from utils.errors import InputError
 from utils.files import atomic_write, check_writable
-from utils.fsq import CODES_PER_ITEM
 from utils.metrics import Ranks, list_ranks, score_ranks
 from utils.names import load_names
 from utils.processes import ALONE, Place, joined_processes
@@ -62,6 +64,7 @@ from utils.search import (
     TopK,
     beam_search,
     exact_search,
+    free_search,
     places_of,
     rank_found,
     rank_targets,
@@ -84,7 +87,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--test_batch_size", type=positive_int, default=96, help="users per batch")
     flags.add_argument("--cold", **SWITCH, help="users of cold_test.pkl, who have one to three items")
     flags.add_argument("--protocol", choices=tuple(PROTOCOLS), default="corrected", help="see above")
-    flags.add_argument("--search", choices=("exact", "beam"), help="exact for corrected, beam for released")
+    flags.add_argument("--search", choices=tuple(SEARCHES), help="exact for corrected, beam for released")
     flags.add_argument("--topk", type=positive_int, nargs="+", default=[1, 3, 5], help="k of Hit@k and NDCG@k")
     flags.add_argument("--seed", help=argparse.SUPPRESS)  # of older commands: prediction draws nothing
     flags.add_argument("--drop_short", action="store_true", help="leave out users with fewer than two items")
@@ -104,7 +107,7 @@ def parse() -> argparse.Namespace:
     args.topk = sorted(set(args.topk))
     for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
         if given and (args.search, args.protocol) != ("exact", "corrected"):
-            raise InputError(f"{flag} needs exact search: leave out --search beam and --protocol released.")
+            raise InputError(f"{flag} needs exact search: leave out --search {args.search} and --protocol released.")
     if args.with_titles and not args.output:
         raise InputError("--with_titles says what the items of --output are called. Give --output, too.")
     for path in filter(None, (args.output, args.results, args.per_user, report_path(args.report))):
@@ -170,6 +173,8 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
     groups = compare.user_groups(histories, targets, test.last_times, args.exclude_history)
     pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in blends else []
     results = compare.measure(ranks, needs, groups, args.topk, pairs)
+    if args.search == "free":
+        results[0] |= invalid_shares(found, args.topk)
     if args.output:
         called = names if args.with_titles else None
         compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), called)
@@ -181,7 +186,7 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
     for name, listed in covered.items():
         compare.report_coverage(name, compare.coverage(listed.numpy()), len(candidates), length)
     append_results(args.results, ({**setting, **result} for result in results))
-    about = ({**setting, "predicts": model.config.predicts}, test, catalog.codes)
+    about = ({**setting, "predicts": model.config.predicts}, test, catalog.codes, catalog.codebook)
     measured, listed = (
         Measured(ranks, needs, groups, args.topk, results),
         Listed(covered, len(candidates), by, lists.items),
@@ -211,8 +216,8 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
     )
     if model.config.predicts == ITEMS and (args.search, args.protocol) != ("exact", "corrected"):
         raise InputError(
-            f"{args.ckpt_path} predicts items and not codes, and --search beam and --protocol released are of codes. "
-            "Leave them out."
+            f"{args.ckpt_path} predicts items and not codes, and --search beam, --search free and --protocol released "
+            "are of codes. Leave them out."
         )
     candidates = protocol.candidates(catalog.codes, test.embeddings)
     fitted_with, made_with = model, {}
@@ -234,7 +239,7 @@ def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
 
 
 def highest_ids(codes: np.ndarray, _: np.ndarray) -> np.ndarray:
-    """Ids (M,) int64, ascending: of the items that share all four codes of (N, K) the one with the highest id."""
+    """Ids (M,) int64, ascending: of the items that share all codes of (N, K) the one with the highest id."""
     _, last = np.unique(codes[::-1], axis=0, return_index=True)
     return np.sort(len(codes) - 1 - last)
 
@@ -261,11 +266,19 @@ PROTOCOLS = {
 
 
 def print_ties(trie: Trie) -> None:
-    """Print how many candidates share all four codes with another, and so have the same score for everyone."""
-    sizes = trie.starts[CODES_PER_ITEM].diff()
+    """Print how many candidates share all their codes with another, and so have the same score for everyone."""
+    sizes = trie.starts[-1].diff()
     sharing = int(sizes[sizes > 1].sum())
     if sharing:
         print(f"{sharing} of {len(trie)} items share their codes with another: a target among them has its mean rank")
+
+
+# By the names of --search: how lists are found, and how targets are ranked in them.
+SEARCHES = {
+    "exact": (exact_search, rank_targets),
+    "beam": (beam_search, rank_found),
+    "free": (free_search, rank_found),
+}
 
 
 class Found(NamedTuple):
@@ -291,7 +304,7 @@ def make_search(
     `trie` holds the candidates, `codes` (N, K) are those of all items, `targets` (U,) the item ids of all users,
     `left_out` the candidates that are none for a user, once each.
     """
-    search, rank = (beam_search, rank_found) if name == "beam" else (exact_search, rank_targets)
+    search, rank = SEARCHES[name]
     is_candidate = torch.isin(torch.from_numpy(targets), trie.items.cpu())
 
     def find(logits: Tensor, rows: np.ndarray) -> Found:
@@ -319,7 +332,7 @@ def searches(
     if model.config.predicts == ITEMS:
         search = model.item_search(Items(catalog, candidates).to(next(model.parameters()).device), k)
         return make_item_search(search, targets, left_out), search.scores
-    trie, protocol = Trie(catalog.codes[candidates], candidates), PROTOCOLS[args.protocol]
+    trie, protocol = Trie(catalog.codes[candidates], candidates, catalog.codebook), PROTOCOLS[args.protocol]
     trie = trie.to(next(model.parameters()).device)
     if not protocol.ids_decide:
         print_ties(trie)
@@ -410,8 +423,17 @@ class BlendSearch:
 def shortened(lists: TopK) -> Iterator[tuple[list[int], list[float]]]:
     """The items and scores of each user's list, without the places where the search found nothing."""
     for items, scores in zip(lists.items.tolist(), lists.scores.tolist(), strict=True):
-        count = sum(item >= 0 for item in items)
-        yield items[:count], scores[:count]
+        found = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
+        yield [item for item, _ in found], [score for _, score in found]
+
+
+def invalid_shares(found: Found, topk: list[int]) -> dict[str, float]:
+    """The share of places, up to each k, that the codes of no item take in lists of free search; and prints it."""
+    invalid = (found.items < 0) & (found.scores > -torch.inf)  # (B, k)
+    shares = {f"invalid@{k}": round(invalid[:, :k].double().mean().item(), 6) for k in topk}
+    told = ", ".join(f"{share:.1%} of the first {k.removeprefix('invalid@')}" for k, share in shares.items())
+    print(f"codes that no item has take {told} places of the lists")
+    return shares
 
 
 def write_gains(path: str, gains: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> None:

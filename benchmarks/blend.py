@@ -28,7 +28,7 @@ from utils.blend import FEATURES, NETWORK, Blend, Blender, Domain
 from utils.cli import positive_int, run
 from utils.data import Sequences, cumulate
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.scores import LogStatistics, history_weights, unit_rows
 from utils.search import exact_search
 from utils.Trie import Trie
@@ -55,7 +55,8 @@ def main() -> None:
     without = Blend({name: weight for name, weight in WEIGHTS.items() if name != NETWORK}, blend.scales)
     blenders = Blender(blend, domain, every, codes), Blender(without, domain, every)
     batches = [log.select(rng.integers(0, len(log), args.users)) for _ in range(args.repeats + 1)]
-    logits = torch.randn(args.users, CODES_PER_ITEM, VOCABULARY, generator=torch.Generator().manual_seed(args.seed))
+    generator = torch.Generator().manual_seed(args.seed)
+    logits = torch.randn(args.users, PUBLISHED.per_item, PUBLISHED.vocabulary, generator=generator)
     check(blenders[0], batches[0], logits.log_softmax(-1), codes)
     ways = {
         "search": lambda batch: exact_search(logits, trie, common.TOP),
@@ -90,7 +91,7 @@ def brute_force(blender: Blender, histories: Sequences, log_probs: torch.Tensor,
     for name, weights in (("text_mean", decayed), ("text_last", last)):
         scores = scores + blender.blend.factor(name) * (unit_rows(weights @ domain.rows) @ domain.rows.T)
     scores += blender.blend.factor("era") * domain.log.eras.gains(histories)
-    for slot in range(CODES_PER_ITEM):
+    for slot in range(PUBLISHED.per_item):
         scores += blender.blend.factor(NETWORK) * log_probs[:, slot, codes[:, slot].astype(np.int64)].numpy()
     transitions = (decayed @ domain.log.transitions).toarray()
     scores += blender.blend.factor("transitions") * np.log1p(transitions / (0.1 * domain.log.share))

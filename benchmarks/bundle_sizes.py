@@ -40,7 +40,7 @@ from utils.cli import positive_int, run
 from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
 from utils.files import fingerprint, save_json
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.fsq import PUBLISHED
 from utils.util import set_seed
 from utils.whitening import Whitening
 
@@ -109,13 +109,13 @@ def make_bundle(folder: Path, args: argparse.Namespace) -> None:
     model.save_weights(version / "model")
     tokenizer.save_weights(version / "tokenizer")
     save_whitening(version / "whitening.npz", Whitening(np.zeros(args.width), np.eye(args.width)))
-    arrays = {"texts": (args.width, "float32"), "codes": (CODES_PER_ITEM, "int16")}
+    arrays = {"texts": (args.width, "float32"), "codes": (PUBLISHED.per_item, "int16")}
     store, rng = ItemStore.create(version, arrays), np.random.default_rng(args.seed)
     block = rng.standard_normal((AT_ONCE, args.width), dtype=np.float32)
     for start in range(0, args.items, AT_ONCE):
         count = min(AT_ONCE, args.items - start)
         rows = block[:count] * rng.choice(np.float32([-1, 1]), args.width)  # other rows each time, drawn fast
-        codes = rng.integers(0, CODEBOOK_SIZE, (count, CODES_PER_ITEM), dtype=np.int16)
+        codes = rng.integers(0, PUBLISHED.size, (count, PUBLISHED.per_item), dtype=np.int16)
         items = (Item(number, f"item {number}", {"title": f"item {number}"}) for number in range(start, start + count))
         store.append(items, {"texts": rows, "codes": codes}, np.zeros(count, dtype=bool))
     files = [path for path in version.rglob("*") if path.is_file() and path.suffix not in (".bin", ".sqlite")]
@@ -133,7 +133,7 @@ def check(recommender: Recommender) -> None:
         table = model.next_item(batch)[0].log_softmax(-1).double().numpy()  # (K, V)
     scores = np.concatenate(
         [
-            sum(table[slot, catalog.codes[start : start + AT_ONCE, slot]] for slot in range(CODES_PER_ITEM))
+            sum(table[slot, catalog.codes[start : start + AT_ONCE, slot]] for slot in range(PUBLISHED.per_item))
             for start in range(0, view.change.numbers, AT_ONCE)
         ]
     )

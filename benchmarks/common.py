@@ -20,7 +20,7 @@ from utils.data import WINDOW, Catalog, Sequences, cumulate
 from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.fsq import PUBLISHED
 from utils.util import add_device_flags, append_results, pick_device, set_seed
 
 EMBEDDING_WIDTH = 768
@@ -89,7 +89,7 @@ def draw_histories(args: argparse.Namespace, count: int, rng: np.random.Generato
 
 def draw_codes(items: int, rng: np.random.Generator) -> np.ndarray:
     """Random codes (items, K) int16."""
-    return rng.integers(0, CODEBOOK_SIZE, (items, CODES_PER_ITEM), dtype=np.int16)
+    return rng.integers(0, PUBLISHED.size, (items, PUBLISHED.per_item), dtype=np.int16)
 
 
 def draw_catalog(items: int, rng: np.random.Generator) -> Catalog:
@@ -145,9 +145,9 @@ def model_flops(lengths: np.ndarray, layers: int, width: int, vocabulary: int) -
 
     They are those of the matrix products and of the pairs that attention sees, nothing else.
     """
-    tokens = CODES_PER_ITEM * lengths.sum()
-    pairs = CODES_PER_ITEM**2 * (lengths * (lengths + 1) // 2).sum()  # a token sees its own and all earlier items
-    per_token = layers * 12 * width**2 + width * EMBEDDING_WIDTH // CODES_PER_ITEM + width * vocabulary
+    tokens = PUBLISHED.per_item * lengths.sum()
+    pairs = PUBLISHED.per_item**2 * (lengths * (lengths + 1) // 2).sum()  # a token sees its own and all earlier items
+    per_token = layers * 12 * width**2 + width * EMBEDDING_WIDTH // PUBLISHED.per_item + width * vocabulary
     return float(2 * tokens * per_token + layers * 4 * width * pairs)
 
 

@@ -27,7 +27,7 @@ from benchmarks.published import PublishedModel, dictionary_trie, padded_rows, w
 from utils.cli import positive_int, run
 from utils.data import Catalog, Sequences
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.Trie import Trie
 
 CHECKED_USERS = 16
@@ -74,9 +74,9 @@ def main() -> None:
 def flops(lengths: np.ndarray, layers: int, width: int) -> float:
     """FLOPs of predicting from histories of lengths (B,): the last block computes only the last item's queries."""
     whole = common.model_flops(lengths, layers - 1, width, vocabulary=0)
-    keys_values = 2 * CODES_PER_ITEM * lengths.sum() * 2 * width**2
-    per_query = 10 * width**2 + 2 * width * CODES_PER_ITEM * lengths.mean() + width * VOCABULARY
-    return whole + keys_values + 2 * CODES_PER_ITEM * len(lengths) * per_query
+    keys_values = 2 * PUBLISHED.per_item * lengths.sum() * 2 * width**2
+    per_query = 10 * width**2 + 2 * width * PUBLISHED.per_item * lengths.mean() + width * PUBLISHED.vocabulary
+    return whole + keys_values + 2 * PUBLISHED.per_item * len(lengths) * per_query
 
 
 @torch.inference_mode()
@@ -85,7 +85,7 @@ def recommend_published(
 ) -> list[list[int]]:
     """The published way: one batch, padded to its longest history, all logits, and a walk per user and beam."""
     rows = padded_rows(histories, catalog, int(histories.lengths.max()))
-    logits = model(*(side.to(device) for side in rows)).unflatten(1, (-1, CODES_PER_ITEM))  # (B, L, K, V)
+    logits = model(*(side.to(device) for side in rows)).unflatten(1, (-1, PUBLISHED.per_item))  # (B, L, K, V)
     last = torch.from_numpy(histories.lengths - 1)
     return walk_trie(logits[torch.arange(len(last)), last].float().cpu(), trie, common.TOP)
 
@@ -98,9 +98,9 @@ def check(published: PublishedModel, histories: Sequences, catalog: Catalog, rec
     codes = torch.from_numpy(catalog.codes).long()
     for user in range(len(some)):
         rows = padded_rows(some.select(np.array([user])), catalog, int(some.lengths[user]))
-        logits = published(*(side.to(device) for side in rows))[0, -CODES_PER_ITEM:]
+        logits = published(*(side.to(device) for side in rows))[0, -PUBLISHED.per_item :]
         log_probs = logits.log_softmax(-1).cpu()  # (K, V)
-        scores = sum(log_probs[slot, codes[:, slot]] for slot in range(CODES_PER_ITEM))
+        scores = sum(log_probs[slot, codes[:, slot]] for slot in range(PUBLISHED.per_item))
         # Rounding may order nearly equal scores otherwise: compare what was found by score.
         expected = torch.sort(scores, descending=True).values[: common.TOP]
         if not torch.allclose(scores[found[user]], expected, atol=1e-4):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from model import RecGPT
-from modeling_gpt2_rec import item_block_mask
 from utils.data import Catalog, Sequences
-from utils.fsq import CODES_PER_ITEM, PADDING
+from utils.fsq import PUBLISHED
+from utils.masks import item_block_mask
 
 
 class PublishedModel(nn.Module):
@@ -32,15 +32,15 @@ class PublishedModel(nn.Module):
         inputs = self.model.fuse(codes, embeddings)  # (B, T, D)
         tokens = inputs.shape[1]
         positions = torch.arange(tokens, device=inputs.device)
-        visible = item_block_mask(positions, positions, CODES_PER_ITEM)  # (T, T)
-        real = (codes != PADDING).all(-1).repeat_interleave(CODES_PER_ITEM, 1)  # (B, T)
+        visible = item_block_mask(positions, positions, PUBLISHED.per_item)  # (T, T)
+        real = (codes != PUBLISHED.padding).all(-1).repeat_interleave(PUBLISHED.per_item, 1)  # (B, T)
         mask = ~(visible & real[:, None, None, :]) * torch.finfo(torch.float32).min  # (B, 1, T, T), added to the scores
         return self.model.pred_head(self.model.gpt2model(inputs, positions[None], attention_mask=mask))
 
 
 def padded_rows(sequences: Sequences, catalog: Catalog, items: int) -> tuple[Tensor, Tensor]:
     """Rows of `items` items: codes (B, items, K) int64, padded with 15360, and embeddings (B, items, E) with zero."""
-    codes = np.full((len(sequences), items, CODES_PER_ITEM), PADDING, dtype=np.int64)
+    codes = np.full((len(sequences), items, PUBLISHED.per_item), PUBLISHED.padding, dtype=np.int64)
     embeddings = np.zeros((len(sequences), items, catalog.embeddings.shape[1]), dtype=np.float32)
     for row in range(len(sequences)):
         history = sequences.items[sequences.offsets[row] : sequences.offsets[row + 1]]
@@ -51,10 +51,10 @@ def padded_rows(sequences: Sequences, catalog: Catalog, items: int) -> tuple[Ten
 
 def published_loss(model: PublishedModel, codes: Tensor, embeddings: Tensor) -> tuple[Tensor, int]:
     """Summed cross-entropy of token t + 4 at every token t, and the number of real targets."""
-    logits = model(codes, embeddings)[:, :-CODES_PER_ITEM]
-    targets = codes.flatten(1)[:, CODES_PER_ITEM:]
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PADDING, reduction="sum")
-    return total, int((targets != PADDING).sum())
+    logits = model(codes, embeddings)[:, : -PUBLISHED.per_item]
+    targets = codes.flatten(1)[:, PUBLISHED.per_item :]
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=PUBLISHED.padding, reduction="sum")
+    return total, int((targets != PUBLISHED.padding).sum())
 
 
 def dictionary_trie(codes: np.ndarray) -> dict:
@@ -73,7 +73,7 @@ def walk_trie(
     for user_logits in logits:
         log_probs = (user_logits / 0.1).log_softmax(-1)  # (K, V)
         alive = [(0.0, trie)]
-        for depth in range(CODES_PER_ITEM):
+        for depth in range(PUBLISHED.per_item):
             grown = []
             for score, node in alive:
                 children = list(node)

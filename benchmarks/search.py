@@ -30,7 +30,7 @@ from benchmarks import common
 from benchmarks.published import dictionary_trie, walk_trie
 from utils.cli import positive_float, positive_int, run
 from utils.errors import InputError
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.search import SCAN_USERS, TopK, beam_search, exact_search, scan
 from utils.Trie import Trie
 from utils.util import pick_device
@@ -62,7 +62,8 @@ def main() -> None:
         ways["published"] = lambda part: walk_trie(part.cpu(), dictionaries, common.TOP)
     for entropy in args.entropy:
         generator = torch.Generator().manual_seed(args.seed)
-        random = torch.randn(args.users * (args.repeats + 1), CODES_PER_ITEM, VOCABULARY, generator=generator)
+        users, shape = args.users * (args.repeats + 1), (PUBLISHED.per_item, PUBLISHED.vocabulary)
+        random = torch.randn(users, *shape, generator=generator)
         logits = (random * scale_for(entropy, random[: args.users])).to(device).split(args.users)
         shares = check(logits[0], trie, codes)
         times = time_ways(ways, logits, args.published_repeats)
@@ -103,7 +104,7 @@ def time_ways(ways: dict[str, Callable], logits: tuple[torch.Tensor, ...], publi
 
 def check_entropies(entropies: list[float]) -> None:
     """InputError for more than the entropy of a uniform distribution, which no logits have."""
-    most = math.log(VOCABULARY)
+    most = math.log(PUBLISHED.vocabulary)
     if max(entropies) >= most:
         raise InputError(f"--entropy {max(entropies):g} cannot be reached; a uniform distribution has {most:.2f} nats.")
 
@@ -133,7 +134,7 @@ def check(logits: torch.Tensor, trie: Trie, codes: np.ndarray) -> dict[str, floa
     for user in range(min(CHECKED_USERS, len(logits))):
         log_probs = logits[user].log_softmax(-1).cpu().numpy()
         scores = log_probs[0, codes[:, 0]]
-        for slot in range(1, CODES_PER_ITEM):
+        for slot in range(1, PUBLISHED.per_item):
             scores = scores + log_probs[slot, codes[:, slot]]
         best = np.argsort(-scores, kind="stable")[: common.TOP]
         if not np.array_equal(best, found.items[user, : len(best)].cpu()):
@@ -147,12 +148,12 @@ def needed_shares(logits: torch.Tensor, trie: Trie, kth: torch.Tensor) -> dict[s
     By gaps: items with a code whose gap is at most a quarter of the k-th item's. By the first code: items whose first
     code together with the best code in every other slot could still win.
     """
-    log_probs = logits.log_softmax(-1)[..., :CODEBOOK_SIZE]  # (B, K, codes)
+    log_probs = logits.log_softmax(-1)[..., : PUBLISHED.size]  # (B, K, codes)
     gaps = log_probs.amax(-1, keepdim=True) - log_probs
     allowed = (log_probs.amax(-1).sum(-1) - kth)[:, None, None]  # (B, 1, 1) gap of the k-th item
     items = trie.code_starts.diff(dim=1) / len(trie) / len(logits)  # (K, codes)
     return {
-        "share_by_gaps": ((gaps <= allowed / CODES_PER_ITEM) * items).sum().item(),
+        "share_by_gaps": ((gaps <= allowed / PUBLISHED.per_item) * items).sum().item(),
         "share_by_first_code": ((gaps <= allowed)[:, 0] * items[0]).sum().item(),
     }
 

@@ -28,7 +28,7 @@ from model import RecGPT
 from utils.cli import add_settings, positive_int, run
 from utils.data import Catalog, Sequences, training_batch
 from utils.errors import InputError
-from utils.fsq import VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.training.settings import OptimisationSettings
 
 CHECKED = 40  # histories whose loss is compared
@@ -69,7 +69,7 @@ def main() -> None:
         published_optimizer.step()
         published_optimizer.zero_grad()
 
-    sizes = (args.tf_layer, args.width, VOCABULARY)
+    sizes = (args.tf_layer, args.width, PUBLISHED.vocabulary)
     flops = 3 * np.array([common.model_flops(sequences.lengths[step_rows] - 1, *sizes) for step_rows in rows[1:]])
     dtype = torch.bfloat16 if args.mixed_precision == "bf16" else torch.float32
     counts = (rows.shape[1], published_rows.shape[1])

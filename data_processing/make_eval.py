@@ -67,12 +67,13 @@ def main() -> None:
     ):
         save_pickle(staging / "eval.pkl", merged)
         save_pickle(staging / "eval_id_map.pkl", {item: item for item in range(len(codes))})
-        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer, made)
-        metadata = {"encoder": encoder, "rows": len(codes), "width": tokenizer.embedding_width, "files": {".npy": made}}
+        width = next(iter(matrices.values())).shape[1]
+        save_token_list(staging / "token_id_list_eval.pkl", codes, tokenizer, made, width)
+        metadata = {"encoder": encoder, "rows": len(codes), "width": width, "files": {".npy": made}}
         save_json((staging / matrix_name).with_suffix(".json"), metadata)
     print(
         f"{output}: {len(merged)} users, {sum(map(len, merged.values()))} interactions, "
-        f"{describe(codebook_report(codes))}"
+        f"{describe(codebook_report(codes, codebook=tokenizer.codebook))}"
     )
 
 

@@ -155,8 +155,9 @@ def write_eval(
         save_pickle(staging / "eval_id_map.pkl", {item: row for row, item in enumerate(items.tolist())})
         save_matrix(staging / matrix_name, embeddings[items])
         made = fingerprint(staging / matrix_name)
-        save_token_list(staging / "token_id_list_eval.pkl", codes[items], tokenizer, made, ids=items)
-        metadata = {"encoder": encoder, "rows": len(items), "width": embeddings.shape[1], "files": {".npy": made}}
+        width = embeddings.shape[1]
+        save_token_list(staging / "token_id_list_eval.pkl", codes[items], tokenizer, made, width, ids=items)
+        metadata = {"encoder": encoder, "rows": len(items), "width": width, "files": {".npy": made}}
         save_json((staging / matrix_name).with_suffix(".json"), metadata)
     print(f"{folder}: {len(lists)} users, of each the last item is the target; {len(items)} items")
 

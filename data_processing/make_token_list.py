@@ -3,11 +3,15 @@
     python data_processing/make_token_list.py --embeddings data/pre_train/all_item_text_embeddings.npy \\
         --output data/pre_train/token_id_list.pkl
     python data_processing/make_token_list.py --embeddings E.npy --vae_ckpt vae_ckpt/mine.pt --output codes.pkl
+    python data_processing/make_token_list.py --embeddings E.npy --random 0 --output codes.pkl
 
-Writes OUTPUT, a list of N lists of four codes in row order; beside it, with .npy in place of .pkl, the same codes as an
-array (N, 4) int16, and with .json the fingerprints of tokenizer and embeddings, the number of items and the embedding
+Writes OUTPUT, a list of N lists of K codes in row order; beside it, with .npy in place of .pkl, the same codes as an
+array (N, K) int16, and with .json the fingerprints of tokenizer and embeddings, the number of items and the embedding
 width. Prints how well the codes distinguish items. Only a chunk of the embeddings is in memory; a run that was killed
 resumes where it stopped.
+
+--random draws the codes of each text at random, to learn what their meaning is worth. Whatever asks for --vae_ckpt
+makes the same codes for the same texts when it is given random:SEED.
 """
 
 import sys
@@ -21,7 +25,7 @@ if __name__ == "__main__":
 
 from ae_trainer import DEFAULT_TOKENIZER, load_tokenizer
 from data_processing.parts.codes import write_token_list
-from utils.cli import parser, run
+from utils.cli import parser, run, seed
 from utils.datasets import is_whitened
 from utils.errors import InputError
 from utils.util import add_device_flags, pick_device
@@ -32,6 +36,9 @@ def main() -> None:
     flags = parser(__doc__)
     flags.add_argument("--embeddings", required=True, metavar="FILE", help=".npy matrix (items, width)")
     flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
+    flags.add_argument(
+        "--random", type=seed, metavar="SEED", help="draw the codes at random, as --vae_ckpt random:SEED"
+    )
     flags.add_argument("--output", required=True, metavar="FILE", help="list of codes to write, .pkl")
     add_device_flags(flags)
     args = flags.parse_args()
@@ -42,7 +49,7 @@ def main() -> None:
     replaced = output.with_suffix(".npy")
     if replaced.is_file() and source.is_file() and replaced.samefile(source):
         raise InputError(f"--output {output}: its .npy would replace --embeddings {args.embeddings}. Name another.")
-    tokenizer = load_tokenizer(args.vae_ckpt, pick_device(args))
+    tokenizer = load_tokenizer(args.vae_ckpt if args.random is None else f"random:{args.random}", pick_device(args))
     if tokenizer.whitens != is_whitened(source):
         raise InputError(
             f"{args.vae_ckpt} {'whitens' if tokenizer.whitens else 'does not whiten'} embeddings, and {source} has "

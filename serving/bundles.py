@@ -84,7 +84,8 @@ class Bundle:
             self.model, _ = load_model(self.folder / "model", device, mapped=True)
             self.tokenizer = load_tokenizer(self.folder / "tokenizer")
             needed = {"codes"} if self.tokenizer.whitens and not prepared.is_file() else {"codes", "embeddings"}
-            if not needed <= self.store.widths.keys() or self.model.config.embedding_width != self.width:
+            fits = needed <= self.store.widths.keys() and self.model.config.embedding_width == self.width
+            if not fits or self.tokenizer.codebook != self.model.config.codebook:
                 raise InputError(f"{header_path}: 'arrays' does not fit the model. {REMEDY}")
             if half:
                 halve(self.model)

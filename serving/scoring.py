@@ -40,11 +40,12 @@ def load_parts(
     tokenizer = load_tokenizer(vae_ckpt, device)
     model, metadata = load_model(ckpt_path, device, layers)
     encoder = tokenizer.prepared_encoder(noted_encoder(source))
-    at_hand = Origin(source, embeddings.shape[1], encoder, tokenizer.fingerprint())
-    known = (metadata.get("encoder"), metadata.get("tokenizer"))
+    at_hand = Origin(source, embeddings.shape[1], encoder, tokenizer.fingerprint(), tokenizer.codebook)
+    known = (metadata.get("encoder"), metadata.get("tokenizer"), model.config.codebook)
     check_fit(Origin(ckpt_path, model.config.embedding_width, *known), at_hand)
     prepared = tokenizer.prepare(embeddings, str(source))
-    catalog = Catalog(tokenizer.tokenize(prepared, str(source)), prepared, source=str(source))
+    codes = tokenizer.tokenize(prepared, str(source))
+    catalog = Catalog(codes, prepared, source=str(source), codebook=tokenizer.codebook)
     return Parts(model, metadata, tokenizer, catalog)
 
 
@@ -92,7 +93,8 @@ def scores_of_all(model: RecGPT, catalog: Catalog, users: int, histories: Sequen
 
 def code_scores(codes: Tensor, log_probs: Tensor) -> Tensor:
     """The scores (B, N) of items with codes (N, K) int16, from log-probabilities (B, K, V), some items at a time."""
-    table, slots = code_table(log_probs), slot_rows(codes.device)
+    table = code_table(log_probs)
+    slots = slot_rows(table, codes.shape[1])
     scores = torch.empty(len(log_probs), len(codes), device=codes.device)
     for start in range(0, len(codes), ITEMS_AT_ONCE):
         rows = codes[start : start + ITEMS_AT_ONCE].int() + slots

@@ -22,7 +22,6 @@ from utils.blend import Blender, Domain
 from utils.checkpoint import ITEMS
 from utils.data import Catalog, SeqBatch, Sequences, make_batch
 from utils.errors import InputError, shown
-from utils.fsq import CODEBOOK_SIZE
 from utils.names import TITLES
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class View:
             codes = bundle.store.array("codes", numbers)
             check_codes(codes, earlier.change.numbers if earlier and earlier.bundle is bundle else 0, bundle)
             read = bundle.store.array("embeddings", numbers) if "embeddings" in bundle.store.widths else rows
-            self.catalog = Catalog(codes, read, source=str(bundle.folder))
+            self.catalog = Catalog(codes, read, source=str(bundle.folder), codebook=bundle.model.config.codebook)
             if bundle.model.config.predicts == ITEMS:
                 self.search = bundle.model.item_search(Items(self.catalog).to(bundle.device), 1)
             elif bundle.blend is None:
@@ -180,7 +179,8 @@ class View:
             prepared = bundle.prepared(new.embeddings[numbers[len(known) :] - self.change.numbers])
             codes = np.concatenate([self.catalog.codes[known], bundle.tokenizer.tokenize(prepared)])
             embeddings = np.concatenate([self.catalog.embed(known), prepared])
-            return make_batch(Sequences(None, local, read.offsets), Catalog(codes, embeddings)).to(bundle.device)
+            catalog = Catalog(codes, embeddings, codebook=self.catalog.codebook)
+            return make_batch(Sequences(None, local, read.offsets), catalog).to(bundle.device)
 
     @torch.no_grad()
     def combined(self, histories: Sequences, new: New, said: Tensor | None) -> Tensor:
@@ -243,5 +243,5 @@ def damage_of(bundle: Bundle) -> Iterator[None]:
 def check_codes(codes: np.ndarray, checked: int, bundle: Bundle) -> None:
     """InputError for codes (N, K) int16 that are none, of numbers of which so many were `checked` before."""
     new = codes[checked:]
-    if len(new) and not 0 <= new.min() <= new.max() < CODEBOOK_SIZE:
+    if len(new) and not 0 <= new.min() <= new.max() < bundle.model.config.codebook.size:
         raise InputError(f"{bundle.folder / 'codes.bin'} has codes that are none: it is damaged. {REMEDY}")

@@ -15,6 +15,7 @@ from serving.view import View
 from tests import runs
 from utils.cli import run
 from utils.errors import InputError
+from utils.masks import MASKS
 from utils.search import exact_search
 
 SMALL = "--items 300 --repeats 2 --published_repeats 1 --device cpu "
@@ -106,10 +107,6 @@ def test_runs_that_tell_nothing_are_refused(monkeypatch, capsys):
         steady.quarter(records, [(1.5, 1.0, 0.1)], 0)
 
 
-def causal_mask(queries, keys, per_item):
-    return keys[..., None, :] <= queries[..., :, None]
-
-
 def worst_search(logits, trie, k):
     return exact_search(-logits, trie, k)
 
@@ -121,7 +118,7 @@ def no_popularity(domain):
 @pytest.mark.parametrize(
     ("name", "target", "wrong"),
     [
-        ("train", "modeling_gpt2_rec.item_block_mask", causal_mask),
+        ("train", "model.MASKS", {"item_block": MASKS["causal"]}),
         ("predict", "predict.exact_search", worst_search),
         ("search", "benchmarks.search.exact_search", worst_search),
         ("blend", "utils.blend.Domain.popularity", no_popularity),

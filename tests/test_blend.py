@@ -22,7 +22,7 @@ from utils.checkpoint import save_state
 from utils.data import Catalog, Sequences, make_batch
 from utils.errors import InputError
 from utils.files import content
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.scores import LogStatistics, Statistics, rank_by
 from utils.search import places_of
 from utils.whitening import whiten
@@ -41,9 +41,9 @@ def catalog():
     log = Sequences.of(*((ITEMS * rng.random(rng.integers(0, 30)) ** 3).astype(int).tolist() for _ in range(900)))
     near = neighbours(rng.standard_normal((ITEMS, ITEMS)).astype(np.float32))
     domain = Domain(whiten(embeddings), LogStatistics.of(log, ITEMS), near)
-    codes = rng.integers(0, VOCABULARY - 1, (ITEMS, CODES_PER_ITEM)).astype(np.int16)
+    codes = rng.integers(0, PUBLISHED.vocabulary - 1, (ITEMS, PUBLISHED.per_item)).astype(np.int16)
     histories = Sequences.of([1, 2, 1, 5], [3], [7] * 20, list(range(40)), *log.lists()[:70])
-    log_probs = torch.randn(len(histories), CODES_PER_ITEM, VOCABULARY).log_softmax(-1)
+    log_probs = torch.randn(len(histories), PUBLISHED.per_item, PUBLISHED.vocabulary).log_softmax(-1)
     return domain, codes, histories, log_probs, log
 
 
@@ -88,7 +88,7 @@ def test_a_network_that_scores_items_is_blended_by_its_scores(catalog):
     domain, codes, histories, log_probs, _ = catalog
     candidates = np.setdiff1d(np.arange(ITEMS), [3, 500, 2999])
     blender = Blender(Blend(WEIGHTS, SCALES), domain, candidates, codes)
-    scores = sum(log_probs[:, slot, codes[candidates, slot].astype(np.int64)] for slot in range(CODES_PER_ITEM))
+    scores = sum(log_probs[:, slot, codes[candidates, slot].astype(np.int64)] for slot in range(PUBLISHED.per_item))
     torch.testing.assert_close(blender.scores(histories, scores), blender.scores(histories, log_probs))
     assert torch.equal(blender.search(histories, 9, scores).items, blender.search(histories, 9, log_probs).items)
     of_all, one_nan = torch.randn(len(histories), ITEMS), scores.clone()

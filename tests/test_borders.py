@@ -13,7 +13,7 @@ from model import RecGPT, RecGPTConfig, load_model
 from tests import runs
 from utils.data import Catalog, Sequences, group_by_length, make_batch, training_batch
 from utils.errors import InputError
-from utils.fsq import VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.metrics import Ranks, TopKAccumulator, list_ranks, score_ranks
 from utils.past_key_values import append_item, split_cache
 from utils.search import beam_search, exact_search, rank_found, rank_targets
@@ -21,7 +21,7 @@ from utils.TimeLogger import TimeLogger
 from utils.Trie import Trie
 
 CODES = np.random.default_rng(0).integers(0, 20, (100, 4))
-LOGITS = torch.randn(3, 4, VOCABULARY, generator=torch.Generator().manual_seed(0))
+LOGITS = torch.randn(3, 4, PUBLISHED.vocabulary, generator=torch.Generator().manual_seed(0))
 TRIE = Trie(CODES)
 
 
@@ -234,7 +234,7 @@ def test_an_appended_item_is_one_for_each_history(model):
         model.hidden(batch, cache)
     caches = split_cache(cache, batch.last)
     codes, embeddings = torch.tensor(items.codes[7:]), torch.tensor(items.embeddings[7:])
-    assert append_item(model, caches, codes, embeddings)[0].shape == (3, 4, VOCABULARY)
+    assert append_item(model, caches, codes, embeddings)[0].shape == (3, 4, PUBLISHED.vocabulary)
     fewer = (codes[:1], embeddings[:1]), (codes, embeddings[:1]), (codes[:1], embeddings)
     values = (codes - 20000, embeddings), (codes * 0 + 15360, embeddings)
     for odd in (

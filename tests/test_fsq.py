@@ -7,19 +7,19 @@ import torch
 from ae_trainer import AutoEncoder, codebook_report
 from tests.golden import recipe
 from utils.errors import InputError
-from utils.fsq import BASIS, CODEBOOK_SIZE, FSQ, LEVELS, PADDING, VOCABULARY
+from utils.fsq import FSQ, PUBLISHED
 
 
 def test_sizes_agree():
-    assert np.prod(LEVELS) == CODEBOOK_SIZE == PADDING == VOCABULARY - 1
-    assert list(BASIS) == np.cumprod([1, *LEVELS[:-1]]).tolist()
+    assert np.prod(PUBLISHED.levels) == PUBLISHED.size == PUBLISHED.padding == PUBLISHED.vocabulary - 1
+    assert list(PUBLISHED.basis) == np.cumprod([1, *PUBLISHED.levels[:-1]]).tolist()
 
 
 def test_every_code_there_and_back():
     quantizer = FSQ(8)
-    indices = torch.arange(CODEBOOK_SIZE)
+    indices = torch.arange(PUBLISHED.size)
     codes = quantizer.indices_to_codes(indices)
-    assert codes.unique(dim=0).shape[0] == CODEBOOK_SIZE
+    assert codes.unique(dim=0).shape[0] == PUBLISHED.size
     assert codes.abs().max() <= 1
     assert torch.equal(quantizer.codes_to_indices(codes), indices)
 
@@ -27,7 +27,7 @@ def test_every_code_there_and_back():
 def test_every_code_can_be_reached():
     """Numbers that the bound maps onto each level's middle are quantised to that level."""
     quantizer = FSQ(8)
-    indices = torch.arange(CODEBOOK_SIZE)
+    indices = torch.arange(PUBLISHED.size)
     digits = quantizer.indices_to_codes(indices) * quantizer.half_width
     z = torch.atanh(((digits + quantizer.offset) / quantizer.half_range).double().clamp(-0.9999, 0.9999)).float()
     reached = quantizer.codes_to_indices(quantizer.quantize(z - quantizer.shift))

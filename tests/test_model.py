@@ -27,6 +27,7 @@ from utils.data import (
     training_batch,
 )
 from utils.errors import InputError
+from utils.masks import MASKS
 from utils.past_key_values import append_item, split_cache
 
 CPU = torch.device("cpu")
@@ -82,22 +83,23 @@ def in_rows(model, batch, attention):
     inputs = model.fuse(batch.codes, batch.embeddings)[None]
     positions = torch.arange(inputs.shape[1])
     # Eager attention adds the mask to the scores; a boolean one would be added as 0 and 1.
-    added = ~modeling_gpt2_rec.item_block_mask(positions, positions, 4) * torch.finfo(torch.float32).min
+    added = ~model.gpt2model.mask(positions, positions, 4) * torch.finfo(torch.float32).min
     model.gpt2model.config._attn_implementation = attention
     try:
-        return model.gpt2model(inputs, token_positions(batch.positions)[None], attention_mask=added[None, None])[0]
+        return model.gpt2model(inputs, token_positions(batch.positions, 4)[None], attention_mask=added[None, None])[0]
     finally:
         model.gpt2model.config._attn_implementation = "item_block"
 
 
 def test_mask_is_what_the_design_says():
-    mask = modeling_gpt2_rec.item_block_mask(torch.arange(16), torch.arange(16), 4)
+    mask = MASKS["item_block"](torch.arange(16), torch.arange(16), 4)
     assert mask.tolist() == [[j // 4 <= i // 4 for j in range(16)] for i in range(16)]
 
 
-def test_no_token_sees_a_later_item():
+@pytest.mark.parametrize("name", MASKS)
+def test_no_token_sees_a_later_item(name):
     """Under a mask that shows later items, training would see padding, and appending an item would need other keys."""
-    mask = modeling_gpt2_rec.item_block_mask(torch.arange(16), torch.arange(16), 4)
+    mask = MASKS[name](torch.arange(16), torch.arange(16), 4)
     assert not any(mask[i, j] for i in range(16) for j in range(16) if j // 4 > i // 4)
 
 
@@ -269,7 +271,7 @@ def test_predicting_items_is_a_softmax_over_the_catalog(catalog, sequences, tmp_
     path.with_suffix(".json").unlink()
     assert load_model(path, CPU)[0].config.predicts == "items", "the weights say it, too"
     path.with_suffix(".json").write_text('{"config": {"predicts": "codes"}}')
-    with pytest.raises(InputError, match="was written to predict items, the JSON beside it says 'codes'"):
+    with pytest.raises(InputError, match="predicts is 'items' by the weights, 'codes' by the JSON"):
         load_model(path, CPU)
     path.with_suffix(".json").unlink()
     torch.save(dict(torch.load(path, weights_only=True)), path)  # as other programs write it: without the note
@@ -330,22 +332,18 @@ def test_cache_gives_what_the_whole_history_gives(model, catalog):
         torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
 
 
-def causal(queries, keys, per_item):
-    return keys[..., None, :] <= queries[..., :, None]
-
-
 def own_item_and_the_one_before(queries, keys, per_item):
     back = queries[..., :, None] // per_item - keys[..., None, :] // per_item
     return (back >= 0) & (back <= 1)
 
 
-@pytest.mark.parametrize("mask", [causal, own_item_and_the_one_before])
+@pytest.mark.parametrize("mask", [MASKS["causal"], own_item_and_the_one_before])
 @torch.inference_mode()
 def test_one_mask_decides_in_training_in_prediction_and_in_the_cache(model, catalog, monkeypatch, mask):
     histories = [[4, 8, 15, 2], [16, 23, 42, 7, 9, 1, 11], [3, 12]]
     batch = make_batch(Sequences.of(*histories), catalog)
     original = model.next_item_logits(batch)
-    monkeypatch.setattr(modeling_gpt2_rec, "item_block_mask", mask)
+    monkeypatch.setattr(model.gpt2model, "mask", mask)
     trained = model.pred_head(model.hidden(batch).unflatten(0, (-1, 4))[batch.last])
     assert not torch.allclose(trained, original, atol=1e-3)
     torch.testing.assert_close(model.next_item_logits(batch), trained, atol=1e-5, rtol=1e-5)
@@ -393,7 +391,7 @@ def test_heads_are_read_from_the_weights_themselves(model, tmp_path, capsys):
     plain = RecGPT(RecGPTConfig(layers=2, width=64, embedding_width=32))
     plain.load_state_dict(torch.load(path, weights_only=True))  # as any program reads it
     path.with_suffix(".json").write_text('{"config": {"heads": 2}}')
-    with pytest.raises(InputError, match="m.pt was written with 4 heads, the JSON beside it names 2"):
+    with pytest.raises(InputError, match="m.pt: heads is 4 by the weights, 2 by the JSON"):
         load_model(path, CPU)
 
 

@@ -14,7 +14,7 @@ from utils import compare, scores
 from utils.data import Sequences
 from utils.datasets import load_test
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.Trie import Trie
 from utils.whitening import unit_rows, whiten
 
@@ -254,10 +254,10 @@ def test_the_model_without_the_history_is_as_a_full_sort(seed, k):
     """Many items share codes, so that targets tie with items that are left out, within the lists and beyond them."""
     rng = np.random.default_rng(seed)
     items, users = int(rng.integers(1, 25)), 6
-    codes = rng.integers(0, 2, (items, CODES_PER_ITEM)).astype(np.int16)
+    codes = rng.integers(0, 2, (items, PUBLISHED.per_item)).astype(np.int16)
     candidates = np.flatnonzero(rng.random(items) < 0.8)
     candidates = candidates if len(candidates) else np.arange(items)
-    logits = torch.from_numpy(rng.integers(0, 2, (users, CODES_PER_ITEM, VOCABULARY)).astype(np.float32))
+    logits = torch.from_numpy(rng.integers(0, 2, (users, PUBLISHED.per_item, PUBLISHED.vocabulary)).astype(np.float32))
     lists, targets = (
         [rng.integers(0, items, rng.integers(1, 6)).tolist() for _ in range(users)],
         rng.integers(0, items, users),

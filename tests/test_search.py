@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from utils import search
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.fsq import VOCABULARY
+from utils.fsq import PUBLISHED
 from utils.search import ItemSearch, beam_search, exact_search, rank_found, rank_targets
 from utils.Trie import Trie
 
@@ -21,7 +21,7 @@ catalogs = st.lists(st.tuples(code, code, code, code), min_size=1, max_size=60)
 
 
 def random_logits(users: int, seed: int, tied: bool = False) -> torch.Tensor:
-    logits = torch.randn(users, 4, VOCABULARY, generator=torch.Generator().manual_seed(seed))
+    logits = torch.randn(users, 4, PUBLISHED.vocabulary, generator=torch.Generator().manual_seed(seed))
     return logits.mul(2).round() if tied else logits * 3
 
 
@@ -104,12 +104,25 @@ def test_exact_search_is_brute_force(way, catalog, k, seed, tied):
         assert all(score == -np.inf for score in scores[len(expected) :])
 
 
+def test_prefixes_asked_together_are_found_as_each_alone():
+    """A search of few steps must not run on into another item's codes while longer ones go on."""
+    trie = Trie(np.array([[0, 0, 0, 0], [1, 5, 0, 0], [1, 7, 0, 0], [1, 9, 0, 0]]))
+    assert trie.has_item(torch.tensor([[0, 5, 0, 0], [1, 9, 0, 0], [1, 5, 0, 0]])).tolist() == [False, True, True]
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 6, (60, 4))
+    trie, known = Trie(codes), set(map(tuple, codes.tolist()))
+    every = np.stack(np.meshgrid(*[np.arange(7)] * 4, indexing="ij"), -1).reshape(-1, 4)
+    assert trie.has_item(torch.from_numpy(every)).tolist() == [row in known for row in map(tuple, every.tolist())]
+
+
 @pytest.mark.parametrize("way", ["one chunk", "many chunks"])
 @given(catalogs, st.integers(1, 70), st.integers(0, 1000), st.sampled_from(["random", "rounded", "constant"]))
 @settings(max_examples=40, deadline=None)
 def test_targets_rank_among_all_candidates(way, catalog, k, seed, kind):
     """Ties by shared codes, by chance, and of everything with everything, within the list and beyond its end."""
-    logits = torch.zeros(3, 4, VOCABULARY) if kind == "constant" else random_logits(3, seed, kind == "rounded")
+    logits = random_logits(3, seed, kind == "rounded")
+    if kind == "constant":
+        logits = torch.zeros_like(logits)
     trie, codes = Trie(np.array(catalog)), torch.tensor(catalog)
     targets = codes[np.random.default_rng(seed).integers(0, len(catalog), 3)]
     with pytest.MonkeyPatch.context() as patch:
@@ -140,7 +153,7 @@ def test_items_of_no_probability_come_before_no_item(way, monkeypatch):
     """Finite logits may be so far apart that a score is -inf."""
     for name, value in WAYS[way].items():
         monkeypatch.setattr(search, name, value)
-    logits = torch.zeros(2, 4, VOCABULARY)
+    logits = torch.zeros(2, 4, PUBLISHED.vocabulary)
     logits[0, 0, 7], logits[0, 0, :7] = 3e38, -3e38
     top = exact_search(logits, Trie(np.array([[1, 0, 0, 0], [7, 0, 0, 0], [2, 0, 0, 0]])), 5)
     assert top.items.tolist() == [[1, 0, 2, -1, -1], [0, 1, 2, -1, -1]]

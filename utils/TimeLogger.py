@@ -15,7 +15,6 @@ from tqdm import tqdm
 from utils.data import SeqBatch
 from utils.errors import DiskError
 from utils.files import nan_to_none
-from utils.fsq import CODES_PER_ITEM
 
 LONGEST = 1 << 16  # bytes of a record
 RECORD = b'{"step": '  # how each record begins
@@ -66,6 +65,7 @@ class TimeLogger:
     def update(self, histories: int, tokens: int, batches: list[SeqBatch]) -> None:
         """Count one step: histories and target tokens of all processes, and this one's batches, for their padding."""
         self.steps += 1
+        self.per_item = batches[0].codes.shape[1]  # K
         self.histories += histories
         self.tokens += tokens
         self.items += sum(len(batch.codes) for batch in batches)
@@ -86,7 +86,7 @@ class TimeLogger:
             "lr": float(f"{lr:.5g}"),
             "step_s": round(seconds / self.steps, 4),
             "histories_per_s": round(self.histories / seconds, 2),
-            "items_per_s": round(self.tokens / CODES_PER_ITEM / seconds, 1),
+            "items_per_s": round(self.tokens / self.per_item / seconds, 1),
             "tokens_per_s": round(self.tokens / seconds, 1),
             "tflop_per_s": float(f"{self.tokens * self.flops / seconds / 1e12:.3g}"),
             "padding_share": round(1 - self.items / self.padded_items, 4),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from utils.errors import InputError
 from utils.files import fingerprint, load_array, read_json, require_file, save_json, staged_directory
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.fsq import PUBLISHED, Codebook, code_keys
 
 FORMAT = 2
 ARRAYS = ("codes", "items", "postings", "code_starts")
@@ -19,9 +19,9 @@ REMEDY = "Save the index again: Trie(codes).save(folder)."
 
 
 class Trie:
-    """Prefix tree over the codes of a catalog, and for every code the items that have it, as each of their four codes.
+    """Prefix tree over the codes of a catalog, and for every code the items that have it, as each of their K codes.
 
-    Items are sorted by their four codes, ties by ascending id. A node of depth d is a run of items in this order that
+    Items are sorted by their codes, ties by ascending id. A node of depth d is a run of items in this order that
     share their first d codes. Its number is its rank among the nodes of depth d; the only node of depth 0 is the root.
 
     Attributes:
@@ -29,20 +29,26 @@ class Trie:
         items: (N,) int32 item ids in the same order; int64 where an id needs it.
         starts: K + 1 tensors; `starts[d]` (nodes of depth d, plus one) int32, where each node begins, and at its end N.
         postings: (K, N) int32, in row p the ranks of all items in the sorted order, by code number p of theirs.
-        code_starts: (K, 15361) int64, where the ranks of each code begin in a row of `postings`, and at its end N.
+        code_starts: (K, V) int64, where the ranks of each code begin in a row of `postings`, and at its end N.
+        codebook: of the codes.
     """
 
-    def __init__(self, codes: np.ndarray | Tensor, items: np.ndarray | Tensor | None = None):
+    def __init__(
+        self,
+        codes: np.ndarray | Tensor,
+        items: np.ndarray | Tensor | None = None,
+        codebook: Codebook = PUBLISHED,
+    ):
         """Build from codes (N, K) of any integer type; `items` (N,) are their ids, 0 to N - 1 by default.
 
         Raises:
-            ValueError: codes are not (N, 4) integers in [0, 15360), or ids not N different integers of 0 or more.
+            ValueError: codes are not (N, K) integers of the codebook, or ids not N different integers of 0 or more.
         """
-        codes = np.asarray(codes)
-        if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
-            raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) integers, found {codes.shape} {codes.dtype}")
-        if codes.size and (codes.min() < 0 or codes.max() >= CODEBOOK_SIZE):
-            raise ValueError(f"codes must lie in [0, {CODEBOOK_SIZE}), found {codes.min()} to {codes.max()}")
+        codes, per_item, size = np.asarray(codes), codebook.per_item, codebook.size
+        if codes.ndim != 2 or codes.shape[1] != per_item or codes.dtype.kind not in "iu":
+            raise ValueError(f"codes must be (N, {per_item}) integers, found {codes.shape} {codes.dtype}")
+        if codes.size and (codes.min() < 0 or codes.max() >= size):
+            raise ValueError(f"codes must lie in [0, {size}), found {codes.min()} to {codes.max()}")
         ids = np.arange(len(codes)) if items is None else np.asarray(items)
         if ids.shape != (len(codes),) or ids.dtype.kind not in "iu":
             raise ValueError(f"items must be ({len(codes)},) integers, found {ids.shape} {ids.dtype}")
@@ -53,14 +59,15 @@ class Trie:
         order = np.argsort(ids, kind="stable") if items is not None else None
         if order is not None and (twice := np.flatnonzero(np.diff(ids[order]) == 0)).size:
             raise ValueError(f"item {ids[order][twice[0]]} is there twice: every item has one id and one row of codes")
-        for column in reversed(range(CODES_PER_ITEM)):  # least significant first: 16-bit radix sorts, each stable
+        for column in reversed(range(per_item)):  # least significant first: 16-bit radix sorts, each stable
             keys = codes[:, column] if order is None else codes[order, column]
             rank = np.argsort(keys, kind="stable")
             order = rank if order is None else order[rank]
-        self._set(codes[order], ids[order])
+        self._set(codes[order], ids[order], codebook)
 
-    def _set(self, codes: np.ndarray, items: np.ndarray) -> None:
+    def _set(self, codes: np.ndarray, items: np.ndarray, codebook: Codebook) -> None:
         """Set all arrays from codes (N, K) int16 and ids (N,) that are sorted already."""
+        self.codebook = codebook
         same = np.ones(len(codes), dtype=bool)  # whether an item has the first codes of the item before
         same[:1] = False
         starts = [np.array([0, len(codes)], dtype=np.int32)]
@@ -71,11 +78,11 @@ class Trie:
         self.codes = torch.from_numpy(codes)
         self.items = torch.from_numpy(items.astype(np.int32 if fits else np.int64))
         self.starts = [torch.from_numpy(start) for start in starts]
-        self.postings = torch.empty(CODES_PER_ITEM, len(codes), dtype=torch.int32)
-        self.code_starts = torch.zeros(CODES_PER_ITEM, CODEBOOK_SIZE + 1, dtype=torch.int64)
+        self.postings = torch.empty(codebook.per_item, len(codes), dtype=torch.int32)
+        self.code_starts = torch.zeros(codebook.per_item, codebook.size + 1, dtype=torch.int64)
         for row, column in enumerate(codes.T):
             self.postings[row] = torch.from_numpy(np.argsort(column, kind="stable"))
-            self.code_starts[row, 1:] = torch.from_numpy(np.bincount(column, minlength=CODEBOOK_SIZE).cumsum())
+            self.code_starts[row, 1:] = torch.from_numpy(np.bincount(column, minlength=codebook.size).cumsum())
 
     def save(self, folder: str | Path) -> None:
         """Write the index as a folder of .npy files, to be opened by memory mapping.
@@ -88,7 +95,8 @@ class Trie:
             for name, tensor in self._tensors().items():
                 np.save(stage / f"{name}.{saving}.npy", tensor.cpu().numpy())
             files = {path.name.split(".")[0]: [path.name, fingerprint(path)] for path in stage.iterdir()}
-        save_json(folder / "trie.json", {"format": FORMAT, "items": len(self), "files": files})
+        header = {"format": FORMAT, "items": len(self), **self.codebook.noted(), "files": files}
+        save_json(folder / "trie.json", header)
         for name in files:
             for path in folder.glob(f"{name}.*.npy"):
                 if path.name != files[name][0]:
@@ -111,10 +119,10 @@ class Trie:
         """The index that trie.json, at `path`, describes by `header`."""
         if header.get("format") != FORMAT:
             raise InputError(f"{path} is of format {header.get('format')!r}, expected {FORMAT}. {REMEDY}")
-        trie = object.__new__(cls)
+        trie, codebook = object.__new__(cls), Codebook.read(header, path)
         try:
             files = {name: (path.parent / file, known) for name, (file, known) in header["files"].items()}
-            trie._take(lambda name: torch.from_numpy(load_array(files[name][0], REMEDY, mode="c")))
+            trie._take(lambda name: torch.from_numpy(load_array(files[name][0], REMEDY, mode="c")), codebook)
             if header["items"] != len(trie):
                 raise ValueError(f"{header['items']!r} items")
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -128,11 +136,12 @@ class Trie:
         starts = {f"starts_{depth}": start for depth, start in enumerate(self.starts)}
         return {**{name: getattr(self, name) for name in ARRAYS}, **starts}
 
-    def _take(self, get: Callable[[str], Tensor]) -> None:
+    def _take(self, get: Callable[[str], Tensor], codebook: Codebook) -> None:
         """Set every array to what `get` returns for its name."""
+        self.codebook = codebook
         for name in ARRAYS:
             setattr(self, name, get(name))
-        self.starts = [get(f"starts_{depth}") for depth in range(CODES_PER_ITEM + 1)]
+        self.starts = [get(f"starts_{depth}") for depth in range(codebook.per_item + 1)]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -140,7 +149,7 @@ class Trie:
     def to(self, device: torch.device | str) -> "Trie":
         """The same index on another device."""
         tensors, moved = self._tensors(), object.__new__(Trie)
-        moved._take(lambda name: tensors[name].to(device))
+        moved._take(lambda name: tensors[name].to(device), self.codebook)
         return moved
 
     def node_codes(self, nodes: Tensor, depth: int) -> Tensor:
@@ -158,8 +167,8 @@ class Trie:
         One binary search per code, over all prefixes at once. ValueError unless codes are whole numbers, at most K.
         """
         prefixes = self._codes(prefixes)
-        if prefixes.shape[-1] > CODES_PER_ITEM:
-            raise ValueError(f"a prefix has at most {CODES_PER_ITEM} codes, found {tuple(prefixes.shape)}")
+        if prefixes.shape[-1] > self.codebook.per_item:
+            raise ValueError(f"a prefix has at most {self.codebook.per_item} codes, found {tuple(prefixes.shape)}")
         nodes = torch.zeros(prefixes.shape[:-1], dtype=torch.int64, device=self.items.device)
         if not len(self):
             return nodes - 1
@@ -170,7 +179,8 @@ class Trie:
             last = high - 1
             while (low < last).any():
                 middle = (low + last) // 2
-                right = self.node_codes(middle, depth + 1) < wanted
+                # Where a search has ended it stays: one step further begin the children of another node.
+                right = (low < last) & (self.node_codes(middle, depth + 1) < wanted)
                 low, last = torch.where(right, middle + 1, low), torch.where(right, last, middle)
             missing |= self.node_codes(low, depth + 1) != wanted
             nodes = low
@@ -193,7 +203,7 @@ class Trie:
 
     def has_item(self, codes: Tensor) -> Tensor:
         """Whether any item has exactly the codes (..., K): (...) bool."""
-        return self.has_prefix(_whole(self._codes(codes)))
+        return self.has_prefix(self._whole(self._codes(codes)))
 
     def next_codes(self, prefix: Tensor) -> Tensor:
         """Codes that may follow one prefix (d,), d < K, ascending; empty where no item has the prefix.
@@ -203,8 +213,8 @@ class Trie:
         prefix = self._codes(prefix)
         if prefix.ndim != 1:
             raise ValueError(f"expected one prefix (d,), found {tuple(prefix.shape)}")
-        if len(prefix) >= CODES_PER_ITEM:
-            raise ValueError(f"nothing follows {len(prefix)} codes: an item has {CODES_PER_ITEM}")
+        if len(prefix) >= self.codebook.per_item:
+            raise ValueError(f"nothing follows {len(prefix)} codes: an item has {self.codebook.per_item}")
         depth, node = len(prefix), self.find(prefix[None])
         if node.item() < 0:
             return torch.empty(0, dtype=torch.int64, device=self.items.device)
@@ -213,10 +223,10 @@ class Trie:
 
     def items_of(self, codes: Tensor) -> Tensor:
         """Ids of all items with exactly these K codes, ascending; empty where there are none."""
-        node = self.find(_whole(self._codes(codes), alone=True)[None]).item()
+        node = self.find(self._whole(self._codes(codes), alone=True)[None]).item()
         if node < 0:
             return self.items[:0].long()
-        return self.items[self.starts[CODES_PER_ITEM][node] : self.starts[CODES_PER_ITEM][node + 1]].long()
+        return self.items[self.starts[-1][node] : self.starts[-1][node + 1]].long()
 
     def restrict(self, allowed: np.ndarray) -> "Trie":
         """The index of some of the items (in stock, not yet seen), those whose ids a mask (ids,) of bool allows.
@@ -234,33 +244,25 @@ class Trie:
             raise ValueError(f"the mask has {len(allowed)} answers, the ids go up to {self.items.max()}")
         keep = allowed[self.items.numpy()]
         subset = object.__new__(Trie)
-        subset._set(self.codes.numpy()[keep], self.items.numpy()[keep])
+        subset._set(self.codes.numpy()[keep], self.items.numpy()[keep], self.codebook)
         return subset
 
     def extend(self, codes: np.ndarray, items: np.ndarray) -> "Trie":
         """The index with new items, codes (M, K) and ids (M,); nothing is sorted anew where all new ids are higher."""
-        new = Trie(codes, items)
+        new = Trie(codes, items, self.codebook)
         old_codes, old_items = self.codes.numpy(), self.items.numpy()
         if len(self) and len(new) and new.items.min() <= self.items.max():
-            return Trie(np.concatenate([old_codes, new.codes]), np.concatenate([old_items, new.items]))
+            both = np.concatenate([old_codes, new.codes]), np.concatenate([old_items, new.items])
+            return Trie(*both, self.codebook)
         # Every new id is higher, so that a new item comes after all old ones of the same codes.
-        ranks = np.searchsorted(_keys(old_codes), _keys(new.codes.numpy()), side="right")
+        ranks = np.searchsorted(code_keys(old_codes), code_keys(new.codes.numpy()), side="right")
         grown = object.__new__(Trie)
         ids = np.insert(old_items.astype(np.int64), ranks, new.items.numpy())
-        grown._set(np.insert(old_codes, ranks, new.codes.numpy(), axis=0), ids)
+        grown._set(np.insert(old_codes, ranks, new.codes.numpy(), axis=0), ids, self.codebook)
         return grown
 
-
-def _whole(codes: Tensor, alone: bool = False) -> Tensor:
-    """The same codes (..., K), or (K,) of one item `alone`; ValueError unless there are K."""
-    if codes.shape[-1:] != (CODES_PER_ITEM,) or (alone and codes.ndim > 1):
-        raise ValueError(f"an item has {CODES_PER_ITEM} codes, found {tuple(codes.shape)}")
-    return codes
-
-
-def _keys(codes: np.ndarray) -> np.ndarray:
-    """Codes (N, K) as numbers (N,) int64 in the same order; 15360**4 fits in 56 bits."""
-    keys = np.zeros(len(codes), dtype=np.int64)
-    for column in codes.T:
-        keys = keys * CODEBOOK_SIZE + column
-    return keys
+    def _whole(self, codes: Tensor, alone: bool = False) -> Tensor:
+        """The same codes (..., K), or (K,) of one item `alone`; ValueError unless there are K."""
+        if codes.shape[-1:] != (self.codebook.per_item,) or (alone and codes.ndim > 1):
+            raise ValueError(f"an item has {self.codebook.per_item} codes, found {tuple(codes.shape)}")
+        return codes

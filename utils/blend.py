@@ -25,7 +25,6 @@ from torch import Tensor
 
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.fsq import CODES_PER_ITEM, VOCABULARY
 from utils.scores import DECAY, REACH, LogStatistics, Statistics, history_weights, item_rows, places, repeats
 from utils.search import (
     FIRST_ITEMS,
@@ -175,7 +174,7 @@ class Blender:
         self.items = torch.from_numpy(candidates)
         self.rows = torch.from_numpy(domain.rows if every else domain.rows[candidates])  # (M, E)
         self.constant = torch.from_numpy(blend.factor(ITEM) * domain.popularity()[candidates]).float()[:, None]
-        self.codes = None if codes is None else torch.from_numpy(codes[candidates]).int() + slot_rows("cpu")
+        self.codes = None if codes is None else torch.from_numpy(codes[candidates]).int()
         self.eras = torch.from_numpy(domain.log.eras.item[candidates]) if blend.factor(ERA) else None  # (M,)
 
     def search(self, histories: Sequences, k: int, log_probs: Tensor | None = None) -> TopK:
@@ -244,6 +243,7 @@ class Blender:
             network = self.blend.factor(NETWORK) * self.checked_network(log_probs, len(histories), users)
             if network.ndim == 3:
                 table = code_table(network)
+                slots = slot_rows(table, network.shape[1])
             else:
                 given = F.pad(network, (0, 0, 0, -len(part) % 8)).T  # (M, B)
         by_item = self.corrections(part).tocsc()  # (B, M)
@@ -254,7 +254,7 @@ class Blender:
             if eras is not None:
                 block += eras[self.eras[start:end]]
             if table is not None:
-                block += F.embedding_bag(self.codes[start:end], table, mode="sum")
+                block += F.embedding_bag(self.codes[start:end] + slots, table, mode="sum")
             if given is not None:
                 block += given[start:end]
             entries = slice(*by_item.indptr[[start, end]].tolist())
@@ -263,10 +263,13 @@ class Blender:
 
     def checked_network(self, log_probs: Tensor | None, count: int, users: slice) -> Tensor:
         """What RecGPT says for some of `count` users; ValueError unless it is of its codes or of the candidates."""
-        expected = (count, CODES_PER_ITEM, VOCABULARY), (count, len(self.items))
-        found = None if log_probs is None else tuple(log_probs.shape)
-        if found not in expected:
-            raise ValueError(f"the blend reads RecGPT's log_probs {expected[0]} or scores {expected[1]}, found {found}")
+        found, scores = () if log_probs is None else tuple(log_probs.shape), (count, len(self.items))
+        per_item = 0 if self.codes is None else self.codes.shape[1]
+        if found != scores and (found[:2] != (count, per_item) or len(found) != 3):
+            needed = f"log_probs ({count}, {per_item}, V) or scores {scores}"
+            raise ValueError(f"the blend reads RecGPT's {needed}, found {found or None}")
+        if len(found) == 3 and len(self.codes) and self.codes.max() >= found[2]:
+            raise ValueError(f"the blend has codes up to {self.codes.max()}, and RecGPT's log_probs are of {found[2]}")
         if not torch.isfinite(log_probs[users]).all():
             raise ValueError("the blend reads RecGPT's log_probs or scores, found NaN or infinity")
         return log_probs[users]

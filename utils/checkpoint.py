@@ -21,10 +21,15 @@ from torch import Tensor, nn
 from utils.config import save_settings
 from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
+from utils.fsq import PUBLISHED
 from utils.pretrained import is_finite, kind_of, load_folder, read_folder
 
 PREDICTED = CODES, ITEMS = ("codes", "items")  # what a model predicts: the four codes of the next item, or the item
+# What shapes do not show, and what it is in a checkpoint that does not say so, such as the release's.
+UNSAID = {"heads": None, "predicts": CODES, "attention": "item_block", "auxiliary": True, **PUBLISHED.noted()}
+NOTED = (*UNSAID, "embedding_width")  # which shapes do not show either where there is no auxiliary embedding
 PART = ".zip.part"  # NAME.pt.zip.partaa, NAME.pt.zip.partab, …
+MOST_LISTED = 64  # numbers in a list that is noted with weights
 TENSOR_MEMORY = 4  # times its size may a file take: it is read into memory, and a tensor may have two names
 # Buffers that older transformers versions wrote beside the weights; they hold masks, which are computed here.
 IGNORED_ENDINGS = (".attn.bias", ".attn.masked_bias")
@@ -66,7 +71,7 @@ def load_state(path: str | Path) -> dict[str, Tensor]:
             raise InputError(f"{path}: {shown(name)} holds NaN or infinity. Use an earlier checkpoint.")
     kept = ((name, value) for name, value in state.items() if not name.endswith(IGNORED_ENDINGS))
     weights = OrderedDict((name.removeprefix("module."), value) for name, value in kept)
-    weights._metadata = {"": {"heads": noted_heads(state), "predicts": noted_predicts(state)}}
+    weights._metadata = {"": noted_config(state)}
     return weights
 
 
@@ -225,12 +230,11 @@ def save_state(
 
     `config`, settings by name, gets a file of TOML beside them, too.
 
-    The JSON gets the fingerprint of the weights. The number of attention heads and what the model predicts, which
-    shapes do not show, are also written with the weights, in the `_metadata` of the state dict, which torch saves and
-    other programs do not look at.
+    The JSON gets the fingerprint of the weights. Of `metadata["config"]`, what shapes do not show is also written with
+    the weights, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = {"": {name: metadata.get("config", {}).get(name) for name in ("heads", "predicts")}}
+    weights._metadata = {"": {name: metadata.get("config", {}).get(name) for name in NOTED}}
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
@@ -239,22 +243,39 @@ def save_state(
             save_settings(config_path(path), config)
 
 
-def noted_heads(state: dict[str, Tensor]) -> int | None:
-    """Read the number of attention heads that `save_state` wrote with the weights; None in weights of others."""
-    heads = _noted(state, "heads")
-    return heads if type(heads) is int and 0 < heads < 2**31 else None
-
-
-def noted_predicts(state: dict[str, Tensor]) -> str | None:
-    """Read what `save_state` wrote that the model predicts; None in weights of others and in older ones."""
-    predicts = _noted(state, "predicts")
-    return predicts if type(predicts) is str and predicts in PREDICTED else None
-
-
-def _noted(state: dict[str, Tensor], name: str) -> Any:
+def noted_config(state: dict[str, Tensor]) -> dict[str, Any]:
+    """Read what `save_state` wrote with the weights of what shapes do not show; empty in weights of others."""
     metadata = getattr(state, "_metadata", None)
     own = dict.get(metadata, "") if isinstance(metadata, dict) else None
-    return dict.get(own, name) if isinstance(own, dict) else None
+    found = {name: dict.get(own, name) for name in NOTED} if isinstance(own, dict) else {}
+    return {name: value for name, value in found.items() if _is_setting(value)}
+
+
+def _is_setting(value: Any) -> bool:
+    """Whether a value is a short text, a whole number, a bool, or a short list of whole numbers."""
+    if type(value) is list:
+        return len(value) <= MOST_LISTED and all(type(one) is int and _is_setting(one) for one in value)
+    return (
+        type(value) is bool or (type(value) is int and abs(value) < 2**31) or (type(value) is str and len(value) < 32)
+    )
+
+
+def agreed_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str | Path) -> dict[str, Any]:
+    """What a checkpoint is that shapes do not show, as its weights note it or the JSON beside them does.
+
+    What neither says is as in `UNSAID`. InputError if they disagree.
+    """
+    noted, beside = noted_config(state), metadata.get("config", {})
+    if not isinstance(beside, dict):
+        raise InputError(f'{path}: "config" in the JSON beside it is {shown(beside)}. Restore it, or remove it.')
+    for name, value in noted.items():
+        if beside.get(name) is not None and (beside[name] != value or type(beside[name]) is not type(value)):
+            raise InputError(
+                f"{path}: {name} is {shown(value)} by the weights, {shown(beside[name])} by the JSON beside it. "
+                "Restore it, or remove it."
+            )
+    said = {name: beside[name] for name in NOTED if beside.get(name) is not None}
+    return {**UNSAID, **said, **noted}
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:

@@ -1,8 +1,9 @@
 """Sequences, catalogs and batches: from histories of item ids to the tensors that the model reads.
 
 Letters of the shapes, here and in the other files of utils/: U users, or histories, of a file, B of a batch; L items of
-one history, S item slots of all histories of a batch, P positions in its attention groups (S and padding); T tokens
-(4L or 4S); K = 4 codes of an item; N items of the catalog, M that may be recommended; E width of an item embedding.
+one history, S item slots of all histories of a batch, P positions in its attention groups (S and padding); K codes of
+an item, 4 in the release; T tokens (K * L or K * S); N items of the catalog, M that may be recommended; E width of an
+item embedding.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.errors import InputError
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.fsq import PUBLISHED, Codebook
 from utils.util import check_count, numbers_below
 
 WINDOW = 256  # items of a history that the published model reads: 1,024 tokens, the rows of its position embedding
@@ -94,10 +95,11 @@ def spans(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 class Catalog:
     """Codes and text embeddings of every item, by item id."""
 
-    codes: np.ndarray  # (N, K) int16 in [0, 15360)
+    codes: np.ndarray  # (N, K) int16
     embeddings: np.ndarray  # (rows, E) float, usually memory-mapped
     rows: np.ndarray | None = None  # (N,) int64, row of each item in `embeddings`; None where item i has row i
     source: str = "the embedding matrix"  # its file, for messages
+    codebook: Codebook = PUBLISHED  # that the codes are of
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -117,10 +119,10 @@ class Catalog:
 
     def codes_of(self, items: np.ndarray) -> Tensor:
         """Codes of items (n,): (n, K) int64; ValueError unless every item has K codes of the codebook."""
-        codes = self.codes[items]
-        if codes.ndim != 2 or codes.shape[1] != CODES_PER_ITEM or codes.dtype.kind not in "iu":
-            raise ValueError(f"codes must be (N, {CODES_PER_ITEM}) whole numbers, found {codes.shape} {codes.dtype}")
-        return torch.from_numpy(numbers_below(codes.ravel(), CODEBOOK_SIZE, "codes").reshape(codes.shape))
+        codes, per_item = self.codes[items], self.codebook.per_item
+        if codes.ndim != 2 or codes.shape[1] != per_item or codes.dtype.kind not in "iu":
+            raise ValueError(f"codes must be (N, {per_item}) whole numbers, found {codes.shape} {codes.dtype}")
+        return torch.from_numpy(numbers_below(codes.ravel(), self.codebook.size, "codes").reshape(codes.shape))
 
 
 def check_finite(embeddings: np.ndarray, rows: np.ndarray | int, source: str) -> None:
@@ -260,9 +262,9 @@ def check_histories(sequences: Sequences, catalog: Catalog) -> None:
         )
 
 
-def token_positions(items: Tensor) -> Tensor:
-    """Positions of items (..., S) int64 -> positions of their tokens (..., T) int64, K to an item."""
-    return (items[..., None] * CODES_PER_ITEM + torch.arange(CODES_PER_ITEM, device=items.device)).flatten(-2)
+def token_positions(items: Tensor, per_item: int) -> Tensor:
+    """Positions of items (..., S) int64 -> positions of their tokens (..., T) int64, `per_item`, K, to an item."""
+    return (items[..., None] * per_item + torch.arange(per_item, device=items.device)).flatten(-2)
 
 
 def group_by_length(lengths: np.ndarray) -> Groups:

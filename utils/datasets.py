@@ -10,7 +10,7 @@ import numpy as np
 from utils.data import Catalog, Sequences, cumulate
 from utils.errors import InputError, shown
 from utils.files import MANIFEST, check_whole, content, load_matrix, read_json
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM
+from utils.fsq import PUBLISHED, Codebook
 from utils.pickles import load_pickle
 from utils.whitening import WHITENED
 
@@ -50,7 +50,8 @@ class Interactions(NamedTuple):
     @property
     def origin(self) -> "Origin":
         """What the codes and embeddings were made with."""
-        return Origin(self.catalog.source, self.catalog.embeddings.shape[1], self.encoder, self.tokenizer)
+        width = self.catalog.embeddings.shape[1]
+        return Origin(self.catalog.source, width, self.encoder, self.tokenizer, self.catalog.codebook)
 
 
 class TestSet(NamedTuple):
@@ -135,32 +136,38 @@ def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
         )
 
 
-def codes_array(listed: list[Any], path: Path) -> np.ndarray:
-    """Convert a list of N lists to codes (N, K) int16; InputError unless each is four whole numbers in [0, 15360)."""
-    plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {CODES_PER_ITEM}
+def codes_array(listed: list[Any], path: Path, codebook: Codebook) -> np.ndarray:
+    """Convert a list of N lists to codes (N, K) int16; InputError unless each is K codes of the codebook."""
+    plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {codebook.per_item}
     flat = whole_numbers(list(chain.from_iterable(listed))) if plain else None  # no loop over millions of rows
     if flat is None:
-        row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes)), None)
+        row = next((row for row, codes in enumerate(listed) if not _is_code_row(codes, codebook)), None)
         if row is not None or not len(listed):
             found = shown(listed[row]) if row is not None else "no rows"
             raise InputError(
-                f"{path}, row {row or 0}: found {found}, expected {CODES_PER_ITEM} whole numbers. "
+                f"{path}, row {row or 0}: found {found}, expected {codebook.per_item} whole numbers. "
                 "Make it again (make_token_list.py)."
             )
         flat = np.array(listed, dtype=np.int64)
-    codes = flat.reshape(-1, CODES_PER_ITEM)
-    outside = ((codes < 0) | (codes >= CODEBOOK_SIZE)).any(axis=1)
+    codes = flat.reshape(-1, codebook.per_item)
+    outside = ((codes < 0) | (codes >= codebook.size)).any(axis=1)
     if outside.any():
         row = int(np.argmax(outside))
         raise InputError(
-            f"{path}, row {row}: codes {codes[row].tolist()}, expected 0 to {CODEBOOK_SIZE - 1}. "
+            f"{path}, row {row}: codes {codes[row].tolist()}, expected 0 to {codebook.size - 1}. "
             "Make the codes again (make_token_list.py)."
         )
     return codes.astype(np.int16)
 
 
-def _is_code_row(codes: Any) -> bool:
-    return isinstance(codes, (list, tuple, np.ndarray)) and len(codes) == CODES_PER_ITEM and all(map(is_id, codes))
+def _is_code_row(codes: Any, codebook: Codebook) -> bool:
+    return isinstance(codes, (list, tuple, np.ndarray)) and len(codes) == codebook.per_item and all(map(is_id, codes))
+
+
+def noted_codebook(codes: Path) -> Codebook:
+    """The codebook that the JSON beside a list of codes names, or that of the release; InputError for an odd one."""
+    beside = codes.with_suffix(".json")
+    return Codebook.read(read_json(beside, missing_ok=True), beside)
 
 
 def made_by(codes: Path, embeddings: Path) -> tuple[str | None, str | None]:
@@ -228,6 +235,7 @@ class Origin(NamedTuple):
     width: int  # of the embeddings, E
     encoder: str | None  # its name; None where it is not known
     tokenizer: str | None  # its fingerprint; None where it is not known
+    codebook: Codebook = PUBLISHED
 
 
 def check_fit(trained: Origin, found: Origin) -> None:
@@ -260,6 +268,10 @@ def check_fit(trained: Origin, found: Origin) -> None:
             f"{trained.name} was trained on codes of tokenizer {trained.tokenizer}, those of {found.name} are of "
             f"{found.tokenizer}. Name the first with --vae_ckpt, to make_eval.py where the codes are of an eval set."
         )
+    if trained.codebook != found.codebook:
+        problems.append(
+            f"{trained.name} reads {trained.codebook} for each item, and those of {found.name} have {found.codebook}."
+        )
     if problems:
         raise InputError(" ".join(problems))
 
@@ -276,7 +288,8 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
     check_catalogs(folder)
     sequences = load_sequences(folder / HISTORIES, MAKE_PRE_TRAIN, drop_short)
     codes_path, matrix_path = folder / CODES, folder / EMBEDDINGS
-    codes = codes_array(load_pickle(codes_path, list, MAKE_PRE_TRAIN), codes_path)
+    codebook = noted_codebook(codes_path)
+    codes = codes_array(load_pickle(codes_path, list, MAKE_PRE_TRAIN), codes_path, codebook)
     embeddings = load_matrix(matrix_path, MAKE_PRE_TRAIN)
     if len(codes) != len(embeddings):
         raise InputError(
@@ -287,7 +300,7 @@ def load_pre_train(folder: str | Path, drop_short: bool = False) -> Interactions
     remedy = "Make the matrix again (pre_train_data_process.py), and then the codes."
     check_made_from(matrix_path, folder / MAPS, "maps", remedy)
     check_ids(sequences, len(codes), folder / HISTORIES, str(codes_path))
-    catalog = Catalog(codes, embeddings, source=str(matrix_path))
+    catalog = Catalog(codes, embeddings, source=str(matrix_path), codebook=codebook)
     return Interactions(sequences, catalog, *made_by(codes_path, matrix_path))
 
 
@@ -320,9 +333,10 @@ def load_eval(folder: str | Path, drop_short: bool = False) -> Interactions:
                 f"{map_path}: item {item} of eval.pkl maps to row {shown(row)}, expected 0 to "
                 f"{len(embeddings) - 1} of {matrix_path}. {MAKE_EVAL}"
             )
-    codes = codes_array([by_id[item] for item in ids.tolist()], codes_path)
+    codebook = noted_codebook(codes_path)
+    codes = codes_array([by_id[item] for item in ids.tolist()], codes_path, codebook)
     rows = np.fromiter((id_map[item] for item in ids.tolist()), np.int64, len(ids))
-    catalog = Catalog(codes, embeddings, rows, str(matrix_path))
+    catalog = Catalog(codes, embeddings, rows, str(matrix_path), codebook)
     sequences = Sequences(sequences.users, items, sequences.offsets)
     return Interactions(sequences, catalog, *made_by(codes_path, matrix_path), has_last_targets(folder), ids)
 

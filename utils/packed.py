@@ -33,6 +33,7 @@ from utils.files import (
     save_matrix,
     staged_directory,
 )
+from utils.fsq import Codebook
 from utils.matrices import RowCopy, copy_rows, resumable_matrix
 
 FORMAT = 1
@@ -74,6 +75,7 @@ def pack(folder: str | Path, dtype: str | None = None, drop_short: bool = False)
             "drop_short": drop_short,
             "encoder": data.encoder,
             "tokenizer": data.tokenizer,
+            **data.catalog.codebook.noted(),
             "embeddings": embeddings,
             "dtype": dtype,
             "content": content.hexdigest(),
@@ -156,7 +158,8 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     embeddings = header["embeddings"]
     expect_random_rows(arrays[embeddings])
     sequences = Sequences(None, arrays["items.npy"], arrays["offsets.npy"])
-    catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str((packed / embeddings).resolve()))
+    matrix, codebook = packed / embeddings, Codebook.read(header, path)
+    catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str(matrix.resolve()), codebook=codebook)
     counts = {"histories": len(sequences), "interactions": len(sequences.items), "items": len(catalog)}
     if header | counts != header:
         raise InputError(f"{path} counts something else than its files hold, {counts}. {again}")
@@ -164,7 +167,7 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
 
 
 def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:
-    """Loss in nats of guessing each of the four codes by its frequency among the interactions: the codes' entropy."""
+    """Loss in nats of guessing each of an item's codes by its frequency among the interactions: the codes' entropy."""
     counts = item_counts(sequences, catalog)
     return float(np.mean([entropy(np.bincount(codes, weights=counts)) for codes in catalog.codes.T]))
 

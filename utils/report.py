@@ -21,7 +21,7 @@ from utils.data import Sequences
 from utils.datasets import TestSet
 from utils.errors import shown
 from utils.files import atomic_write
-from utils.fsq import CODEBOOK_SIZE
+from utils.fsq import Codebook, code_keys
 from utils.metrics import Ranks
 from utils.names import Names
 from utils.page import Bar, Html, chart, element, join, name, page, shortened, table
@@ -61,6 +61,7 @@ class Evaluation:
     setting: dict[str, Any]  # what was evaluated, by the names of flags, and what the checkpoint predicts
     test: TestSet
     codes: np.ndarray  # (N, K) int16
+    codebook: Codebook
     measured: Measured
     listed: Listed
 
@@ -375,27 +376,26 @@ def novelty(found: Evaluation, lists: np.ndarray) -> tuple[str, str]:
 
 
 def codes(found: Evaluation) -> Html:
-    """How much of the codebook the catalog uses, and how many items share all four codes."""
-    used = found.codes[np.any(found.test.embeddings, axis=1)].astype(np.int64)  # (n, K) of the items with text
+    """How much of the codebook the catalog uses, and how many items share all their codes."""
+    used = found.codes[np.any(found.test.embeddings, axis=1)]  # (n, K) of the items with text
     counts = [np.count_nonzero(np.bincount(column)) for column in used.T]
-    rows = [[f"code {place}", str(count), f"{count / CODEBOOK_SIZE:.1%}"] for place, count in enumerate(counts, 1)]
-    said = f"{sharing(used)} of {len(used)} items with text share all four codes with another."
+    rows = [
+        [f"code {place}", str(count), f"{count / found.codebook.size:.1%}"] for place, count in enumerate(counts, 1)
+    ]
+    said = f"{sharing(used)} of {len(used)} items with text share all their codes with another."
     if found.setting["predicts"] == ITEMS:
         said += " The checkpoint predicts items, and tells these apart by their texts."
-    header = ["", f"values in use, of {CODEBOOK_SIZE}", "share"]
+    header = ["", f"values in use, of {found.codebook.size}", "share"]
     return join([element("h2", "Codes"), paragraph(said), table(header, [(None, rows)])], "\n")
 
 
 def sharing(codes: np.ndarray) -> int:
-    """How many items of codes (n, K) int64 share all of them with another.
+    """How many items of codes (n, K) share all of them with another.
 
     >>> sharing(np.array([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4]]))
     2
     """
-    joined = np.zeros(len(codes), dtype=np.int64)
-    for column in codes.T:
-        joined = joined * CODEBOOK_SIZE + column  # four codes fit into 56 bits
-    _, counts = np.unique(joined, return_counts=True)
+    _, counts = np.unique(code_keys(codes), return_counts=True)
     return int(counts[counts > 1].sum())
 
 

@@ -1,6 +1,6 @@
-"""From the four next-item distributions to items of the catalog: exact search and the published beam search.
+"""From the distributions of the next item's K codes to items of the catalog: exact, beam and free search.
 
-Both work on all B users of a batch at once. An item's score is the sum of its K log-probabilities.
+All work on all B users of a batch at once. An item's score is the sum of its K log-probabilities.
 """
 
 import math
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from utils.data import Sequences
 from utils.errors import InputError
-from utils.fsq import CODEBOOK_SIZE, CODES_PER_ITEM, VOCABULARY
 from utils.metrics import Ranks, score_ranks
 from utils.Trie import Trie
 from utils.util import check_count
@@ -28,18 +27,18 @@ SCAN_SETUP = 20  # users: a scan costs as much for each item as if there were so
 POSTING_COST = 32  # of scoring one item in best-first search
 BEST_FIRST_FROM = 1 << 23  # where a scan costs more than this per user, best-first search is tried
 
-MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of 61,440
+MOST_CODES = 1 << 12  # codes that best-first search looks at for one user, of K * 15,360 in the release
 PROBED = 4  # users that try best-first search before the others of their batch
 FIRST_POSTINGS = 1 << 10  # items that its first round scores for one user; every later round takes eight times as many
 POSTINGS_AT_ONCE = 1 << 18  # items that it scores together, which bounds its memory
 LAST = torch.iinfo(torch.int64).max
-MARGIN = 1e-3  # nats: more than rounding changes in a sum of four float32 log-probabilities
+MARGIN = 1e-3  # nats: more than rounding changes in a sum of a few float32 log-probabilities
 
 
 class TopK(NamedTuple):
     """The k best items of each user, best first; -1 and -inf where the search found fewer."""
 
-    items: Tensor  # (B, k) int64 item ids
+    items: Tensor  # (B, k) int64 item ids; of `free_search` also -1 with a score, for codes that are no item's
     scores: Tensor  # (B, k) float32, sums of log-probabilities in nats
 
 
@@ -59,7 +58,8 @@ def exact_search(logits: Tensor, trie: Trie, k: int) -> TopK:
     best = empty_topk(len(logits), k, logits.device)
     unproven = torch.arange(len(logits), device=logits.device)
     setup = SCAN_SETUP / max(1, len(logits))  # each user's part of it
-    if len(trie) * (1 + setup) > BEST_FIRST_FROM:
+    codes = trie.codebook.per_item * trie.codebook.size
+    if len(trie) * (1 + setup) > BEST_FIRST_FROM and codes > MOST_CODES:
         # A few users show whether best-first search pays; the others try it only if it does.
         probes, others = unproven[:PROBED], unproven[PROBED:]
         unproven = _best_first_into(best, log_probs, trie, probes, setup * len(probes))
@@ -79,8 +79,9 @@ def check_arguments(logits: Tensor, trie: Trie, k: int) -> None:
     check_count(k, "k")
     if not isinstance(logits, Tensor) or logits.dtype != torch.float32:
         raise ValueError(f"logits must be float32, found {getattr(logits, 'dtype', type(logits))}: logits.float()")
-    if logits.shape[1:] != (CODES_PER_ITEM, VOCABULARY):
-        raise ValueError(f"logits must be (B, {CODES_PER_ITEM}, {VOCABULARY}), found {tuple(logits.shape)}")
+    per_item, vocabulary = trie.codebook.per_item, trie.codebook.vocabulary
+    if logits.shape[1:] != (per_item, vocabulary):
+        raise ValueError(f"logits must be (B, {per_item}, {vocabulary}), found {tuple(logits.shape)}")
     if not torch.isfinite(logits).all():
         raise ValueError("logits must be finite, found NaN or infinity: the model's weights or inputs are damaged")
     if logits.device != trie.items.device:
@@ -89,14 +90,14 @@ def check_arguments(logits: Tensor, trie: Trie, k: int) -> None:
 
 def check_targets(logits: Tensor, top: TopK, targets: Tensor) -> Tensor:
     """Targets (B, K) as int64; ValueError unless they are codes, and logits and lists are of as many users."""
-    users = (len(logits), CODES_PER_ITEM)
+    users, size = (len(logits), logits.shape[1]), logits.shape[2] - 1
     if targets.shape != users or len(top.items) != len(logits) or targets.dtype.is_floating_point:
         raise ValueError(
             f"targets must be {users} codes for lists of {users[0]} users, found {tuple(targets.shape)} "
             f"{targets.dtype} for {len(top.items)}"
         )
-    if targets.numel() and (targets.min() < 0 or targets.max() >= CODEBOOK_SIZE):
-        raise ValueError(f"targets must be codes in [0, {CODEBOOK_SIZE}), found {targets.min()} to {targets.max()}")
+    if targets.numel() and (targets.min() < 0 or targets.max() >= size):
+        raise ValueError(f"targets must be codes in [0, {size}), found {targets.min()} to {targets.max()}")
     return targets.long()
 
 
@@ -128,7 +129,7 @@ def rank_targets(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Rank
 def item_scores(log_probs: Tensor, user: Tensor, codes: Tensor) -> Tensor:
     """Scores (n,) of items of codes (n, K) for one user each, a row of (B, K, V); added up as the searches do."""
     scores = log_probs[user, 0, codes[:, 0]]
-    for slot in range(1, CODES_PER_ITEM):
+    for slot in range(1, log_probs.shape[1]):
         scores += log_probs[user, slot, codes[:, slot]]
     return scores
 
@@ -165,7 +166,7 @@ def rank_found(logits: Tensor, trie: Trie, top: TopK, targets: Tensor) -> Ranks:
     found_node = trie.find(targets)
     if not len(trie):
         return Ranks(torch.zeros_like(found_node), torch.zeros_like(found_node))
-    node, bounds = found_node.clamp(min=0), trie.starts[CODES_PER_ITEM].long()
+    node, bounds = found_node.clamp(min=0), trie.starts[-1].long()
     first, sharing = trie.items[bounds[node]], bounds[node + 1] - bounds[node]  # (B,) lowest id, and how many
     found = (top.items == first[:, None]) & (found_node >= 0)[:, None]
     rank = found.int().argmax(1)  # (B,)
@@ -311,14 +312,14 @@ def block_bounds(items: int, first: int = SCAN_ITEMS) -> Iterator[tuple[int, int
 
 def scan_scores(table: Tensor, trie: Trie, first: int = SCAN_ITEMS) -> Iterator[Tensor]:
     """Scores of all items from log-probabilities (K * V, B): first those of `first` items, (first, B), then of more."""
-    first_row = slot_rows(table.device)
+    first_row = slot_rows(table, trie.codes.shape[1])
     for start, end in block_bounds(len(trie), first):
         yield F.embedding_bag(trie.codes[start:end] + first_row, table, mode="sum")
 
 
-def slot_rows(device: torch.device) -> Tensor:
-    """Where each slot's codes begin in a table (K * V, B): (K,) int32."""
-    return torch.arange(CODES_PER_ITEM, device=device, dtype=torch.int32) * VOCABULARY
+def slot_rows(table: Tensor, per_item: int) -> Tensor:
+    """Where each slot's codes begin in a table (K * V, B) of `per_item` slots: (K,) int32."""
+    return torch.arange(per_item, device=table.device, dtype=torch.int32) * (len(table) // per_item)
 
 
 def code_table(log_probs: Tensor) -> Tensor:
@@ -360,9 +361,9 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
     """Exact search that scores only items with at least one likely code, and proves that no other can win.
 
     The gap of a code is how far its log-probability lies below the best one in its slot. Codes are taken by ascending
-    gap, and all items that have one of them are scored. An item not scored yet has four codes of larger gaps, so that
-    its score is below `sum of the best - 4 * next gap`: once that is below the k-th score found, the list is exact.
-    So a code need not be taken if its gap is more than a quarter of the k-th item's, however flat the distributions.
+    gap, and all items that have one of them are scored. An item not scored yet has K codes of larger gaps, so that its
+    score is below `sum of the best - K * next gap`: once that is below the k-th score found, the list is exact. So a
+    code need not be taken if its gap is more than a K-th part of the k-th item's, however flat the distributions.
 
     Args:
         log_probs: (B, K, V) float32.
@@ -373,12 +374,12 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
     Returns:
         The lists, and the users (int64) whose lists are not proven, because a scan is cheaper for them.
     """
-    users, device = len(log_probs), log_probs.device
-    highest = log_probs[..., :CODEBOOK_SIZE].amax(-1, keepdim=True)  # (B, K, 1)
-    gaps = (highest - log_probs[..., :CODEBOOK_SIZE]).flatten(1)  # (B, K * 15360)
+    users, device, per_item, size = len(log_probs), log_probs.device, trie.codebook.per_item, trie.codebook.size
+    highest = log_probs[..., :size].amax(-1, keepdim=True)  # (B, K, 1)
+    gaps = (highest - log_probs[..., :size]).flatten(1)  # (B, K * size)
     gap, code = gaps.topk(MOST_CODES, largest=False)  # (B, M = MOST_CODES) ascending
     ceiling = highest.sum((1, 2))  # (B,)
-    sizes = trie.code_starts.diff(dim=1).flatten()  # (K * 15360,) items that have each code
+    sizes = trie.code_starts.diff(dim=1).flatten()  # (K * size,) items that have each code
     postings = sizes[code].cumsum(1)  # (B, M) items scored up to and with each code
     best = empty_topk(users, k, device)
     active, scored = torch.arange(users, device=device), torch.zeros(users, dtype=torch.int64, device=device)
@@ -389,7 +390,7 @@ def best_first(log_probs: Tensor, trie: Trie, k: int, setup: float = SCAN_SETUP)
         owner, rank = _ranges(scored, score_until - scored)
         best = score_postings(best, log_probs, trie, active[owner], code[active[owner], rank])
 
-        missing = (ceiling[active] + MARGIN - best.scores[active, -1]) / CODES_PER_ITEM
+        missing = (ceiling[active] + MARGIN - best.scores[active, -1]) / per_item
         needed = torch.searchsorted(gap[active], missing[:, None], right=True)[:, 0]  # codes whose gap is not larger
         unfinished = (needed > score_until) | (needed == MOST_CODES)
         active, scored, needed, budget = active[unfinished], score_until[unfinished], needed[unfinished], budget * 8
@@ -413,9 +414,10 @@ def score_postings(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, code
         log_probs: (B, K, V) float32.
         trie: the candidates.
         user: (n,) int64 rows of `best`.
-        codes: (n,) int64, numbered over all four slots: slot * 15360 + code.
+        codes: (n,) int64, numbered over all slots: slot * codes of the codebook + code.
     """
-    slot, code = codes // CODEBOOK_SIZE, codes % CODEBOOK_SIZE
+    slot, code = codes // trie.codebook.size, codes % trie.codebook.size
+    per_item, vocabulary = log_probs.shape[1:]
     begin, end = trie.code_starts[slot, code], trie.code_starts[slot, code + 1]
     ends = (end - begin).cumsum(0)
     chunk = ends // POSTINGS_AT_ONCE
@@ -425,10 +427,10 @@ def score_postings(best: TopK, log_probs: Tensor, trie: Trie, user: Tensor, code
         owner, rank = _ranges((slot * len(trie) + begin)[part], (end - begin)[part])
         position = postings.index_select(0, rank)  # (items,)
         item_codes = trie.codes.index_select(0, position)  # (items, K)
-        row = (user[part] * (CODES_PER_ITEM * VOCABULARY))[owner]
+        row = (user[part] * (per_item * vocabulary))[owner]
         scores = flat[row + item_codes[:, 0]]
-        for depth in range(1, CODES_PER_ITEM):
-            scores += flat[row + (depth * VOCABULARY) + item_codes[:, depth]]
+        for depth in range(1, per_item):
+            scores += flat[row + (depth * vocabulary) + item_codes[:, depth]]
         better = (scores >= best.scores[user[part], -1][owner]).nonzero()[:, 0]
         best = _merge(best, user[part][owner[better]], trie.items[position[better]], scores[better])
     return best
@@ -495,10 +497,37 @@ def beam_search(
     users = len(logits)
     nodes = torch.zeros(users, min(1, len(trie)), dtype=torch.int64, device=logits.device)  # the root
     scores = torch.zeros(nodes.shape, device=logits.device)
-    for depth in range(CODES_PER_ITEM):
+    for depth in range(trie.codebook.per_item):
         per_parent, keep = (first, first) if depth == 0 else (per_beam, beams)
         nodes, scores = _extend(log_probs[:, depth], trie, depth, nodes, scores, per_parent, keep)
     return _leaf_items(trie, nodes, scores, k)
+
+
+def free_search(logits: Tensor, trie: Trie, k: int) -> TopK:
+    """The k most likely rows of codes, whether or not an item has them: an ablation of the search within the catalog.
+
+    The first row has the most likely code of each position. Items that share a row of codes all follow one another; a
+    row that is no item's takes a place, too, with -1 as its item.
+
+    Args:
+        logits: (B, K, V) float32.
+        trie: the candidates; on the device of the logits.
+        k: length of the lists.
+
+    Raises:
+        ValueError: as `exact_search`.
+    """
+    check_arguments(logits, trie, k)
+    log_probs = logits.log_softmax(-1)  # (B, K, V)
+    scores, codes = log_probs[:, 0].topk(min(k, log_probs.shape[2]))  # (B, W), of rows with one code so far
+    codes = codes[..., None]  # (B, W, 1)
+    for slot in range(1, log_probs.shape[1]):
+        best, code = log_probs[:, slot].topk(min(k, log_probs.shape[2]))  # (B, V')
+        sums = (scores[..., None] + best[:, None]).flatten(1)  # (B, W * V')
+        scores, chosen = sums.topk(min(k, sums.shape[1]))
+        earlier = codes.gather(1, (chosen // best.shape[1])[..., None].expand(-1, -1, slot))
+        codes = torch.cat([earlier, code.gather(1, chosen % best.shape[1])[..., None]], -1)
+    return _leaf_items(trie, trie.find(codes), scores, k)
 
 
 def _extend(
@@ -518,16 +547,22 @@ def _extend(
 
 
 def _leaf_items(trie: Trie, leaves: Tensor, scores: Tensor, k: int) -> TopK:
-    """The first k items of each user's (B, W) leaves: in the order of the leaves, within one by ascending id."""
-    bounds = trie.starts[CODES_PER_ITEM]
-    begin, end = bounds[leaves], bounds[leaves + 1]  # (B, W)
-    counts = torch.where(scores > -torch.inf, (end - begin).clamp(max=k), 0)
+    """The first k items of each user's (B, W) leaves: in the order of the leaves, within one by ascending id.
+
+    A leaf of -1, which no item has, takes a place, too, with -1 as its item.
+    """
+    bounds, real = trie.starts[-1], leaves >= 0
+    leaves = leaves.clamp(min=0)
+    begin, end = bounds[leaves], bounds[(leaves + 1).clamp(max=len(bounds) - 1)]  # (B, W)
+    counts = torch.where(real, (end - begin).clamp(max=k), 1)
+    counts = torch.where(scores > -torch.inf, counts, 0)
     before = counts.cumsum(1) - counts  # (B, W) position of a leaf's first item in the user's list
     leaf, rank = _ranges(begin.flatten().long(), counts.flatten().long())  # (all items,)
     position = before.flatten()[leaf] + rank - begin.flatten()[leaf]
     leaf, rank, position = (column[position < k] for column in (leaf, rank, position))
     user = leaf // max(1, leaves.shape[1])
     found = empty_topk(len(leaves), k, leaves.device)
-    found.items[user, position] = trie.items[rank].long()
+    is_item = real.flatten()[leaf]
+    found.items[user[is_item], position[is_item]] = trie.items[rank[is_item]].long()
     found.scores[user, position] = scores.flatten()[leaf]
     return found

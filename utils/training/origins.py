@@ -7,6 +7,7 @@ from utils.checkpoint import read_metadata, weight_files
 from utils.datasets import SEEN, Interactions, Origin, check_fit, noted_whole_lists
 from utils.errors import InputError
 from utils.files import MANIFEST, content, read_json
+from utils.fsq import Codebook
 from utils.training.settings import Settings
 
 
@@ -14,8 +15,9 @@ def check_refit(settings: Settings, data: Interactions, processes: int) -> None:
     """InputError unless a run repeats, on the data at hand, the steps of the checkpoint of --refit_of."""
     path = settings.refit_of
     metadata = read_metadata(path)
-    width = metadata.get("config", {}).get("embedding_width", data.origin.width)
-    earlier = Origin(path, width, metadata.get("encoder"), metadata.get("tokenizer"))
+    config = metadata.get("config", {})
+    width, codebook = config.get("embedding_width", data.origin.width), Codebook.read(config, path)
+    earlier = Origin(path, width, metadata.get("encoder"), metadata.get("tokenizer"), codebook)
     check_fit(earlier, data.origin._replace(name=settings.data_path))
     seen, chosen_on = targets_seen(settings), metadata.get("held_out")
     if seen and chosen_on and seen not in chosen_on:

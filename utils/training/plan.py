@@ -12,7 +12,6 @@ import torch
 
 from utils.data import IGNORED, SeqBatch, training_batch
 from utils.datasets import Interactions
-from utils.fsq import CODES_PER_ITEM
 from utils.training.batches import epoch_batches, epoch_order, equal_work_batches, equal_work_cuts
 from utils.training.settings import Settings
 
@@ -83,7 +82,7 @@ class Plan:
 
     def target_tokens(self) -> np.ndarray:
         """(U,) int64: how many tokens of each history are predicted in training."""
-        return (np.minimum(self.data.sequences.lengths, self.window) - 1) * CODES_PER_ITEM
+        return (np.minimum(self.data.sequences.lengths, self.window) - 1) * self.data.catalog.codebook.per_item
 
     def process_batches(self, rows: np.ndarray) -> Iterator[SeqBatch]:
         """This process's batches of a step, of the last `window` items of each history.

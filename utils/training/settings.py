@@ -9,10 +9,12 @@ from typing import Any
 from utils.checkpoint import CODES, PREDICTED
 from utils.cli import SWITCH, fraction, non_negative_float, positive_float, positive_int, seed, setting
 from utils.config import ONLY_TYPED
+from utils.masks import MASKS
 
 LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
-FIXED = ("tf_layer", "width", "heads", "predict", "tie_embeddings", "seed")  # what a resumed run cannot change
+# What a resumed run cannot change.
+FIXED = ("tf_layer", "width", "heads", "predict", "attention", "no_auxiliary", "tie_embeddings", "seed")
 BEST_BY = LOSS, NDCG = ("loss", "ndcg")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Not taken from the checkpoint by --resume, and by --refit_of.
@@ -48,6 +50,12 @@ class ModelSettings:
     predict: str = setting(
         CODES, "what is predicted; items: those of the data's one catalog, for a log of your own", choices=PREDICTED
     )
+    attention: str = setting(
+        "item_block",
+        "what a token sees; causal: of its own item only the codes before it",
+        choices=tuple(MASKS),
+    )
+    no_auxiliary: bool = setting(False, "read the items' codes alone, and not their embeddings", **SWITCH)
     tie_embeddings: bool = setting(False, "one table for the embedding of codes and the head", **SWITCH)
     dropout: float = setting(0.1, "of embeddings, attention weights and block outputs", type=fraction)
 

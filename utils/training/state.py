@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.optim import Optimizer
 
-from utils.checkpoint import CODES, config_path, load_tensors, metadata_path, save_state, save_tensors
+from utils.checkpoint import UNSAID, config_path, load_tensors, metadata_path, save_state, save_tensors
 from utils.errors import InputError, reason, shown
 from utils.files import lock_folder
 from utils.training.plan import Progress
@@ -160,8 +160,8 @@ def check_same_run(saved: SavedState, run_metadata: dict[str, Any]) -> None:
     for name, what in (("data", "other data"), ("tokenizer", "codes of another tokenizer"), ("config", "other sizes")):
         then, now = saved.metadata.get(name), run_metadata.get(name)
         if name == "config":
-            # Dropout may change, and older states do not say that they predict codes.
-            then, now = ({"predicts": CODES, **config, "dropout": None} for config in (then, now))
+            # Dropout may change, and older states do not say all.
+            then, now = ({**UNSAID, **config, "dropout": None} for config in (then, now))
         if then != now:
             raise InputError(
                 f"{saved.path} was trained on {what} ({name} {then}) than those of "
