@@ -11,13 +11,18 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS, DASHES = "osD^vPX*<>h", ("-", "--", "-.", ":")
 
 
-def figure_for(output: str, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Make a matplotlib figure and its axes; raise InputError if it cannot be written to `output`, by its ending."""
-    import matplotlib.pyplot as plt
+def figure_for(
+    output: str, columns: int = 1, rows: int = 1, figsize: tuple[float, float] | None = None, **options: Any
+) -> tuple[Any, Any]:
+    """Make a matplotlib figure and its axes; raise InputError if it cannot be written to `output`, by its ending.
 
-    plt.switch_backend("Agg")
+    `figsize` is width and height in inches, `options` are those of `Figure.subplots`.
+    """
+    from matplotlib.figure import Figure  # heavy; without pyplot, which would look for a screen
+
     check_writable(output)
-    figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
+    figure = Figure(figsize, layout="constrained")
+    axes = figure.subplots(rows, columns, **options)
     formats = figure.canvas.get_supported_filetypes()
     if Path(output).suffix[1:] not in formats:
         raise InputError(f"--output {output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
@@ -26,11 +31,8 @@ def figure_for(output: str, columns: int = 1, rows: int = 1, **options: Any) -> 
 
 def save_figure(figure: Any, output: str) -> None:
     """Write a figure atomically, in the format that the name ends in, and print its name."""
-    import matplotlib.pyplot as plt
-
     with atomic_write(output) as file:
         figure.savefig(file, dpi=130, format=Path(output).suffix[1:])
-    plt.close(figure)
     print(f"wrote {output}")
 
 

@@ -48,8 +48,8 @@ class ByPosition(NamedTuple):
 def main() -> None:
     """Load, measure each checkpoint, print, draw."""
     args = parse()
-    checkpoints = find_checkpoints(args.ckpt_path)
     figure, axes = figure_for(args.output, columns=2, figsize=(10, 4.2))
+    checkpoints = find_checkpoints(args.ckpt_path)
     device = pick_device(args)
     data, name = load_data(args, device)
     measured: dict[str, ByPosition] = {}
@@ -146,7 +146,8 @@ def guess(codes: np.ndarray) -> ByPosition:
     [0.0, 0.6931]
     """
     counts = [np.bincount(column) for column in codes.T]
-    return ByPosition(np.array([*map(entropy, counts)]), np.array([count.max() / len(codes) for count in counts]))
+    loss = np.array([*map(entropy, counts)]) + 0.0  # without a negative zero
+    return ByPosition(loss, np.array([count.max() / len(codes) for count in counts]))
 
 
 def show(title: str, measured: dict[str, ByPosition]) -> None:
