@@ -242,6 +242,8 @@ def test_slices_without_a_log_or_of_other_users(shop):
     assert "popularity of the target is left out" in printed and printed.count("users ") == 1
     (shop.folder / "slices.png").unlink()
     shop.refuse_plot("slices", "{0}/cold.npz --dataset {0} --methods BERT", "--methods BERT", "RecGPT, repeat recent")
+    dump(shop.folder / "test.pkl", {user: [*items, items[0]] for user, items in shop.lists.items()})
+    shop.refuse_plot("slices", "{0}/cold.npz --dataset {0}", "about other users", "'target in history' differs")
     dump(shop.folder / "test.pkl", {"a": [1, 2]})
     shop.refuse_plot("slices", "{0}/cold.npz --dataset {0}", f"about {USERS} users", "has 1")
 

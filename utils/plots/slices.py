@@ -23,14 +23,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from utils.cli import SWITCH, parser, positive_int, run
-from utils.compare import intervals
+from utils.compare import REPEATED, intervals
 from utils.datasets import TestSet, dataset_folder, load_test
 from utils.errors import InputError, reason
 from utils.figures import figure_for, marks, plain, save_figure
 from utils.files import require_file
+from utils.scores import repeats
 from utils.util import print_table
 
 EVERYONE = "all users"
+FEWEST = 20  # users of a bin below which an interval is printed and not drawn: it would flatten all others
 GAINS, GROUP = "ndcg: ", "group: "  # what the names of arrays begin with
 REMEDY = "Give a file that predict.py wrote (--per_user)."
 
@@ -52,11 +54,7 @@ def main() -> None:
     group = args.group or (EVERYONE if EVERYONE in groups else next(iter(groups)))
     members = chosen(groups, [group], "--group")[group]
     test = load_test(dataset_folder(args.dataset), args.cold, args.drop_short)
-    if len(test.sequences) != len(members):
-        raise InputError(
-            f"{args.per_user} is about {len(members)} users, the data set {args.dataset} has {len(test.sequences)}. "
-            "Name the data set that it was made from, with --cold and --drop_short as predict.py had them."
-        )
+    check_same_users(groups, test, args)
     if not members.any():
         raise InputError(f"{args.per_user}: the group {group!r} is empty. Name another --group.")
     selected = {name: values[members] for name, values in gains.items()}
@@ -106,6 +104,19 @@ def load_gains(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
     if not all(np.isfinite(array).all() for array in gains.values()):
         raise InputError(f"{path} holds NaN or infinity. {REMEDY}")
     return gains, groups
+
+
+def check_same_users(groups: dict[str, np.ndarray], test: TestSet, args: argparse.Namespace) -> None:
+    """InputError if there are not as many users in the groups, masks (U,) bool, as in the data set, or others."""
+    remedy = "Name the data set that it was made from, with --cold and --drop_short as predict.py had them."
+    users, found = len(next(iter(groups.values()))), len(test.sequences)
+    if users != found:
+        raise InputError(f"{args.per_user} is about {users} users, {args.dataset} has {found}. {remedy}")
+    again, new = REPEATED
+    repeated = repeats(*test.sequences.split_targets())
+    for name, members in ((again, repeated), (new, ~repeated)):
+        if name in groups and (groups[name] != members).any():
+            raise InputError(f"{args.per_user} is about other users than {args.dataset}: {name!r} differs. {remedy}")
 
 
 def chosen(arrays: dict[str, np.ndarray], names: list[str] | None, flag: str) -> dict[str, np.ndarray]:
@@ -160,15 +171,14 @@ def show(title: str, cut: Slices, found: dict[str, np.ndarray]) -> None:
 
 def draw(axis: Any, cut: Slices, found: dict[str, np.ndarray]) -> None:
     """The methods side by side in every bin, each a mark with its interval."""
-    width = 0.8 / len(found)
+    width, users = 0.8 / len(found), np.bincount(cut.bins)
     for number, ((name, cells), option) in enumerate(zip(found.items(), marks(len(found)), strict=True)):
         places = np.arange(len(cells)) - 0.4 + width * (number + 0.5)
-        bounds = np.abs(cells[:, 1:].T - cells[:, 0])
+        bounds = np.where(users < FEWEST, 0, np.abs(cells[:, 1:].T - cells[:, 0]))
         option |= {"linestyle": "", "markersize": 5, "capsize": 2}
         axis.errorbar(places, cells[:, 0], bounds, label=plain(name), **option)
     for number in range(1, len(cut.names), 2):
         axis.axvspan(number - 0.5, number + 0.5, color="0.93", zorder=0)
-    users = np.bincount(cut.bins)
     ticks = [f"{name}\n{count:,} users" for name, count in zip(cut.names, users, strict=True)]
     axis.set_xticks(range(len(ticks)), ticks)
     axis.set(xlabel=cut.what, ylabel="mean NDCG at the largest --topk", xlim=(-0.5, len(ticks) - 0.5), ylim=(0, None))
