@@ -6,7 +6,8 @@
 
 A target's popularity is how often train.pkl has it. The bounds of the bins are quantiles, so that they have about as
 many users each, but equal numbers stay together and 0 is a bin of its own. Intervals are those of predict.py (95 %,
-users drawn anew). Give --cold and --drop_short as predict.py had them.
+users drawn anew); those of fewer than 30 users are printed and not drawn. Give --cold and --drop_short as predict.py
+had them.
 """
 
 if __name__ == "__main__":
@@ -28,11 +29,11 @@ from utils.datasets import TestSet, dataset_folder, load_test
 from utils.errors import InputError, reason
 from utils.figures import figure_for, marks, plain, save_figure
 from utils.files import require_file
+from utils.report import FEWEST
 from utils.scores import repeats
 from utils.util import print_table
 
 EVERYONE = "all users"
-FEWEST = 20  # users of a bin below which an interval is printed and not drawn: it would flatten all others
 GAINS, GROUP = "ndcg: ", "group: "  # what the names of arrays begin with
 REMEDY = "Give a file that predict.py wrote (--per_user)."
 
