@@ -17,8 +17,8 @@ if __name__ == "__main__":
 
 from utils.cli import parser, positive_float, run
 from utils.errors import InputError
+from utils.figures import figure_for
 from utils.files import read_jsonl
-from utils.plot_logs import figure_for
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from utils.cli import parser, positive_float, run, seed
 from utils.compare import intervals, user_groups
 from utils.datasets import load_sequences
 from utils.errors import InputError
-from utils.plot_logs import figure_for
+from utils.figures import figure_for
 
 COLOURS = ("tab:gray", "tab:blue", "tab:orange")  # by what a method needs
 METHODS = ("nearest text", "blend (no log)", "era popularity", "transitions", "item cosine", "EASE", "blend (its log)")

@@ -32,6 +32,7 @@ SCRIPTS = "import_dataset make_dataset data_process_1 TextEncoder_batch data_pro
 RUN = {f"data_processing/{name}.py" for name in f"{SCRIPTS} make_token_list make_eval make_pre_train".split()}
 RUN |= {"eval.py", "predict.py", "export.py", "ae_trainer.py", "utils/plot_logs.py", "figures/pipeline.py"}
 RUN |= {"serving/bundle.py", "serving/recommend.py", "data_processing/export_dataset.py", "utils/trec.py"}
+RUN |= {str(path.relative_to(ROOT)) for path in (ROOT / "utils/plots").glob("*.py")}
 FASTER = {"ae_trainer.py": ["--epoch", "1"]}
 LAUNCHERS = {
     "accelerate": ("accelerate.commands.launch", "launch_command_parser"),
@@ -144,6 +145,7 @@ def small(tmp_path_factory, house) -> Path:
     (built / "vae_ckpt/vae_len4_fsq88865_ep30.pt").hardlink_to(tokenizer)
     (built / "eval").symlink_to(folder / "data/eval")
     (built / "pets").symlink_to(folder / "data/test/steam")
+    (built / "crafts").symlink_to(folder / "data/test/targets")
 
     users, items = range(30), range(40)
     had = {user: [(7 * user + 3 * place) % len(items) for place in range(10)] for user in users}

@@ -19,7 +19,8 @@ import numpy as np
 
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable, read_jsonl
+from utils.figures import figure_for, save_figure
+from utils.files import read_jsonl
 
 REMEDY = "Give a file that pre_train.py wrote (--log_file)."
 
@@ -40,22 +41,7 @@ def main() -> None:
     axes.set(xlabel="step", ylabel="loss (nats per target token)", xscale="log" if args.log_x else "linear")
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_write(args.output) as file:
-        figure.savefig(file, dpi=130, format=Path(args.output).suffix[1:])
-    print(f"wrote {args.output}")
-
-
-def figure_for(output: str, columns: int = 1, rows: int = 1, **options: Any) -> tuple[Any, Any]:
-    """Make a matplotlib figure and its axes; raise InputError if it cannot be written to `output`, by its ending."""
-    import matplotlib.pyplot as plt
-
-    plt.switch_backend("Agg")
-    check_writable(output)
-    figure, axes = plt.subplots(rows, columns, layout="constrained", **options)
-    formats = figure.canvas.get_supported_filetypes()
-    if Path(output).suffix[1:] not in formats:
-        raise InputError(f"--output {output}: expected a name that ends in one of {', '.join(sorted(formats))}.")
-    return figure, axes
+    save_figure(figure, args.output)
 
 
 def read_run(path: str) -> list[dict[str, Any]]:
