@@ -19,7 +19,8 @@ def load_catalog(folder: Path, vae_ckpt: str, device: torch.device) -> tuple[Cat
     embeddings = load_matrix(path, MAKE_TEST)
     tokenizer = load_tokenizer(vae_ckpt, device)
     prepared = tokenizer.prepare(embeddings, str(path))
-    return Catalog(tokenizer.tokenize(prepared, str(path)), prepared, source=str(path)), tokenizer
+    codes = tokenizer.tokenize(prepared, str(path))
+    return Catalog(codes, prepared, source=str(path), codebook=tokenizer.codebook), tokenizer
 
 
 def items_with_text(catalog: Catalog) -> np.ndarray:

@@ -60,7 +60,7 @@ def main() -> None:
             print(f"{path} is left out: it predicts the items of one catalog, and has no loss of codes")
             continue
         known = metadata.get("encoder"), metadata.get("tokenizer")
-        check_fit(Origin(path, model.config.embedding_width, *known), data.origin)
+        check_fit(Origin(path, model.config.embedding_width, *known, model.config.codebook), data.origin)
         found = measure(model, data, args.test_batch_size, label)
         if not np.isfinite(found.loss).all():
             raise InputError(f"{path} has no finite loss: its training has diverged. Leave it out.")

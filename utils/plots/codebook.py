@@ -21,7 +21,7 @@ import numpy as np
 
 from ae_trainer import DEFAULT_TOKENIZER
 from utils.cli import parser, run
-from utils.datasets import codes_array, dataset_folder
+from utils.datasets import codes_array, dataset_folder, noted_codebook
 from utils.figures import figure_for, marks, plain, save_figure
 from utils.files import check_whole
 from utils.packed import HEADER, entropy, open_packed
@@ -91,7 +91,8 @@ def load_codes(args: argparse.Namespace) -> tuple[np.ndarray, str]:
         return open_packed(folder)[0].catalog.codes, str(folder)
     check_whole(path.with_suffix(".json"))
     listed = load_pickle(path, (list, dict), "Make it with data_processing/make_token_list.py.")
-    return codes_array([*listed.values()] if isinstance(listed, dict) else listed, path), str(path)
+    listed = [*listed.values()] if isinstance(listed, dict) else listed
+    return codes_array(listed, path, noted_codebook(path)), str(path)
 
 
 def tokenized(args: argparse.Namespace) -> tuple[np.ndarray, str]:
