@@ -164,6 +164,28 @@ class Items(nn.Module):
         return torch.from_numpy(first).to(self.codes.device), torch.from_numpy(same).to(self.codes.device)
 
 
+class Head(nn.Linear):
+    """Final hidden states to the codes of the next item, by one table (V, D) for all K of them.
+
+    Another head has another `states`, of which both the loss and the logits are made.
+    """
+
+    def __init__(self, width: int, vocabulary: int):
+        super().__init__(width, vocabulary, bias=False)
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """What the table is multiplied with, of final hidden states (..., D): (..., D); in the paper, themselves."""
+        return hidden
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Logits (..., V) of final hidden states (..., D)."""
+        return super().forward(self.states(hidden))
+
+    def loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of final hidden states (T, D), summed over the targets (T,) int64: () float."""
+        return summed_cross_entropy(self.states(hidden), self.weight, targets)
+
+
 class RecGPT(nn.Module):
     """The model of the paper: embedding fusion, GPT-2 with item-block attention, one head for all codes of an item.
 
@@ -182,7 +204,7 @@ class RecGPT(nn.Module):
         if gradient_checkpointing:
             self.gpt2model.gradient_checkpointing_enable()
         if config.predicts == CODES:
-            self.pred_head = nn.Linear(config.width, config.codebook.vocabulary, bias=False)
+            self.pred_head = Head(config.width, config.codebook.vocabulary)
         if config.auxiliary:
             self.linear_layer = nn.Linear(config.embedding_width // config.codes_per_item, config.width, bias=False)
         self.norm_seq = nn.LayerNorm(config.width)
@@ -350,7 +372,7 @@ class RecGPT(nn.Module):
             queries = hidden.unflatten(0, (-1, self.config.codes_per_item)).mean(1)  # (S, D) or (B, D)
             total = summed_cross_entropy(queries, self.item_vectors(self.items), batch.target_items)
         else:
-            total = summed_cross_entropy(hidden, self.pred_head.weight, targets)
+            total = self.pred_head.loss(hidden, targets)
         return LossOutput(total, (targets != IGNORED).sum())
 
     def item_vectors(self, items: Items) -> Tensor:

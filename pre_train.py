@@ -451,7 +451,8 @@ def read_initial(settings: Settings) -> tuple[Settings, Initial]:
     sizes |= {"attention": config.attention, "no_auxiliary": not config.auxiliary}
     if (config.predicts, settings.predict) == (CODES, ITEMS):
         config = replace(config, predicts=ITEMS)
-        state.pop("pred_head.weight", None)
+        for name in [name for name in state if name.startswith("pred_head.")]:
+            del state[name]
     sizes |= {"predict": config.predicts, "tie_embeddings": has_tied_embeddings(state)}
     parse_resumed(parse, sizes, tuple(sizes), Path(path), "--init_from")
     known = metadata.get("encoder"), metadata.get("tokenizer"), config.codebook

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from model import RecGPT
+from model import Head, RecGPT
 from utils.checkpoint import CODES
 
 
@@ -39,6 +39,20 @@ class HalfAttention(nn.Module):
         return torch.cat([self.query(states), self.keys_values(states)], -1)
 
 
+class HalfHead(nn.Module):
+    """The head of a model that predicts codes, without its table in float32."""
+
+    def __init__(self, head: Head):
+        super().__init__()
+        self.product = HalfLinear(head.weight, None)
+        del head.weight
+        self.head = head
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(..., D) float32 -> logits (..., V) float32."""
+        return self.product(self.head.states(hidden))
+
+
 def halve(model: RecGPT) -> None:
     """Let a model on the CPU compute with matrices in float16, for predictions only."""
     for block in model.gpt2model.h:
@@ -47,4 +61,4 @@ def halve(model: RecGPT) -> None:
             projection = getattr(owner, name)
             setattr(owner, name, HalfLinear(projection.weight.T, projection.bias.detach()))
     if model.config.predicts == CODES:
-        model.pred_head = HalfLinear(model.pred_head.weight, None)
+        model.pred_head = HalfHead(model.pred_head)
