@@ -32,6 +32,7 @@ from utils.files import atomic_write, check_writable, read_jsonl
 
 REMEDY = "Give a file that pre_train.py wrote (--log_file)."
 PATHS = ("data_path", "eval_path", "log_file")  # settings that runs of one band may differ in, beside the seed
+LABEL = 50  # letters of a label of which two stand side by side
 TITLED = {"tf_layer": "{} layers", "width": "width {}", "lr": "lr {:g}", "predict": "predicts {}"}  # of settings
 
 
@@ -75,7 +76,8 @@ def main() -> None:
     axes.set(xlabel="step", ylabel="loss (nats per target token)", xscale="log" if args.log_x else "linear")
     axes.set_title(title_of(runs) if args.title is None else args.title, parse_math=False)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
+    longest = max(len(label) for label in axes.get_legend_handles_labels()[1])
+    figure.legend(loc="outside lower center", ncols=1 if longest > LABEL else 2, fontsize="small")
     with atomic_write(args.output) as file:
         figure.savefig(file, dpi=130, format=Path(args.output).suffix[1:])
     print(f"wrote {args.output}")
