@@ -378,9 +378,12 @@ def notes(
     if args.against:
         counts = {kind: sum(one.kind == kind for one in comparisons) for kind in ("seeds", "users")}
         yield (
-            f"{counts['seeds']} comparison(s) over {args.over}s and {counts['users']} over users, each kind corrected "
-            f"for its number (Holm); over {args.over}s it takes {FEWEST_SEEDS} that both lines have, over users the "
-            "files of --per_user where the rows name them, and values that differ"
+            f"{counts['seeds']} comparison(s) over {args.over}s and {counts['users']} over users; p (Holm) is corrected "
+            "for the number of its kind"
+        )
+        yield (
+            f"over {args.over}s it takes {FEWEST_SEEDS} that both lines have, over users rows that name files of "
+            "--per_user, and in any case differences that vary"
         )
 
 
