@@ -378,8 +378,8 @@ def notes(
     if args.against:
         counts = {kind: sum(one.kind == kind for one in comparisons) for kind in ("seeds", "users")}
         yield (
-            f"{counts['seeds']} comparison(s) over {args.over}s and {counts['users']} over users; p (Holm) is corrected "
-            "for the number of its kind"
+            f"{counts['seeds']} comparison(s) over {args.over}s and {counts['users']} over users; p (Holm) is "
+            "corrected for the number of its kind"
         )
         yield (
             f"over {args.over}s it takes {FEWEST_SEEDS} that both lines have, over users rows that name files of "
