@@ -18,7 +18,7 @@ import argparse
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,10 +29,11 @@ from model import RecGPT, load_model
 from utils.checkpoint import ITEMS, find_checkpoints
 from utils.cli import parser, positive_int, run
 from utils.data import make_batch, training_batch
-from utils.datasets import Interactions, Origin, check_fit, load_eval
+from utils.datasets import HELD_OUT, Interactions, Origin, check_fit, load_eval
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.metrics import score_ranks, user_metrics
+from utils.rows import about_files, about_model, about_program
 from utils.scores import distinct_items
 from utils.search import search_and_rank
 from utils.Trie import Trie
@@ -76,6 +77,9 @@ def main() -> None:
     device = pick_device(args)
 
     losses: dict[Path, EvalLoss] = {}
+    about: dict[Path, dict[str, Any]] = {}  # of each checkpoint, for --results
+    shared = {"users": len(data.sequences), "items": len(data.catalog)} | about_program("eval.py", args, device)
+    files = about_files(Path(args.data_path), HELD_OUT)
     for path in checkpoints:
         model, metadata = load_model(path, device, args.tf_layer)
         if model.config.predicts == ITEMS:
@@ -85,6 +89,9 @@ def main() -> None:
         check_fit(Origin(path, model.config.embedding_width, *known, model.config.codebook), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
+        about[path] = about_model({**vars(model.config), "heads": model.config.attention_heads}, metadata)
+        hashes = {"weights": model.fingerprint(), "tokenizer": data.tokenizer or metadata.get("tokenizer")}
+        about[path]["fingerprints"] = hashes | files
 
     if not losses:
         raise InputError(
@@ -96,7 +103,7 @@ def main() -> None:
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
     found = ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked)
     found = ({name: value for name, value in one.items() if value is not None} for one in found)
-    append_results(args.results, found)
+    append_results(args.results, ({**one, **shared, **about[Path(one["ckpt_path"])]} for one in found))
     targets = ", of each only the last item is a target" if data.last_only else ""
     print(f"\n{len(data.sequences)} histories of {args.data_path}{targets}; loss in nats, best first")
     shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path][:2]] for path in ranked}

@@ -122,15 +122,18 @@ def main() -> None:
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(saved, model, optimizer) if saved else checkpoints.begin()
     steps = plan.total_steps(progress)
+    guess_by, guess = guessing(settings, data, header)
     at_most = "at most " if settings.minutes or settings.patience else ""
     accelerator.print(
         f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
         f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); "
-        f"{at_most}{steps} steps, {progress.step} of them taken; guessing from {guessing(settings, data, header)} nats"
+        f"{at_most}{steps} steps, {progress.step} of them taken; "
+        f"guessing from {guess_by} has a loss of {guess:.3f} nats"
     )
     log_file = Path(settings.log_file) if accelerator.is_main_process else None
     with TimeLogger(steps, progress.step, log_file, flops=flops, track=tracker(settings, accelerator)) as logger:
-        logger.log({"start": metadata["training"], "processes": accelerator.num_processes}, progress.step)
+        begun = {"start": metadata["training"], "processes": accelerator.num_processes}
+        logger.log({**begun, "guessing_by": guess_by, "guessing_loss": round(guess, 5)}, progress.step)
         outcome = train(settings, accelerator, plan, progress, model, optimizer, checkpoints, evaluation, logger)
     accelerator.end_training()
     accelerator.print(report(settings, outcome, steps))
@@ -144,12 +147,12 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def guessing(settings: Settings, data: Interactions, header: dict[str, Any]) -> str:
+def guessing(settings: Settings, data: Interactions, header: dict[str, Any]) -> tuple[str, float]:
     """Of what frequencies a guess is that needs no model, and its loss in nats per target token."""
     if settings.predict == ITEMS:
         of_items = entropy(item_counts(data.sequences, data.catalog))
-        return f"item frequencies has a loss of {of_items / data.catalog.codebook.per_item:.3f}"
-    return f"code frequencies has a loss of {header['guessing_loss']:.3f}"
+        return "item frequencies", of_items / data.catalog.codebook.per_item
+    return "code frequencies", header["guessing_loss"]
 
 
 def report(settings: Settings, outcome: Outcome, steps: int) -> str:
@@ -183,7 +186,7 @@ def train(
         return Outcome(progress, None, PATIENCE)
     sum_over_processes = host_all_reduce(accelerator)
     deadline = time.monotonic() + 60 * (settings.minutes or math.inf)
-    unread: list[tuple[Step, Tensor]] = []  # losses that are still on the device: reading them waits for it
+    unread: list[tuple[Step, int, Tensor]] = []  # targets, and losses still on the device: reading them waits for it
     loss, ended_by = None, ""
 
     def evaluate_here() -> None:
@@ -206,7 +209,7 @@ def train(
             set_learning_rate(optimizer, lr)
             torch.manual_seed(step_seed(settings.seed, progress.step, accelerator.process_index))
             step_loss = train_step(model, optimizer, step.batches, targets, accelerator, settings.max_grad_norm)
-            unread.append((step, step_loss))
+            unread.append((step, targets, step_loss))
             logger.update(len(step.rows), targets, step.batches)
 
             names = plan.checkpoint_names(before, progress, bool(ended_by))
@@ -215,7 +218,8 @@ def train(
                 losses = read_losses(unread)
                 loss = losses[-1]
                 epochs = progress.epoch + progress.row / plan.histories
-                logger.report(progress.step, epochs, sum(losses) / len(losses), lr)
+                mean = np.average(losses, weights=[tokens for _, tokens, _ in unread])
+                logger.report(progress.step, epochs, float(mean), lr)
                 unread.clear()
             with logger.paused():
                 if evaluating:
@@ -292,10 +296,10 @@ def train_step(
     return accelerator.reduce(total, reduction="sum") / targets
 
 
-def read_losses(unread: list[tuple[Step, Tensor]]) -> list[float]:
+def read_losses(unread: list[tuple[Step, int, Tensor]]) -> list[float]:
     """Read the losses of steps from the device, in nats; InputError naming the first step whose loss is not finite."""
-    losses = torch.stack([loss for _, loss in unread]).tolist()
-    for (step, _), loss in zip(unread, losses, strict=True):
+    losses = torch.stack([loss for _, _, loss in unread]).tolist()
+    for (step, _, _), loss in zip(unread, losses, strict=True):
         if not math.isfinite(loss):
             shown = ", ".join(map(str, step.rows[:5])) + (", …" if len(step.rows) > 5 else "")
             raise InputError(

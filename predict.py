@@ -28,7 +28,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,11 +52,12 @@ from utils.datasets import (
     load_test,
 )
 from utils.errors import InputError
-from utils.files import atomic_write, check_writable
+from utils.files import atomic_write, check_writable, fingerprint
 from utils.metrics import Ranks, list_ranks, score_ranks
 from utils.names import load_names
 from utils.processes import ALONE, Place, joined_processes
 from utils.report import Evaluation, Listed, Measured, report_path, write_report
+from utils.rows import about_files, about_model, about_program
 from utils.scores import Statistics, distinct_items
 from utils.search import (
     SCAN_USERS,
@@ -94,7 +95,7 @@ def parse() -> argparse.Namespace:
     flags.add_argument("--results", metavar="FILE", help="append one JSON object per result")
     flags.add_argument("--output", metavar="FILE.jsonl", help="write each user's items, scores, target and its rank")
     flags.add_argument("--with_titles", action="store_true", help="write ids and titles of the items there, too")
-    flags.add_argument("--per_user", metavar="FILE.npz", help="write each user's NDCG at the largest k by each method")
+    flags.add_argument("--per_user", metavar="FILE.npz", help="write each user's NDCG and rank by each method")
     flags.add_argument("--report", metavar="DIR", help="write DIR/report.html, a page with all results and examples")
     flags.add_argument("--exclude_history", action="store_true", help="recommend nothing that is in the user's history")
     flags.add_argument(
@@ -125,7 +126,7 @@ def main() -> None:
 def evaluate(args: argparse.Namespace, place: Place) -> None:
     """Load, rank, compare, report; the first process compares and reports."""
     protocol = PROTOCOLS[args.protocol]
-    test, model, catalog, candidates, made_with, fitted_with = load(args, protocol)
+    test, model, catalog, candidates, made_with, fitted_with, about = load(args, protocol)
     folder, named = test.embeddings_path.parent, args.with_titles or args.report
     names = load_names(folder, len(catalog), needed=args.with_titles) if named else None
     length = min(max(args.topk), len(catalog))  # of the lists: no search finds more
@@ -179,19 +180,21 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
         called = names if args.with_titles else None
         compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), called)
     if args.per_user:
-        write_gains(args.per_user, compare.user_gains(ranks, args.topk), groups)
+        write_users(args.per_user, test.sequences.users, ranks, args.topk, groups)
+        about["per_user"] = args.per_user
+        about["fingerprints"]["per_user"] = fingerprint(args.per_user)
     told = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path", "vae_ckpt")
     setting = {name: getattr(args, name) for name in told}
     compare.report(results, args.topk)
     for name, listed in covered.items():
         compare.report_coverage(name, compare.coverage(listed.numpy()), len(candidates), length)
-    append_results(args.results, ({**setting, **result} for result in results))
-    about = ({**setting, "predicts": model.config.predicts}, test, catalog.codes, catalog.codebook)
+    append_results(args.results, ({**setting, **result, **about} for result in results))
+    shown = ({**setting, "predicts": model.config.predicts}, test, catalog.codes, catalog.codebook)
     measured, listed = (
         Measured(ranks, needs, groups, args.topk, results),
         Listed(covered, len(candidates), by, lists.items),
     )
-    write_report(args.report, Evaluation(*about, measured, listed), names)
+    write_report(args.report, Evaluation(*shown, measured, listed), names)
     ours = results[0]
     print(", ".join(f"{name}@{k} = {ours[f'{name}@{k}']:.4f}" for k in args.topk for name in ("hit", "ndcg")))
 
@@ -205,6 +208,7 @@ class Loaded(NamedTuple):
     candidates: np.ndarray  # (M,) int64, ascending, items that may be recommended
     made_with: dict[str, str]  # with --blend: hashes of the weights and the tokenizer
     fitted_with: RecGPT  # the model with which a blend is fitted
+    about: dict[str, Any]  # of all this and the program, for --results
 
 
 def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
@@ -225,7 +229,12 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
         log = test.embeddings_path.parent / HISTORIES
         fitted_with = load_fitted_with(metadata, args.ckpt_path, model.config.predicts, device, log) or model
         made_with = blend_origin(model, fitted_with, tokenizer)
-    return Loaded(test, model, catalog, candidates, made_with, fitted_with)
+    about = {"users_of_data": len(test.sequences), "items": len(catalog)} | about_program("predict.py", args, device)
+    about |= about_model({**vars(model.config), "heads": model.config.attention_heads}, metadata)
+    hashes = {"weights": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
+    files = ("cold_test.pkl" if args.cold else "test.pkl", HISTORIES, test.embeddings_path.name)
+    about["fingerprints"] = hashes | about_files(test.embeddings_path.parent, files)
+    return Loaded(test, model, catalog, candidates, made_with, fitted_with, about)
 
 
 def items_with_text(codes: np.ndarray, embeddings: np.ndarray) -> np.ndarray:
@@ -436,14 +445,20 @@ def invalid_shares(found: Found, topk: list[int]) -> dict[str, float]:
     return shares
 
 
-def write_gains(path: str, gains: dict[str, np.ndarray], groups: dict[str, np.ndarray]) -> None:
-    """Write --per_user: NDCG (U,) of each method, and the users (U,) bool of each group, in the order of the data set.
+def write_users(
+    path: str, users: np.ndarray, ranks: dict[str, Ranks], topk: list[int], groups: dict[str, np.ndarray]
+) -> None:
+    """Write --per_user, with which the results of two runs on the same users can be compared in pairs.
 
-    With it the results of two runs on the same users can be compared in pairs.
+    The file has arrays (U,) in the order of the data set: the users; for each method NDCG at the largest k, and how
+    many candidates stand above the target and tie with it, as in `Ranks`; and for each group who belongs to it.
     """
-    arrays = {f"ndcg: {name}": values for name, values in gains.items()}
+    arrays = {"users": users if users.dtype.kind in "iu" else users.astype(str)}
+    arrays |= {f"ndcg: {name}": values for name, values in compare.user_gains(ranks, topk).items()}
+    arrays |= {f"{side}: {name}": getattr(found, side) for name, found in ranks.items() for side in Ranks._fields}
+    arrays |= {f"group: {name}": members for name, members in groups.items()}
     with atomic_write(path, "wb") as file:
-        np.savez_compressed(file, **arrays, **{f"group: {name}": members for name, members in groups.items()})
+        np.savez_compressed(file, **arrays)
 
 
 if __name__ == "__main__":

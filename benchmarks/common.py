@@ -21,6 +21,7 @@ from utils.datasets import load_sequences
 from utils.errors import InputError
 from utils.files import check_writable
 from utils.fsq import PUBLISHED
+from utils.rows import cpu_name
 from utils.util import add_device_flags, append_results, pick_device, set_seed
 
 EMBEDDING_WIDTH = 768
@@ -219,11 +220,3 @@ def machine() -> dict[str, str]:
         "transformers": transformers.__version__,
         "date": datetime.date.today().isoformat(),
     }
-
-
-def cpu_name() -> str:
-    """The processor as Linux names it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor() or platform.machine()

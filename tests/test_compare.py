@@ -17,7 +17,8 @@ from model import RecGPT, RecGPTConfig
 from tests.conftest import ROOT, dump
 from utils import compare
 from utils.cli import run
-from utils.metrics import Ranks
+from utils.files import fingerprint
+from utils.metrics import Ranks, user_metrics
 
 ITEMS, USERS, WIDTH = 40, 60, 32
 TEXTS, LOG = ["repeat recent", "nearest text", "whitened text"], ["popularity", "transitions", "item cosine", "EASE"]
@@ -131,12 +132,17 @@ def test_lists_of_its_own_are_ranked_as_the_model_is(shop, flags):
 def test_the_gains_of_each_user_have_the_means_of_the_table(shop, flags):
     results = shop.predict(f"--topk 3 10 --per_user {shop.folder}/users.npz {flags}")
     with np.load(shop.folder / "users.npz") as saved:
-        names = {f"ndcg: {found['method']}" for found in results} | {f"group: {found['group']}" for found in results}
-        assert set(saved.files) == names
+        names = {f"{of}: {found['method']}" for found in results for of in ("ndcg", "above", "tied")}
+        assert set(saved.files) == names | {f"group: {found['group']}" for found in results} | {"users"}
+        assert saved["users"].tolist() == list(shop.lists)
         for found in results:
             gains, members = saved[f"ndcg: {found['method']}"], saved[f"group: {found['group']}"]
             assert gains.shape == members.shape == (USERS,) and members.sum() == found["users"]
             assert gains[members].mean() == pytest.approx(found["ndcg@10"], abs=1e-6), found["method"]
+            ranks = Ranks(*(torch.from_numpy(saved[f"{side}: {found['method']}"][members]) for side in Ranks._fields))
+            assert user_metrics(ranks, [3]).mean(0)[0] == pytest.approx(found["hit@3"], abs=1e-9)
+            assert found["per_user"] == f"{shop.folder}/users.npz"
+            assert found["fingerprints"]["per_user"] == fingerprint(shop.folder / "users.npz")
             if found["needs"]:
                 assert (gains - saved["ndcg: RecGPT"])[members].mean() == pytest.approx(found["difference"], abs=1e-6)
         new = [items[-1] not in items[:-1] for items in shop.lists.values()]

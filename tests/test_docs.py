@@ -9,6 +9,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,7 +33,7 @@ SCRIPTS = "import_dataset make_dataset data_process_1 TextEncoder_batch data_pro
 RUN = {f"data_processing/{name}.py" for name in f"{SCRIPTS} make_token_list make_eval make_pre_train".split()}
 RUN |= {"eval.py", "predict.py", "export.py", "ae_trainer.py", "utils/plot_logs.py", "figures/pipeline.py"}
 RUN |= {"serving/bundle.py", "serving/recommend.py", "data_processing/export_dataset.py", "utils/trec.py"}
-RUN |= {str(path.relative_to(ROOT)) for path in (ROOT / "utils/plots").glob("*.py")}
+RUN |= {"utils/table.py", *(str(path.relative_to(ROOT)) for path in (ROOT / "utils/plots").glob("*.py"))}
 FASTER = {"ae_trainer.py": ["--epoch", "1"]}
 LAUNCHERS = {
     "accelerate": ("accelerate.commands.launch", "launch_command_parser"),
@@ -135,6 +136,10 @@ def small(tmp_path_factory, house) -> Path:
         (folder / "ckpt" / name.format(3)).hardlink_to(weights)
         noted = {"config": {"heads": 1, "predicts": "items"}}
         save_state(folder / "ckpt" / name.format(2), RecGPT(config).state_dict(), noted)
+    for seed in range(3):
+        noted["training"] = {"seed": seed, "width": 64}
+        (folder / f"ckpt/seed_{seed}").mkdir()
+        save_state(folder / f"ckpt/seed_{seed}/layer_2_best.pt", RecGPT(config).state_dict(), noted)
     shutil.copytree(folder / "data/test/steam", folder / "data/test/my_shop")
 
     built = folder / "data/sample/built"
@@ -167,12 +172,15 @@ def small(tmp_path_factory, house) -> Path:
     write(folder / "data/raw/raw/meta_categories/meta_Baby_Products.jsonl", products)
     for name in ("pre_train", "sample", "steady"):
         write(folder / f"logs/{name}.jsonl", [json.dumps({"step": step, "loss": 9.0 - step}) for step in (1, 2)])
+    for seed in range(3):
+        started = {"step": 0, "start": {"seed": seed}, "guessing_by": "item frequencies", "guessing_loss": 9.0}
+        write(folder / f"logs/seed_{seed}.jsonl", map(json.dumps, [started, {"step": 1, "loss": 8.0 + seed}]))
     for name in ("docs", "figures"):
         (folder / name).mkdir()
     return folder
 
 
-def write(path: Path, lines: list[str]) -> None:
+def write(path: Path, lines: Iterable[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
 

@@ -863,7 +863,7 @@ def test_random_numbers_depend_on_seed_step_and_process():
 
 def test_a_loss_that_is_not_finite_names_the_batch():
     unread = [
-        (Step(np.arange(step, step + 9), [], Progress(step, 0, step * 9)), torch.tensor(value))
+        (Step(np.arange(step, step + 9), [], Progress(step, 0, step * 9)), 36, torch.tensor(value))
         for step, value in ((11, 3.0), (12, math.nan), (13, math.inf))
     ]
     assert pre_train.read_losses(unread[:1]) == [3.0]
@@ -932,7 +932,7 @@ def test_trackers_and_plots(place, undisturbed, monkeypatch, capsys):
 def test_a_log_is_read_as_the_run_went(place):
     def log(*lines):
         (place / "l.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        return [(record["step"], record["loss"]) for record in plot_logs.read_run(place / "l.jsonl")]
+        return [(record["step"], record["loss"]) for record in plot_logs.read_run(place / "l.jsonl").records]
 
     first = [{"step": 0, "start": {}}, {"step": 10, "loss": 3.0}, {"step": 20, "loss": 2.0}]
     assert log(*first) == [(10, 3.0), (20, 2.0)]
@@ -950,7 +950,7 @@ def test_a_half_line_of_a_killed_run_is_cut_off(place, capsys):
         path.write_text(whole + left)
         with TimeLogger(30, 10, path) as logger:
             logger.log({"loss": 2.0}, 20)
-        assert [record["loss"] for record in plot_logs.read_run(path)] == [3.0, 2.0]
+        assert [record["loss"] for record in plot_logs.read_run(path).records] == [3.0, 2.0]
     capsys.readouterr()
     with pytest.raises(OSError, match="Is a directory"):
         TimeLogger(30, 10, place)

@@ -77,12 +77,16 @@ class TimeLogger:
         return step % self.every == 0
 
     def report(self, step: int, epoch: float, loss: float, lr: float) -> None:
-        """Log the mean `loss` in nats since the last report, the learning rate, the epochs that are done, and speed."""
+        """Log the mean `loss` in nats of the target tokens since the last report, how many these are, and speed.
+
+        The learning rate and the epochs that are done stand beside them.
+        """
         seconds = time.perf_counter() - self.since
         record = {
             "step": step,
             "epoch": round(epoch, 5),
             "loss": round(loss, 5),
+            "tokens": int(self.tokens),
             "lr": float(f"{lr:.5g}"),
             "step_s": round(seconds / self.steps, 4),
             "histories_per_s": round(self.histories / seconds, 2),
