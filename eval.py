@@ -89,7 +89,7 @@ def main() -> None:
         check_fit(Origin(path, model.config.embedding_width, *known, model.config.codebook), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
-        about[path] = about_model({**vars(model.config), "heads": model.config.attention_heads}, metadata)
+        about[path] = about_model(model.config.noted(), metadata)
         hashes = {"weights": model.fingerprint(), "tokenizer": data.tokenizer or metadata.get("tokenizer")}
         about[path]["fingerprints"] = hashes | files
 

@@ -230,7 +230,7 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
         fitted_with = load_fitted_with(metadata, args.ckpt_path, model.config.predicts, device, log) or model
         made_with = blend_origin(model, fitted_with, tokenizer)
     about = {"users_of_data": len(test.sequences), "items": len(catalog)} | about_program("predict.py", args, device)
-    about |= about_model({**vars(model.config), "heads": model.config.attention_heads}, metadata)
+    about |= about_model(model.config.noted(), metadata)
     hashes = {"weights": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
     files = ("cold_test.pkl" if args.cold else "test.pkl", HISTORIES, test.embeddings_path.name)
     about["fingerprints"] = hashes | about_files(test.embeddings_path.parent, files)

@@ -3,12 +3,12 @@
 import json
 import sys
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
 from utils import plot_logs
 from utils.cli import run
+from utils.figures import save_figure
 
 SETTINGS = {"tf_layer": 2, "width": 64, "lr": 1e-3, "predict": "items"}
 
@@ -27,14 +27,19 @@ def write_log(path, losses, seed=0, guessing=True, **settings):
 @pytest.fixture
 def drawn(tmp_path, monkeypatch):
     """Draw, and return the axes."""
+    figures = []
+
+    def keep(figure, output):
+        save_figure(figure, output)
+        figures.append(figure)
 
     def draw(*words):
+        monkeypatch.setattr(plot_logs, "save_figure", keep)
         monkeypatch.setattr(sys, "argv", ["plot_logs", *words, "--output", str(tmp_path / "plot.png")])
         plot_logs.main()
-        return plt.gcf().axes[0]
+        return figures[-1].axes[0]
 
-    yield draw
-    plt.close("all")
+    return draw
 
 
 def test_short_reports_do_not_stand_out():
@@ -84,11 +89,12 @@ def test_bands_are_told_apart_by_their_settings(tmp_path, drawn):
         for width in (64, 128)
         for seed in (0, 1)
     ]
-    labels = [line.get_label() for line in drawn(*logs, "--band", "--title", "$x_1 of mine").get_lines()]
+    axes = drawn(*logs, "--band", "--title", "$x_1 of mine")
+    labels = [line.get_label() for line in axes.get_lines()]
     assert [label.split(":")[0] for label in labels] == 2 * ["width 64"] + 2 * ["width 128"] + [
         "guessing by item frequencies"
     ]
-    assert plt.gcf().axes[0].get_title() == "$x_1 of mine"
+    assert axes.get_title() == "$x_1 of mine"
     assert len(drawn(*logs).collections) == 0  # without --band a line each
 
 
