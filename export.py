@@ -25,10 +25,11 @@ from torch import Tensor
 
 from ae_trainer import load_tokenizer
 from model import load_model
-from utils.checkpoint import ITEMS, load_state, read_metadata, save_state
+from utils.checkpoint import UNSAID, load_state, read_metadata, save_state
 from utils.cli import parser, run
 from utils.errors import InputError
 from utils.files import check_writable
+from utils.fsq import PUBLISHED
 from utils.model_card import Card
 
 RELEASE_ROWS = 50_257  # rows of the token embedding: GPT-2's own vocabulary
@@ -70,14 +71,20 @@ def write_released(args: argparse.Namespace, is_model: bool) -> None:
     check_writable(args.output)
     if is_model:
         model, metadata = load_model(args.input, torch.device("cpu"))
-        if model.config.predicts == ITEMS:
-            raise InputError(f"{args.input} predicts items, which the published program cannot do. Export another.")
+        noted = model.config.noted()
+        for name, value in UNSAID.items():
+            if value is not None and noted[name] != value:
+                found = f"{name} {noted[name]}, and the published program knows only {value}"
+                raise InputError(f"{args.input} has {found}. Export another, or give --pretrained.")
         heads, state = model.config.attention_heads, full_model(model.state_dict())
-        metadata = {**metadata, "config": {**metadata.get("config", {}), "heads": heads}}
+        metadata = {**metadata, "config": noted}
         if heads != RELEASE_HEADS:
             print(f"{args.input} has {heads} attention heads, the published program {RELEASE_HEADS}: change its code")
     else:
         tokenizer = load_tokenizer(args.input)
+        if tokenizer.codebook != PUBLISHED:
+            found = f"makes {tokenizer.codebook}, and the published program knows only {PUBLISHED}"
+            raise InputError(f"{args.input} {found}. Export another, or give --pretrained.")
         if tokenizer.whitens:
             raise InputError(f"{args.input} whitens embeddings, which the published program cannot do. Export another.")
         state, metadata = full_tokenizer(tokenizer.state_dict()), read_metadata(args.input)

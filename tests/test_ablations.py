@@ -236,3 +236,9 @@ def test_a_trained_run_says_all_that_it_is(tmp_path):
     runs.finish(tmp_path, flags + "--epoch 2 --ckpt_dir a --resume")
     runs.finish(tmp_path, flags + "--epoch 1 --ckpt_dir b --init_from a/layer_1_epoch_0.pt")
     assert load_model(tmp_path / "b/layer_1_epoch_0.pt", "cpu")[0].config == loaded.config
+    flags = "--input a/layer_1_epoch_0.pt --output released.pt"
+    said = runs.finish(tmp_path, flags, expect=2, script="export")
+    assert "has attention causal, and the published program knows only item_block" in said
+    runs.finish(tmp_path, "--input a/layer_1_epoch_0.pt --pretrained shared", script="export")
+    assert load_model(tmp_path / "shared", "cpu")[0].config == loaded.config
+    assert "reads a history as codes alone" in (tmp_path / "shared/README.md").read_text()

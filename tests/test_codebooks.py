@@ -150,6 +150,11 @@ def test_the_whole_path_runs_with_other_codes(shop):
     [
         ("predict", "--vae_ckpt other.pt", "reads 2 codes of levels (5, 4) for each item"),
         ("predict", "--vae_ckpt random:1", "was trained on codes of tokenizer"),
+        (
+            "export",
+            "--input vae/vae_len2_fsq54_ep0.pt --output x.pt",
+            "makes 2 codes of levels (5, 4), and the published",
+        ),
         ("ae_trainer", "--levels 8,x", "expected whole numbers such as"),
         ("ae_trainer", "--levels 1,8", "--levels 1,8, --codes 4: levels"),
         ("ae_trainer", "--levels 999,999", "make 998001 codes"),
@@ -160,8 +165,11 @@ def test_the_whole_path_runs_with_other_codes(shop):
 def test_what_does_not_fit_is_refused(shop, script, flags, said):
     folder, _ = shop
     save_state(folder / "other.pt", AutoEncoder(64).state_dict(), {})
-    data = {"predict": "--dataset shop --ckpt_path ckpt/layer_1_best.pt ", "ae_trainer": f"--embeddings {EMBEDDINGS} "}
-    assert said in runs.finish(folder, data[script] + flags + " --device cpu", expect=2, script=script)
+    data = {
+        "predict": "--device cpu --dataset shop --ckpt_path ckpt/layer_1_best.pt ",
+        "ae_trainer": f"--device cpu --embeddings {EMBEDDINGS} ",
+    }
+    assert said in runs.finish(folder, data.get(script, "") + flags, expect=2, script=script)
 
 
 def test_the_whole_path_runs_with_codes_drawn_at_random(shop, tmp_path):

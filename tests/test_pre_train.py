@@ -688,7 +688,7 @@ def test_predicting_items_goes_on_bit_by_bit_and_by_two(data, place, undisturbed
     assert f"from item frequencies has a loss of {guess:.3f} nats" in (place / "whole/said").read_text()
 
     said = runs.finish(place, f"--input whole/{last} --output exported.pt", expect=2, script="export")
-    assert "predicts items, which the published program cannot do" in said
+    assert "has predicts items, and the published program knows only codes" in said
     for name in ("ev_negative", "ev_others"):  # ids that count from the end; other texts under the same codes
         shutil.copytree(data / "ev", place / name)
         (place / name / "dataset.json").write_text('{"targets": "last"}')

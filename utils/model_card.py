@@ -11,7 +11,7 @@ from utils.files import read_json
 
 NOT_GIVEN = "Not given by whoever wrote these weights."
 ABOUT = {
-    CODES: "It predicts the four codes of the next item, and a search finds the items of a catalog that fit them best.",
+    CODES: "It predicts the codes of the next item, and a search finds the items of a catalog that fit them best.",
     ITEMS: "It scores the items of a catalog, each by its codes and the embedding of its text.",
 }
 LIMITS = (
@@ -22,8 +22,8 @@ LIMITS = (
 )
 TEMPLATE = """# RecGPT
 
-This model recommends the next item of a history. A tokenizer turns the embedding of each item's text into four codes,
-and GPT-2 reads a history as codes and embeddings.
+This model recommends the next item of a history. A tokenizer turns the embedding of each item's text into {codes} codes,
+and GPT-2 reads a history as {read}.
 {about}
 
 ## Sizes
@@ -113,6 +113,8 @@ def model_card(name: str, sizes: dict[str, Any], origin: dict[str, Any], has_tok
     limits = [limit.format(read=sizes["window"] - 1, width=sizes["embedding_width"]) for limit in LIMITS]
     text = TEMPLATE.format(
         about=ABOUT[sizes["predicts"]],
+        codes=sizes["codes_per_item"],
+        read="codes and embeddings" if sizes["auxiliary"] else "codes alone",
         sizes="\n".join(f"| {_cell(size)} | {value} |" for size, value in sizes.items()),
         encoder=origin.get("encoder") or NOT_GIVEN,
         tokenizer=f"in `tokenizer/`{fingerprint}" if has_tokenizer else missing,
