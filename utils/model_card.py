@@ -22,8 +22,8 @@ LIMITS = (
 )
 TEMPLATE = """# RecGPT
 
-This model recommends the next item of a history. A tokenizer turns the embedding of each item's text into {codes} codes,
-and GPT-2 reads a history as {read}.
+This model recommends the next item of a history. A tokenizer turns the embedding of each item's text into {codes}
+codes, and GPT-2 reads a history as {read}.
 {about}
 
 ## Sizes
