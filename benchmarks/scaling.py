@@ -240,6 +240,7 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
         file.writelines(f"| {' | '.join(map(shown, row))} |\n" for row in cells)
         file.writelines(f"\n{line}\n" for line in said)
     draw(axes, rows, found["parameters"].law)
+    figure.suptitle(caption(found["parameters"]), fontsize=9)
     with atomic_write(args.output) as file:
         figure.savefig(file, dpi=130, format=args.output.suffix[1:])
     print(f"wrote {args.output} and {args.output.with_suffix('.md')}")
@@ -275,6 +276,13 @@ def sentences(found: Found, runs: Runs, draws: int) -> Iterator[str]:
     yield f"{guess:+.4f}."
 
 
+def caption(found: Found) -> str:
+    """What the dashed curves of the plot are."""
+    if found.law is None:
+        return "too few runs for a fit"
+    return "dashed: the fitted law" + (", whose exponents are not identified" if found.doubts else "")
+
+
 def draw(axes: Any, rows: list[dict[str, Any]], law: Law | None) -> None:
     """Loss against tokens, a line for each width, and against parameters, a line for each share; the law is dashed."""
     sides = (("tokens", "target tokens seen, D", "width"), ("parameters", "parameters without tables, N", "share"))
@@ -290,6 +298,8 @@ def draw(axes: Any, rows: list[dict[str, Any]], law: Law | None) -> None:
                 sizes = (fixed, curve) if across == "tokens" else (curve, fixed)
                 one.plot(curve, law.loss(*sizes), "--", color=drawn.get_color())
         one.set(xscale="log", yscale="log", xlabel=label, ylabel="held-out loss (nats per target token)")
+        one.yaxis.set_major_formatter("{x:g}")
+        one.yaxis.set_minor_formatter("{x:g}")
         one.grid(alpha=0.3, which="both")
         one.legend(fontsize=8)
 

@@ -100,8 +100,7 @@ def solve(runs: Runs, starts: list[np.ndarray] | None = None) -> tuple[Law, np.n
         starts = [np.array([np.log(low * e), *np.log([low * (1 - e) / 2] * 2), *powers]) for *powers, e in STARTS]
     bounds = ([-np.inf] * 3 + [0, 0], [np.inf] * 3 + [LARGEST] * 2)
     tried: list[OptimizeResult] = [
-        least_squares(errors, start, slopes, bounds, loss="huber", f_scale=HUBER, xtol=1e-10, ftol=1e-10, max_nfev=300)
-        for start in starts
+        least_squares(errors, start, slopes, bounds, loss="huber", f_scale=HUBER, max_nfev=100) for start in starts
     ]
     best = min(tried, key=lambda result: result.cost).x
     floor, a, b, alpha, beta = best
