@@ -96,11 +96,12 @@ def solve(runs: Runs, starts: list[np.ndarray] | None = None) -> tuple[Law, np.n
         parts = np.exp(logs - np.logaddexp.reduce(logs))
         return np.vstack((parts, -parts[1:] * (scales - means))).T
 
+    patience = 300 if starts is None else 100  # evaluations: fits that start again from a solution need few
     if starts is None:
         starts = [np.array([np.log(low * e), *np.log([low * (1 - e) / 2] * 2), *powers]) for *powers, e in STARTS]
     bounds = ([-np.inf] * 3 + [0, 0], [np.inf] * 3 + [LARGEST] * 2)
     tried: list[OptimizeResult] = [
-        least_squares(errors, start, slopes, bounds, loss="huber", f_scale=HUBER, max_nfev=100) for start in starts
+        least_squares(errors, start, slopes, bounds, loss="huber", f_scale=HUBER, max_nfev=patience) for start in starts
     ]
     best = min(tried, key=lambda result: result.cost).x
     floor, a, b, alpha, beta = best
