@@ -4,6 +4,7 @@
     python pre_train.py --data_path data/mine --width 256 --max_steps 2000
     torchrun --nproc_per_node 2 pre_train.py --device cpu
     python pre_train.py --config configs/small_cpu.toml --data_path data/my_shop --eval_path data/my_shop/eval
+    python pre_train.py --data_share 0.05 --ckpt_dir ckpt/twentieth
     python pre_train.py --resume
     python pre_train.py --init_from ckpt/recgpt_layer_3_weight.pt --data_path data/my_shop --ckpt_dir ckpt/my_shop
     python pre_train.py --refit_of ckpt/my_shop/layer_3_best.pt --data_path data/my_shop/whole --ckpt_dir ckpt/whole
@@ -62,7 +63,7 @@ from utils.datasets import (
 from utils.errors import InputError, reason, shown
 from utils.files import check_writable, content
 from utils.fsq import PUBLISHED, Codebook, code_keys
-from utils.packed import data_fingerprint, entropy, is_current, item_counts, open_packed, pack
+from utils.packed import data_fingerprint, entropy, guessing_loss, is_current, item_counts, open_packed, pack
 from utils.scores import repeats
 from utils.TimeLogger import TimeLogger
 from utils.training.batches import prefetched
@@ -116,23 +117,24 @@ def main() -> None:
     earlier = saved or initial
     origins[WHOLE] = whole_lists_seen(settings, earlier.metadata if earlier else {})
     metadata = run_metadata(settings, model.config, data, accelerator, origins)
-    checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata, config)
     plan = Plan(data, settings, window, accelerator.process_index, accelerator.num_processes, accelerator.device)
+    checkpoints = Checkpoints(settings.ckpt_dir, settings.keep, accelerator, metadata, config)
     check_same_start(accelerator, saved.progress if saved else Progress(), metadata)
     model, optimizer = accelerator.prepare(model, optimizer)
     progress = checkpoints.resume(saved, model, optimizer) if saved else checkpoints.begin()
     steps = plan.total_steps(progress)
-    guess_by, guess = guessing(settings, data, header)
+    guess_by, guess = guessing(settings, plan, header)
     at_most = "at most " if settings.minutes or settings.patience else ""
+    of_all = f" of {len(data.sequences)}" if plan.histories < len(data.sequences) else ""
     accelerator.print(
-        f"{plan.histories} histories, {len(data.sequences.items)} interactions, {len(data.catalog)} items; "
+        f"{plan.histories}{of_all} histories, {plan.lengths.sum()} interactions, {len(data.catalog)} items; "
         f"{flops / 6e6:.1f} M parameters besides embeddings; {accelerator.num_processes} process(es); "
         f"{at_most}{steps} steps, {progress.step} of them taken; "
         f"guessing from {guess_by} has a loss of {guess:.3f} nats"
     )
     log_file = Path(settings.log_file) if accelerator.is_main_process else None
     with TimeLogger(steps, progress.step, log_file, flops=flops, track=tracker(settings, accelerator)) as logger:
-        begun = {"start": metadata["training"], "processes": accelerator.num_processes}
+        begun = {"start": metadata["training"], "processes": accelerator.num_processes, "histories": plan.histories}
         logger.log({**begun, "guessing_by": guess_by, "guessing_loss": round(guess, 5)}, progress.step)
         outcome = train(settings, accelerator, plan, progress, model, optimizer, checkpoints, evaluation, logger)
     accelerator.end_training()
@@ -147,12 +149,14 @@ def main() -> None:
         sys.exit(INTERRUPTED)
 
 
-def guessing(settings: Settings, data: Interactions, header: dict[str, Any]) -> tuple[str, float]:
-    """Of what frequencies a guess is that needs no model, and its loss in nats per target token."""
+def guessing(settings: Settings, plan: Plan, header: dict[str, Any]) -> tuple[str, float]:
+    """Of what frequencies, among the users trained on, a guess is that needs no model; its nats per target token."""
+    data, users = plan.data, plan.users if plan.histories < len(plan.data.sequences) else None
     if settings.predict == ITEMS:
-        of_items = entropy(item_counts(data.sequences, data.catalog))
+        of_items = entropy(item_counts(data.sequences, data.catalog, users))
         return "item frequencies", of_items / data.catalog.codebook.per_item
-    return "code frequencies", header["guessing_loss"]
+    known = header["guessing_loss"] if users is None else guessing_loss(data.sequences, data.catalog, users)
+    return "code frequencies", known
 
 
 def report(settings: Settings, outcome: Outcome, steps: int) -> str:
@@ -656,6 +660,7 @@ def run_metadata(
         "training": settings.to_resume(),
         "processes": accelerator.num_processes,
         "data": data_fingerprint(settings.data_path),
+        "histories": len(data.sequences),
         "versions": {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
         **{name: value for name, value in origins.items() if value},
     }

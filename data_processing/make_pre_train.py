@@ -35,7 +35,7 @@ import numpy as np
 from ae_trainer import DEFAULT_TOKENIZER, AutoEncoder, load_tokenizer
 from data_processing.parts import merging
 from data_processing.parts.codes import save_token_list, write_token_list
-from utils.cli import finite_number, parser, positive_int, run, seed
+from utils.cli import parser, positive_int, run, seed, share
 from utils.data import Sequences
 from utils.datasets import CODES, HELD_OUT, HISTORIES, LAST, SEEN
 from utils.files import content, fingerprint, load_matrix, save_json, save_matrix, staged_set
@@ -43,7 +43,6 @@ from utils.pickles import save_pickle
 from utils.util import add_device_flags, pick_device
 
 EMPTY = "no list of train.pkl has three items, two to train on and one to validate with (--test_share 1 leaves none)."
-share = finite_number(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
 def parse() -> argparse.Namespace:

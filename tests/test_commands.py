@@ -216,7 +216,7 @@ FLAGS = {
     "drop_short device tokens_per_batch mixed_precision compile dropout schedule warmup max_grad_norm "
     "gradient_accumulation_steps gradient_checkpointing fsdp save_every keep resume eval_every eval_path log_with "
     "config init_from refit_of minutes patience best_by save_last predict tie_embeddings exclude_history "
-    "attention no_auxiliary",
+    "attention no_auxiliary data_share data_share_seed",
     "eval.py": "data_path ckpt_path tf_layer test_batch_size protocol drop_short results device gpu",
     "predict.py": "dataset ckpt_path vae_ckpt tf_layer test_batch_size cold protocol search topk drop_short "
     "results output with_titles report exclude_history compare blend per_user device gpu",

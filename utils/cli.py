@@ -70,6 +70,7 @@ def finite_number(fits: Callable[[float], bool], range_in_words: str) -> Callabl
 non_negative_float = finite_number(lambda value: value >= 0, "of 0 or more")
 positive_float = finite_number(lambda value: value > 0, "above 0")
 fraction = finite_number(lambda value: 0 <= value < 1, "from 0 to below 1")
+share = finite_number(lambda value: 0 < value <= 1, "above 0 and at most 1")
 
 
 def named_file(text: str) -> tuple[str, Path]:

@@ -40,7 +40,7 @@ FORMAT = 1
 HEADER = "packed.json"
 ARRAYS = ("items.npy", "offsets.npy", "codes.npy")
 CHUNK = 1 << 14  # rows of embeddings that are in memory at once
-COUNTED = 1 << 24  # interactions whose items are counted at once
+COUNTED, COUNTED_USERS = 1 << 24, 1 << 20  # interactions whose items are counted at once, and users
 PACK = "Make the packed form again: python data_processing/pack.py --data_path {} --force."
 
 
@@ -166,17 +166,25 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     return Interactions(sequences, catalog, header.get("tokenizer"), header.get("encoder")), header
 
 
-def guessing_loss(sequences: Sequences, catalog: Catalog) -> float:
-    """Loss in nats of guessing each of an item's codes by its frequency among the interactions: the codes' entropy."""
-    counts = item_counts(sequences, catalog)
+def guessing_loss(sequences: Sequences, catalog: Catalog, users: np.ndarray | None = None) -> float:
+    """Loss in nats of guessing each of an item's codes by its frequency among the interactions: the codes' entropy.
+
+    `users` are the rows (n,) of those whose interactions count; by default all.
+    """
+    counts = item_counts(sequences, catalog, users)
     return float(np.mean([entropy(np.bincount(codes, weights=counts)) for codes in catalog.codes.T]))
 
 
-def item_counts(sequences: Sequences, catalog: Catalog) -> np.ndarray:
-    """How often each item occurs, (N,) int64."""
+def item_counts(sequences: Sequences, catalog: Catalog, users: np.ndarray | None = None) -> np.ndarray:
+    """How often each item occurs, (N,) int64, in all histories or in those of some rows (n,)."""
+    if users is None:
+        parts = (sequences.items[start : start + COUNTED] for start in range(0, len(sequences.items), COUNTED))
+    else:
+        starts = range(0, len(users), COUNTED_USERS)
+        parts = (sequences.select(users[start : start + COUNTED_USERS]).items for start in starts)
     counts = np.zeros(len(catalog), dtype=np.int64)
-    for start in range(0, len(sequences.items), COUNTED):
-        counts += np.bincount(sequences.items[start : start + COUNTED], minlength=len(catalog))
+    for items in parts:
+        counts += np.bincount(items, minlength=len(catalog))
     return counts
 
 

@@ -1,4 +1,7 @@
-"""Which histories each step of an epoch reads, in an order that the seed alone decides; batches made ahead of time."""
+"""Which users are trained on, which of them each step of an epoch reads, and batches made ahead of time.
+
+Seeds alone decide both, whatever the number of processes.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,6 +9,27 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+
+from utils.errors import InputError
+
+SHARE_STREAM = 1 << 40  # keeps the numbers that draw users apart from those of any epoch's order
+
+
+def drawn_users(count: int, share: float, seed: int) -> np.ndarray:
+    """Rows (n,) int32, ascending, of the n users that --data_share draws among `count`, by --data_share_seed alone.
+
+    The users of a smaller share are among those of a larger one. Each user has a number, drawn by a generator whose
+    stream NumPy promises never to change, and the lowest numbers are chosen.
+
+    InputError if the share has no user.
+    """
+    chosen = round(share * count)
+    if not chosen:
+        raise InputError(f"--data_share {share:g} of {count} users is less than one of them. Give more.")
+    if chosen == count:
+        return np.arange(count, dtype=np.int32)
+    numbers = np.random.PCG64([seed, SHARE_STREAM]).random_raw(count)
+    return np.sort(np.argsort(numbers, kind="stable")[:chosen].astype(np.int32))
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:

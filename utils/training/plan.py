@@ -12,7 +12,7 @@ import torch
 
 from utils.data import IGNORED, SeqBatch, training_batch
 from utils.datasets import Interactions
-from utils.training.batches import epoch_batches, epoch_order, equal_work_batches, equal_work_cuts
+from utils.training.batches import drawn_users, epoch_batches, epoch_order, equal_work_batches, equal_work_cuts
 from utils.training.settings import Settings
 
 TENTHS = 10
@@ -59,7 +59,8 @@ class Plan:
         self.process, self.processes = process, processes
         self.passes = processes * settings.gradient_accumulation_steps  # forward passes of a step, by all processes
         self.pinned = device is not None and device.type == "cuda"
-        self.histories = len(data.sequences)
+        self.users = drawn_users(len(data.sequences), settings.data_share, settings.data_share_seed)
+        self.histories = len(self.users)  # that an epoch reads, and by which progress is counted
 
     def steps(self, progress: Progress) -> Iterator[Step]:
         """The steps to take from `progress` on, to --max_steps or the end of the last epoch."""
@@ -73,16 +74,23 @@ class Plan:
                 yield Step(rows, list(self.process_batches(rows)), Progress(step, epoch, row))
 
     def epoch_rows(self, epoch: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Histories of each step of an epoch, (histories,) int32, from position `start` of its order on."""
+        """Rows of the histories of each step of an epoch, (histories,) int32, from position `start` of its order on."""
         settings = self.settings
         if settings.tokens_per_batch is None:
-            return epoch_batches(self.histories, settings.batch_size * self.passes, settings.seed, epoch, start)
-        per_step = settings.tokens_per_batch * self.passes
-        return equal_work_batches(self.target_tokens(), per_step, settings.seed, epoch, start)
+            steps = epoch_batches(self.histories, settings.batch_size * self.passes, settings.seed, epoch, start)
+        else:
+            per_step = settings.tokens_per_batch * self.passes
+            steps = equal_work_batches(self.target_tokens(), per_step, settings.seed, epoch, start)
+        return (self.users[places] for places in steps)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(histories,) int64: items of each history that is trained on."""
+        return self.data.sequences.lengths[self.users]
 
     def target_tokens(self) -> np.ndarray:
-        """(U,) int64: how many tokens of each history are predicted in training."""
-        return (np.minimum(self.data.sequences.lengths, self.window) - 1) * self.data.catalog.codebook.per_item
+        """(histories,) int64: how many tokens of each are predicted in training."""
+        return (np.minimum(self.lengths, self.window) - 1) * self.data.catalog.codebook.per_item
 
     def process_batches(self, rows: np.ndarray) -> Iterator[SeqBatch]:
         """This process's batches of a step, of the last `window` items of each history.

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from utils.checkpoint import CODES, PREDICTED
-from utils.cli import SWITCH, fraction, non_negative_float, positive_float, positive_int, seed, setting
+from utils.cli import SWITCH, fraction, non_negative_float, positive_float, positive_int, seed, setting, share
 from utils.config import ONLY_TYPED
 from utils.masks import MASKS
 
@@ -15,6 +15,7 @@ LATEST, AUTO = "latest", "auto"  # what --resume may say in place of a path
 RESUME = {"nargs": "?", "const": LATEST, "metavar": "PATH"}
 # What a resumed run cannot change.
 FIXED = ("tf_layer", "width", "heads", "predict", "attention", "no_auxiliary", "tie_embeddings", "seed")
+FIXED += ("data_share", "data_share_seed")
 BEST_BY = LOSS, NDCG = ("loss", "ndcg")
 TRACKERS = ("tensorboard", "trackio", "wandb")
 # Not taken from the checkpoint by --resume, and by --refit_of.
@@ -28,6 +29,8 @@ class DataSettings:
 
     data_path: str = setting("./data/pre_train", "train.pkl, token_id_list.pkl and embeddings")
     drop_short: bool = setting(False, "leave out histories of fewer than two items", **SWITCH)
+    data_share: float = setting(1.0, "part of the users to train on; a larger part has those of a smaller", type=share)
+    data_share_seed: int = setting(0, "which users --data_share draws, whatever --seed says", type=seed)
     batch_size: int = setting(12, "histories per forward pass and process", type=positive_int)
     tokens_per_batch: int | None = setting(
         None, "in place of --batch_size: batches of about this many tokens per pass and process", type=positive_int
