@@ -45,7 +45,7 @@ class Live:
     @property
     def bytes(self) -> int:
         """How much it takes."""
-        kept = () if self.cache is None else (*self.cache, self.hidden)
+        kept = () if self.cache is None else (self.cache.keys, self.cache.values, self.hidden)
         return NUMBER_BYTES * len(self.ids) + sum(tensor.nbytes for tensor in kept)
 
 

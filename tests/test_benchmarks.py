@@ -16,7 +16,7 @@ from tests import runs
 from utils.cli import run
 from utils.errors import InputError
 from utils.masks import MASKS
-from utils.search import exact_search
+from utils.search import exact_search, rank_targets
 
 SMALL = "--items 300 --repeats 2 --published_repeats 1 --device cpu "
 MODEL = SMALL + "--tf_layer 1 --width 64 "
@@ -119,7 +119,7 @@ def no_popularity(domain):
     ("name", "target", "wrong"),
     [
         ("train", "model.MASKS", {"item_block": MASKS["causal"]}),
-        ("predict", "predict.exact_search", worst_search),
+        ("predict", "predict.SEARCHES", {"exact": (worst_search, rank_targets)}),
         ("search", "benchmarks.search.exact_search", worst_search),
         ("blend", "utils.blend.Domain.popularity", no_popularity),
     ],

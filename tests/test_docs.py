@@ -131,7 +131,7 @@ def small(tmp_path_factory, house) -> Path:
     weights, tokenizer = folder / "ckpt/recgpt_layer_3_weight.pt", folder / "vae_ckpt/vae_len4_fsq88865_ep90.pt"
     (folder / "ckpt/layer_3_epoch_4.pt").hardlink_to(weights)
     config = RecGPTConfig(layers=2, width=64, predicts="items")
-    for name in ("my_shop/layer_{}_best.pt", "my_shop_whole/layer_{}_last.pt"):
+    for name in ("my_shop/layer_{}_best.pt", "my_shop_whole/layer_{}_last.pt", "random/layer_{}_best.pt"):
         (folder / "ckpt" / name).parent.mkdir()
         (folder / "ckpt" / name.format(3)).hardlink_to(weights)
         noted = {"config": {"heads": 1, "predicts": "items"}}
@@ -221,7 +221,7 @@ def test_code_between_backticks(page, small, monkeypatch):
 @pytest.mark.parametrize("page", PAGES)
 def test_pages_are_blocks_and_links_that_resolve(page):
     text = (ROOT / page).read_text(encoding="utf-8")
-    assert {language for language, _ in FENCE.findall(text)} <= {"bash", "python", "text", "bibtex"}
+    assert {language for language, _ in FENCE.findall(text)} <= {"bash", "python", "text", "bibtex", "diff"}
     prose = FENCE.sub("", text)
     assert "```" not in prose and not re.search(r"^ {4}", prose, re.M), "commands stand in ```bash blocks"
     assert all(len(line) <= 120 or line.startswith("|") for line in text.splitlines() if "](" not in line)

@@ -271,7 +271,8 @@ def test_the_card_says_what_the_model_is(saved, model, tokenizer):
     assert about == {"library_name": "recgpt", "license": "cc-by-4.0", "pipeline_tag": "other"}
     table = dict(re.findall(r"^\| (\S+) \| (\S+) \|$", text.split("## Trained on")[0], re.M))
     sizes = {"layers": 2, "width": 32, "heads": 4, "embedding_width": 32, "window": 8, "dropout": 0.3}
-    sizes |= {"predicts": "codes", "parameters": sum(value.numel() for value in model.parameters())}
+    sizes |= {"predicts": "codes", "attention": "item_block", "auxiliary": True, "codes_per_item": 4}
+    sizes |= {"parameters": sum(value.numel() for value in model.parameters())}
     assert table == {name: str(value) for name, value in sizes.items()}
     assert "reads the last 7 items" in text and f"`tokenizer/`, {tokenizer.fingerprint()}" in text
     for said in (CARD.data, CARD.limits, "| ndcg@5 of pets | 0.3518 |", "| hit@5 | 1 |"):
@@ -350,7 +351,7 @@ def test_export_refuses(tmp_path, monkeypatch, saved):
 def test_scripts_read_directories_as_checkpoints(saved, model, tokenizer, tmp_path):
     loaded, metadata = load_model(saved, CPU, layers=2)
     assert equal(model, loaded) and metadata["tokenizer"] == load_tokenizer(saved).fingerprint()
-    assert metadata["config"] == {**vars(SMALL), "heads": 4}
+    assert metadata["config"] == SMALL.noted()
     assert find_checkpoints([str(saved)]) == [saved]
     assert len(weights_content(str(saved))) == 1
     with pytest.raises(InputError, match="--tf_layer 3 contradicts"):

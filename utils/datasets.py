@@ -136,7 +136,7 @@ def check_ids(sequences: Sequences, count: int, path: Path, owner: str) -> None:
         )
 
 
-def codes_array(listed: list[Any], path: Path, codebook: Codebook) -> np.ndarray:
+def codes_array(listed: list[Any], path: Path, codebook: Codebook = PUBLISHED) -> np.ndarray:
     """Convert a list of N lists to codes (N, K) int16; InputError unless each is K codes of the codebook."""
     plain = set(map(type, listed)) <= {list, tuple} and set(map(len, listed)) == {codebook.per_item}
     flat = whole_numbers(list(chain.from_iterable(listed))) if plain else None  # no loop over millions of rows
