@@ -113,7 +113,7 @@ def test_an_item_that_the_catalog_lacks(page):
     page.click("#add-text")
     assert "Thing 7 of another shop" in titles(page, "#history", 1)[0]
     titles(page, "#recommended", 10)
-    assert "Nothing" in titles(page, "#rule-lists > :nth-child(3) > ol", 1)[0]
+    playwright.expect(page.locator("#rule-lists > :nth-child(3) > ol")).to_contain_text("Nothing")  # it waits
 
 
 def test_by_keyboard_alone(page):
