@@ -193,7 +193,7 @@ class AutoEncoder(nn.Module):
         if not len(embeddings):
             raise ValueError("found no embedding, expected one or more")
         check_finite(embeddings, 0, "the embeddings")
-        directions_wanted = len(self.codebook.levels)
+        count = min(len(self.codebook.levels), self.embedding_width // self.codebook.per_item)
         slices = self.encoder(torch.from_numpy(embeddings).double())  # (n, K, E/K)
         slice_means = slices.mean(0)  # (K, E/K)
         mean = slice_means.mean(0)
@@ -201,9 +201,10 @@ class AutoEncoder(nn.Module):
         centred = (slices - slice_means).flatten(0, 1)  # (n * K, E/K)
         centred = centred - centred @ between.T @ between
         variance, directions = torch.linalg.eigh(torch.cov(centred.T))  # ascending
-        variance, least = variance[-directions_wanted:], ROUNDING * slices.square().mean()
+        variance, least = variance[-count:], ROUNDING * slices.square().mean()
         scale = torch.where(variance > least, std * variance.clamp(min=torch.finfo(variance.dtype).tiny).rsqrt(), 0.0)
-        weight = (directions[:, -directions_wanted:] * scale).T.flip(0)  # (levels, E/K), the widest direction first
+        weight = (directions[:, -count:] * scale).T.flip(0)  # (count, E/K), the widest direction first
+        weight = F.pad(weight, (0, 0, 0, len(self.codebook.levels) - count))  # more levels than directions: zeros
         self.quantizer.project_in.weight.copy_(weight)
         self.quantizer.project_in.bias.copy_(-(weight @ mean))
 

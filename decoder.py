@@ -116,5 +116,5 @@ def check_width(width: int, source: str | Path, codebook: Codebook = PUBLISHED) 
     if not width or width % parts:
         raise InputError(
             f"{source}: embeddings are {width} wide, expected a multiple of {parts} ({codebook.per_item} slices, "
-            f"{DECODER_HEADS} heads). Choose a sentence encoder of such a width."
+            f"{DECODER_HEADS} heads). Choose a sentence encoder of such a width, or other --codes."
         )

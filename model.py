@@ -11,6 +11,7 @@ others, where they are not all T.
 
 import hashlib
 from contextlib import nullcontext
+from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -91,7 +92,9 @@ class RecGPTConfig:
         if self.predicts not in PREDICTED:
             raise ValueError(f"RecGPTConfig: {self.predicts!r} is none of {PREDICTED}")
         if self.attention not in MASKS or type(self.auxiliary) is not bool:
-            raise ValueError(f"RecGPTConfig: {self.attention!r} is none of {tuple(MASKS)}, or auxiliary is no bool")
+            raise ValueError(
+                f"RecGPTConfig: {self.attention!r} is none of {tuple(MASKS)}, or auxiliary {self.auxiliary!r} no bool"
+            )
 
     @property
     def codebook(self) -> Codebook:
@@ -296,12 +299,12 @@ class RecGPT(nn.Module):
         """Write weights, tokenizer and card into a folder, for a model that will be loaded as `name`."""
         origin, state = self.origin, self.state_dict()
         if tokenizer is not None:
+            tokenizer.save_weights(folder / TOKENIZER_FOLDER)
             read = (origin.get("encoder"), origin.get("tokenizer"))
             found = Origin(
                 "the tokenizer", tokenizer.embedding_width, None, tokenizer.fingerprint(), tokenizer.codebook
             )
             check_fit(Origin("the model", self.config.embedding_width, *read, self.config.codebook), found)
-            tokenizer.save_weights(folder / TOKENIZER_FOLDER)
             origin = {**origin, "tokenizer": tokenizer.fingerprint()}
         self.save_weights(folder, origin)
         table = state["gpt2model.wte.weight"].numel() * has_tied_embeddings(state)
@@ -465,7 +468,7 @@ def load_model(
         InputError: the file is damaged or does not hold a RecGPT model, or `layers` contradicts it.
     """
     state, metadata = load_state(path), read_metadata(path)
-    config = read_config(dict(state) if Path(path).is_dir() else state, metadata, path)  # a directory's is not cut
+    config = read_config(copy(state) if Path(path).is_dir() else state, metadata, path)  # a directory's is not cut
     if layers is not None and layers != config.layers:
         raise InputError(
             f"--tf_layer {layers} contradicts {path}, which has {config.layers} layers. Leave the flag out."

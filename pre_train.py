@@ -44,7 +44,7 @@ from torch.optim import Optimizer
 from decoder import check_width
 from eval import EvalLoss, evaluate, evaluate_ranking
 from model import Items, RecGPT, RecGPTConfig, has_tied_embeddings, read_config
-from utils.checkpoint import CODES, ITEMS, fill_module, load_state, read_metadata
+from utils.checkpoint import CODES, ITEMS, UNSAID, fill_module, load_state, read_metadata
 from utils.cli import INTERRUPTED, add_settings, parse_resumed, parser, run
 from utils.config import read_settings
 from utils.data import WINDOW, SeqBatch
@@ -422,12 +422,17 @@ def read_refit(path: str) -> tuple[Settings, dict[str, Any]]:
         raise InputError(
             f"--refit_of {path}: the JSON beside it does not say how it was trained, or for no step. Use it as it is."
         )
-    predicts = metadata.get("config", {}).get("predicts", CODES), metadata["training"].get("predict", CODES)
-    if predicts[0] != predicts[1]:
-        raise InputError(
-            f"--refit_of {path}: the JSON beside it says that it predicts {shown(predicts[0])}, and was trained to "
-            f"predict {shown(predicts[1])}. Restore it."
-        )
+    config, training = {**UNSAID, **metadata.get("config", {})}, metadata["training"]
+    for name, flag, value in (
+        ("predicts", "predict", training.get("predict", CODES)),
+        ("attention", "attention", training.get("attention", UNSAID["attention"])),
+        ("auxiliary", "no_auxiliary", not training.get("no_auxiliary", False)),
+    ):
+        if config[name] != value:
+            raise InputError(
+                f"--refit_of {path}: by the JSON beside it, {name} of the model is {shown(config[name])}, and its "
+                f"training had --{flag} {shown(training.get(flag))}. Restore it."
+            )
     earlier = known_settings(metadata["training"], path)
     earlier = {name: value for name, value in earlier.items() if name not in OF_ONE_DATA}
     args, _ = parse_resumed(parse, earlier | {"max_steps": metadata["step"]}, FIXED, Path(path), "--refit_of")

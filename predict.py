@@ -109,6 +109,8 @@ def parse() -> argparse.Namespace:
     for flag, given in (("--exclude_history", args.exclude_history), ("--blend", args.blend)):
         if given and (args.search, args.protocol) != ("exact", "corrected"):
             raise InputError(f"{flag} needs exact search: leave out --search {args.search} and --protocol released.")
+    if args.search == "free" and args.output:
+        raise InputError("--output lists items, and --search free also finds codes of none. Leave one of them out.")
     if args.with_titles and not args.output:
         raise InputError("--with_titles says what the items of --output are called. Give --output, too.")
     for path in filter(None, (args.output, args.results, args.per_user, report_path(args.report))):
@@ -129,12 +131,13 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
     test, model, catalog, candidates, made_with, fitted_with, about = load(args, protocol)
     folder, named = test.embeddings_path.parent, args.with_titles or args.report
     names = load_names(folder, len(catalog), needed=args.with_titles) if named else None
-    length = min(max(args.topk), len(catalog))  # of the lists: no search finds more
+    length = min(max(args.topk), len(catalog))  # of the lists: no search finds more items
+    places = max(args.topk) if args.search == "free" else length  # which finds codes of no item, too
     histories, targets = test.sequences.split_targets()
     read = histories.last(model.config.window - 1)
     is_candidate = np.isin(np.arange(len(catalog)), candidates)
     left_out = distinct_items(histories, is_candidate) if args.exclude_history else None
-    find, scores_of = searches(args, model, catalog, candidates, length, targets, left_out)
+    find, scores_of = searches(args, model, catalog, candidates, places, targets, left_out)
     known = Statistics.of(text_rows(test.embeddings), test.log)
     others = compare.methods_of(test, is_candidate, known, args.compare)
     blends = {}
@@ -175,7 +178,7 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
     pairs = [(BEST_BLEND, LOG_BLEND)] if BEST_BLEND in blends else []
     results = compare.measure(ranks, needs, groups, args.topk, pairs)
     if args.search == "free":
-        results[0] |= invalid_shares(found, args.topk)
+        add_invalid_shares(results, found, groups, args.topk)
     if args.output:
         called = names if args.with_titles else None
         compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), called)
@@ -432,17 +435,21 @@ class BlendSearch:
 def shortened(lists: TopK) -> Iterator[tuple[list[int], list[float]]]:
     """The items and scores of each user's list, without the places where the search found nothing."""
     for items, scores in zip(lists.items.tolist(), lists.scores.tolist(), strict=True):
-        found = [(item, score) for item, score in zip(items, scores, strict=True) if item >= 0]
-        yield [item for item, _ in found], [score for _, score in found]
+        count = sum(item >= 0 for item in items)
+        yield items[:count], scores[:count]
 
 
-def invalid_shares(found: Found, topk: list[int]) -> dict[str, float]:
-    """The share of places, up to each k, that the codes of no item take in lists of free search; and prints it."""
-    invalid = (found.items < 0) & (found.scores > -torch.inf)  # (B, k)
-    shares = {f"invalid@{k}": round(invalid[:, :k].double().mean().item(), 6) for k in topk}
-    told = ", ".join(f"{share:.1%} of the first {k.removeprefix('invalid@')}" for k, share in shares.items())
+def add_invalid_shares(
+    results: list[dict[str, Any]], found: Found, groups: dict[str, np.ndarray], topk: list[int]
+) -> None:
+    """Add to the model's results, and print, the share of places that codes of no item take in lists of free search."""
+    invalid = ((found.items < 0) & (found.scores > -torch.inf)).numpy()  # (U, k)
+    for result in results:
+        if result["method"] == compare.MODEL and result["users"]:
+            rows = invalid[groups[result["group"]]]
+            result |= {f"invalid@{k}": round(float(rows[:, :k].mean()), 6) for k in topk}
+    told = ", ".join(f"{invalid[:, :k].mean():.1%} of the first {k}" for k in topk)
     print(f"codes that no item has take {told} places of the lists")
-    return shares
 
 
 def write_users(

@@ -35,8 +35,9 @@ def main() -> None:
     """Tokenize the embeddings, write the codes, and print how well they distinguish items."""
     flags = parser(__doc__)
     flags.add_argument("--embeddings", required=True, metavar="FILE", help=".npy matrix (items, width)")
-    flags.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
-    flags.add_argument(
+    codes = flags.add_mutually_exclusive_group()
+    codes.add_argument("--vae_ckpt", default=DEFAULT_TOKENIZER, help="tokenizer weights")
+    codes.add_argument(
         "--random", type=seed, metavar="SEED", help="draw the codes at random, as --vae_ckpt random:SEED"
     )
     flags.add_argument("--output", required=True, metavar="FILE", help="list of codes to write, .pkl")

@@ -10,7 +10,7 @@ import torch
 import model as model_module
 from ae_trainer import load_tokenizer
 from model import RecGPT, RecGPTConfig, load_model
-from predict import make_search, shortened
+from predict import make_search
 from tests import runs
 from utils.checkpoint import save_state
 from utils.data import Catalog, Sequences, make_batch, training_batch
@@ -66,9 +66,30 @@ def test_a_loaded_model_predicts_by_the_mask_that_it_was_trained_with(catalog, t
         torch.testing.assert_close(load_model(where, "cpu")[0].next_item_logits(batch), expected, rtol=0, atol=0)
     path.with_suffix(".json").unlink()
     torch.testing.assert_close(load_model(path, "cpu")[0].next_item_logits(batch), expected, rtol=0, atol=0)
+    beside = tmp_path / "folder/config.json"
+    config = json.loads(beside.read_text())
+    beside.write_text(json.dumps({one: value for one, value in config.items() if one != "attention"}))
+    assert load_model(tmp_path / "folder", "cpu")[0].config == model.config  # as the weights say
+    beside.write_text(json.dumps({**config, "attention": "full", "heads": 2}))
+    with pytest.raises(InputError, match="by the weights"):
+        load_model(tmp_path / "folder", "cpu")
+    save_state(tmp_path / "other.pt", model.state_dict(), {"config": model.config.noted() | {"attention": "window"}})
+    with pytest.raises(InputError, match="trained with --attention 'window', and this program has only item_block, ca"):
+        load_model(tmp_path / "other.pt", "cpu")
     path.with_suffix(".json").write_text(json.dumps({"config": {"attention": "full"}}))
     with pytest.raises(InputError, match=f"attention is '{name}' by the weights, 'full' by the JSON"):
         load_model(path, "cpu")
+
+
+@pytest.mark.parametrize("odd", [("causal",), ["causal"], b"causal", 1.5, "x" * 300, {"a": 1}])
+def test_a_note_that_no_model_has_is_refused_and_not_passed_over(tmp_path, odd):
+    save_state(tmp_path / "m.pt", drawn().state_dict(), {"config": {}})
+    (tmp_path / "m.json").unlink()
+    state = torch.load(tmp_path / "m.pt", weights_only=True)
+    state._metadata[""]["attention"] = odd
+    torch.save(state, tmp_path / "m.pt")
+    with pytest.raises(InputError, match="attention"):
+        load_model(tmp_path / "m.pt", "cpu")
 
 
 def test_models_that_differ_by_their_mask_alone_have_other_fingerprints():
@@ -113,11 +134,14 @@ def test_random_codes_are_of_the_text_and_the_seed_alone():
     rng = np.random.default_rng(0)
     embeddings = rng.standard_normal((500, WIDTH), dtype=np.float32)
     embeddings[7] = embeddings[3]
-    near = np.nextafter(embeddings, np.inf)  # like texts
+    embeddings[11, 5] = 0
+    near = embeddings * 1.001  # like texts
     one = RandomCodes(0).tokenize(embeddings)
     assert one.shape == (500, 4) and one.dtype == np.int16 and (one[7] == one[3]).all()
     order = rng.permutation(500)
     np.testing.assert_array_equal(RandomCodes(0).tokenize(embeddings[order].astype(np.float64)), one[order])
+    for stored in (embeddings.astype(np.float16), np.where(embeddings == 0, -0.0, embeddings)):
+        np.testing.assert_array_equal(RandomCodes(0).tokenize(stored), one)
     for other in (RandomCodes(1).tokenize(embeddings), RandomCodes(0).tokenize(near)):
         assert (other == one).mean() < 0.01
     assert 0 <= one.min() < 100 and 15260 <= one.max() < 15360 and abs(one.mean() / 7679.5 - 1) < 0.05
@@ -186,7 +210,14 @@ def test_codes_that_are_no_items_cost_places_in_ranks_and_lists():
     assert found.above.tolist() == [better] and better >= 5 and found.tied.item() >= 2
     hits = user_metrics(Ranks(found.above, found.tied), [5, 20])
     assert hits[0].tolist()[0] == 0
-    assert list(shortened(found)) == [([0, 1, 2], [found.scores[0, 0], *[found.scores[0, places.index(1)]] * 2])]
+
+
+def test_free_search_may_list_more_than_the_catalog_has():
+    codebook = Codebook((2, 2), 2)
+    catalog = np.array([[0, 0], [1, 1]])
+    find = make_search("free", Trie(catalog, codebook=codebook), 25, catalog, np.array([1]), ids_decide=False)
+    found = find(torch.randn(1, 2, 5), np.array([0]))
+    assert sorted(found.items[0].tolist()) == [-1] * 23 + [0, 1] and torch.isfinite(found.scores).all()
 
 
 # Other numbers of codes and levels

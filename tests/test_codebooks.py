@@ -16,6 +16,7 @@ from tests.conftest import dump
 from utils.checkpoint import save_state
 from utils.errors import InputError
 from utils.fsq import FSQ, PUBLISHED, Codebook, code_keys
+from utils.packed import data_fingerprint, open_packed, pack
 from utils.pickles import load_pickle
 from utils.random_codes import RandomCodes
 
@@ -42,7 +43,8 @@ def test_every_level_is_reached():
 
 
 def test_names():
-    assert (PUBLISHED.name, SMALL.name, Codebook((16, 5), 4).name) == ("len4_fsq88865", "len2_fsq54", "len4_fsq16-5")
+    assert (PUBLISHED.name, SMALL.name, Codebook((16, 5), 4).name) == ("len4_fsq88865", "len2_fsq54", "len4_fsq-16-5")
+    assert Codebook((22,)).name != Codebook((2, 2)).name
 
 
 @pytest.mark.parametrize("levels", [(), (1, 8), (8, 0), (8.0,), (True, 2), (200, 200), [8, 8], (2,) * 15, "88"])
@@ -135,12 +137,19 @@ def test_the_whole_path_runs_with_other_codes(shop):
     assert model.config.codebook == SMALL and model.gpt2model.wte.weight.shape == (21, 32)
     assert model.gpt2model.wpe.weight.shape[0] == 512
     runs.finish(folder, "--data_path pt/eval --ckpt_path ckpt/layer_1_best.pt --device cpu", script="eval")
+    ranked = f"--dataset shop --ckpt_path ckpt/layer_1_best.pt --device cpu {vae}"
     for flags in ("--blend", "--search beam", "--search free --results r.jsonl", "--protocol released"):
-        runs.finish(
-            folder, f"--dataset shop --ckpt_path ckpt/layer_1_best.pt --device cpu {vae}{flags}", script="predict"
-        )
-    row = json.loads((folder / "r.jsonl").read_text().splitlines()[0])
-    assert 0 <= row["invalid@1"] <= row["invalid@5"] <= 1
+        runs.finish(folder, ranked + flags, script="predict")
+    rows = [json.loads(line) for line in (folder / "r.jsonl").read_text().splitlines()]
+    shares = {row["group"]: (row["users"], row["invalid@5"]) for row in rows if row["method"] == "RecGPT"}
+    assert all(0 < share < 1 for _, share in shares.values()) and len(shares) > 1
+    users, parts = zip(*(found for group, found in shares.items() if group != "all users"), strict=True)
+    assert np.average(parts, weights=users) == pytest.approx(shares["all users"][1], abs=1e-5)
+    said = runs.finish(folder, ranked + "--search free --output x.jsonl", expect=2, script="predict")
+    assert "--output lists items" in said and not (folder / "x.jsonl").exists()
+    runs.finish(folder, f"{ranked} --search free --topk 441 --results all.jsonl", script="predict")
+    row = json.loads((folder / "all.jsonl").read_text().splitlines()[0])
+    assert row["hit@441"] == 1, "of all rows of codes, one is the target's"
     flags = f"--dataset shop --ckpt_path ckpt/layer_1_best.pt {vae}--output bundle --rank_by model"
     runs.finish(folder, flags, script="serving.bundle")
 
@@ -191,6 +200,14 @@ def test_the_whole_path_runs_with_codes_drawn_at_random(shop, tmp_path):
     assert "was trained on codes of tokenizer random:7" in said
     flags = f"--dataset shop {model} {drawn} --output random_bundle --rank_by model"
     assert "are an ablation" in runs.finish(folder, flags, expect=2, script="serving.bundle")
+    flags = "--input random/layer_1_epoch_0.pt --vae_ckpt random:7 --pretrained shared"
+    assert "are an ablation" in runs.finish(folder, flags, expect=2, script="export")
+    assert not (folder / "shared").exists()
+    flags = f"--datasets shop --output rt16 --dtype float16 {drawn}"
+    runs.finish(folder, flags, script="data_processing.make_pre_train")
+    assert load_pickle(folder / "rt16/token_id_list.pkl", list, "") == one
+    flags = f"--embeddings {embeddings} --random 7 --vae_ckpt vae.pt --output x.pkl"
+    assert "not allowed with" in runs.finish(folder, flags, expect=2, script="data_processing.make_token_list")
     assert not (folder / "random_bundle/bundle.json").exists()
 
 
@@ -209,3 +226,25 @@ def test_codes_noted_as_others_are_refused(shop, tmp_path):
             assert said in runs.finish(folder, flags, expect=2)
     finally:
         beside.write_text(json.dumps(noted))
+    runs.finish(folder, flags)
+    for change in ({"levels": [5, 2]}, {"codes_per_item": 4}, {"levels": None, "codes_per_item": None}):
+        (folder / "pt/packed/packed.json").write_text(json.dumps(header | change))
+        assert "does not have" in runs.finish(folder, flags, expect=2)
+
+
+def test_data_packed_before_levels_were_noted_are_the_same_data(tmp_path):
+    runs.make_data(tmp_path, 20)
+    pack(tmp_path / "pt")
+    now = data_fingerprint(tmp_path / "pt")
+    path = tmp_path / "pt/packed/packed.json"
+    header = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in header.items() if name not in PUBLISHED.noted()}))
+    assert data_fingerprint(tmp_path / "pt") == now
+    assert open_packed(tmp_path / "pt")[0].catalog.codebook == PUBLISHED
+
+
+def test_more_levels_than_a_slice_has_numbers():
+    tokenizer = AutoEncoder(16, codebook=Codebook((3,) * 9, 2))
+    tokenizer.start_from(np.random.default_rng(0).standard_normal((50, 16), dtype=np.float32))
+    assert (tokenizer.quantizer.project_in.weight[8] == 0).all()
+    assert tokenizer.quantizer.project_in.weight[:7].any(dim=1).all()

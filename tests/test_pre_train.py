@@ -708,7 +708,11 @@ def test_predicting_items_goes_on_bit_by_bit_and_by_two(data, place, undisturbed
     for odd in ("codes", "spam"):
         beside.write_text(json.dumps({**noted, "training": {**noted["training"], "predict": odd}}))
         said = runs.finish(place, f"--refit_of whole/{last} --data_path ../pt --ckpt_dir again", expect=2)
-        assert f"predicts 'items', and was trained to predict '{odd}'" in said
+        assert f"predicts of the model is 'items', and its training had --predict '{odd}'" in said
+    for flags in ({"attention": "causal"}, {"no_auxiliary": True}):
+        beside.write_text(json.dumps({**noted, "training": {**noted["training"], **flags}}))
+        said = runs.finish(place, f"--refit_of whole/{last} --data_path ../pt --ckpt_dir again", expect=2)
+        assert f"its training had --{next(iter(flags))}" in said
     beside.write_text(json.dumps(noted))
 
     start = MODEL + "--batch_size 8 --max_steps 3 --ckpt_dir more --init_from "

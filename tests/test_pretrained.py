@@ -19,6 +19,7 @@ from serving.scoring import load_parts
 from tests.hub import COMMIT, serving
 from utils.checkpoint import find_checkpoints, save_state
 from utils.errors import DiskError, InputError
+from utils.files import fingerprint
 from utils.model_card import NOT_GIVEN, Card
 from utils.pretrained import WEIGHTS
 from utils.training.origins import weights_content
@@ -220,9 +221,16 @@ def test_damaged_weights(saved, damage, known):
     ],
 )
 def test_hostile_sizes(saved, others, said):
+    """Of what is noted with the weights, too, the note is held against them first; earlier versions noted nothing."""
     change(saved, **others)
-    with pytest.raises(InputError, match=said):
-        RecGPT.from_pretrained(saved)
+    for noted in (True, False):
+        (name,) = others
+        contradicted = noted and others[name] is not None and name in ("heads", "predicts", "embedding_width")
+        with pytest.raises(InputError, match=f"{name} is .* by the weights, " if contradicted else said):
+            RecGPT.from_pretrained(saved)
+        save_file(load_file(saved / "model.safetensors"), saved / "model.safetensors")
+        if name != "weights":
+            change(saved, weights=fingerprint(saved / "model.safetensors"))
 
 
 @pytest.mark.parametrize("text", [None, "", "[]", "null", "[" * 100_000, '{"heads": NaN', "\x00"])
@@ -235,7 +243,7 @@ def test_config_that_is_no_object(saved, text):
 
 def test_hostile_tokenizers(saved):
     for others, said in (
-        ({"embedding_width": 128}, "embedding_width is 128 in config.json, and 32 of the weights"),
+        ({"embedding_width": 128}, "embedding_width is 32 by the weights, 128 by the JSON"),
         ({"embedding_width": 32, "whitens": False}, "whitens is False in config.json, and True of the weights"),
         ({"whitens": None}, 'does not say "whitens"'),
         ({"whitens": True, "model": "RecGPT"}, 'expected "RecGPT tokenizer"'),

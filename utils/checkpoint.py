@@ -22,6 +22,7 @@ from utils.config import save_settings
 from utils.errors import InputError, reason, shown
 from utils.files import MOST_UNPACKED, atomic_write, fingerprint, limited_memory, read_json, save_json
 from utils.fsq import PUBLISHED
+from utils.masks import MASKS
 from utils.pretrained import is_finite, kind_of, load_folder, read_folder
 
 PREDICTED = CODES, ITEMS = ("codes", "items")  # what a model predicts: the four codes of the next item, or the item
@@ -234,7 +235,8 @@ def save_state(
     the weights, in the `_metadata` of the state dict, which torch saves and other programs do not look at.
     """
     weights = OrderedDict((name, value.detach().cpu()) for name, value in state.items())
-    weights._metadata = {"": {name: metadata.get("config", {}).get(name) for name in NOTED}}
+    noted = {name: metadata.get("config", {}).get(name) for name in NOTED}
+    weights._metadata = {"": {name: list(one) if isinstance(one, tuple) else one for name, one in noted.items()}}
     with atomic_write(path) as file:
         _write_tensors(file, weights)
         file.flush()
@@ -244,11 +246,17 @@ def save_state(
 
 
 def noted_config(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Read what `save_state` wrote with the weights of what shapes do not show; empty in weights of others."""
+    """Read what `save_state` wrote with the weights of what shapes do not show; empty in weights of others.
+
+    InputError for a note that it would not have written: to pass it over would make another model of the weights.
+    """
     metadata = getattr(state, "_metadata", None)
     own = dict.get(metadata, "") if isinstance(metadata, dict) else None
     found = {name: dict.get(own, name) for name in NOTED} if isinstance(own, dict) else {}
-    return {name: value for name, value in found.items() if _is_setting(value)}
+    for name, value in found.items():
+        if value is not None and not _is_setting(value):
+            raise InputError(f"weights note {name} as {shown(value)}, which no model has. Write or fetch them again.")
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _is_setting(value: Any) -> bool:
@@ -256,7 +264,7 @@ def _is_setting(value: Any) -> bool:
     if type(value) is list:
         return len(value) <= MOST_LISTED and all(type(one) is int and _is_setting(one) for one in value)
     return (
-        type(value) is bool or (type(value) is int and abs(value) < 2**31) or (type(value) is str and len(value) < 32)
+        type(value) is bool or (type(value) is int and abs(value) < 2**31) or (type(value) is str and len(value) < 200)
     )
 
 
@@ -274,8 +282,13 @@ def agreed_config(state: dict[str, Tensor], metadata: dict[str, Any], path: str 
                 f"{path}: {name} is {shown(value)} by the weights, {shown(beside[name])} by the JSON beside it. "
                 "Restore it, or remove it."
             )
-    said = {name: beside[name] for name in NOTED if beside.get(name) is not None}
-    return {**UNSAID, **said, **noted}
+    said = {**UNSAID, **{name: beside[name] for name in NOTED if beside.get(name) is not None}, **noted}
+    if type(said["attention"]) is not str or said["attention"] not in MASKS:
+        raise InputError(
+            f"{path} was trained with --attention {shown(said['attention'])}, and this program has only "
+            f"{', '.join(MASKS)}. Add that mask to utils/masks.py, or use another checkpoint."
+        )
+    return said
 
 
 def save_tensors(path: str | Path, value: dict[str, Any]) -> None:

@@ -64,9 +64,9 @@ class Codebook:
 
     @property
     def name(self) -> str:
-        """As it stands in the names of files: len4_fsq88865 by default."""
-        between = "-" if max(self.levels) > 9 else ""
-        return f"len{self.per_item}_fsq{between.join(map(str, self.levels))}"
+        """As it stands in the names of files: len4_fsq88865 by default, len4_fsq-16-5 of levels above 9."""
+        before = "-" if max(self.levels) > 9 else ""
+        return f"len{self.per_item}_fsq{''.join(f'{before}{level}' for level in self.levels)}"
 
     def noted(self) -> dict[str, Any]:
         """What JSON files say of it."""

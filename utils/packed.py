@@ -33,7 +33,7 @@ from utils.files import (
     save_matrix,
     staged_directory,
 )
-from utils.fsq import Codebook
+from utils.fsq import PUBLISHED, Codebook
 from utils.matrices import RowCopy, copy_rows, resumable_matrix
 
 FORMAT = 1
@@ -133,6 +133,9 @@ def is_current(folder: str | Path, drop_short: bool = False, dtype: str | None =
 def data_fingerprint(folder: str | Path) -> str:
     """Hash of what FOLDER/packed holds, by which --resume knows the data again; a copy of the folder has the same."""
     header = read_json(Path(folder) / "packed" / HEADER) | {"sources": None}
+    for name, value in PUBLISHED.noted().items():  # which older headers do not say
+        if header.get(name) == value:
+            del header[name]
     return hashlib.blake2b(json.dumps(header, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
@@ -161,6 +164,11 @@ def open_packed(folder: str | Path) -> tuple[Interactions, dict[str, Any]]:
     matrix, codebook = packed / embeddings, Codebook.read(header, path)
     catalog = Catalog(arrays["codes.npy"], arrays[embeddings], source=str(matrix.resolve()), codebook=codebook)
     counts = {"histories": len(sequences), "interactions": len(sequences.items), "items": len(catalog)}
+    unlike = catalog.codes.ndim != 2 or catalog.codes.shape[1] != codebook.per_item
+    if not unlike and codebook != PUBLISHED:  # a few bytes for each item, which nobody else may have written
+        unlike = len(catalog) and not 0 <= catalog.codes.min() <= catalog.codes.max() < codebook.size
+    if unlike:
+        raise InputError(f"{packed / 'codes.npy'} does not have {codebook}, as {path} says. {again}")
     if header | counts != header:
         raise InputError(f"{path} counts something else than its files hold, {counts}. {again}")
     return Interactions(sequences, catalog, header.get("tokenizer"), header.get("encoder")), header

@@ -8,12 +8,15 @@ A bundle has the same two folders, side by side. utils/checkpoint.py reads such 
 """
 
 import contextlib
+import json
 import re
 import tempfile
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -61,14 +64,15 @@ def save_folder(folder: Path, kind: Kind, config: dict[str, Any], state: dict[st
     try:
         folder.mkdir(exist_ok=True)
         # As copies, because safetensors wants tensors that share no memory.
-        save_file({name: value.detach().cpu().clone().contiguous() for name, value in state.items()}, path)
+        copies = {name: value.detach().cpu().clone().contiguous() for name, value in state.items()}
+        save_file(copies, path, {CONFIG: json.dumps({name: config[name] for name in config if name not in NOT_SIZES})})
     except Exception as error:  # of safetensors or of the disk
         raise DiskError(f"{path} could not be written ({reason(error)}). Free some space, and try again.") from error
     save_json(folder / CONFIG, {"model": kind.name, **config, "weights": fingerprint(path)})
 
 
 def load_folder(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a directory by name, on the CPU.
+    """Read the weights of a directory by name, on the CPU, and in `_metadata` what is noted with them.
 
     Raises:
         InputError: none there, a damaged file, another than config.json was written with, or a weight that is no finite
@@ -84,7 +88,10 @@ def load_folder(folder: Path) -> dict[str, Tensor]:
     if known is not None and known != fingerprint(path):
         raise InputError(f"{path} is not the file that {folder / CONFIG} was written with: cut or changed. {REMEDY}")
     try:
-        state = load_file(path)
+        state = OrderedDict(load_file(path))
+        with safe_open(path, "pt") as file:
+            noted = json.loads((file.metadata() or {}).get(CONFIG, "{}"))  # earlier versions noted nothing
+        state._metadata = {"": noted}
     except Exception as error:  # safetensors raises several types for damaged files
         raise InputError(f"{path} is no whole file of weights ({reason(error)}). {REMEDY}") from error
     check_finite_weights(state, path)

@@ -1,7 +1,8 @@
 """Codes drawn at random in place of a tokenizer's: what the codes' meaning is worth (an ablation of the paper).
 
 Every text has codes of its own, which depend on its embedding and a seed alone, so that equal texts have equal codes in
-all data sets, and like texts have codes that have nothing in common.
+all data sets, and like texts have codes that have nothing in common. Embeddings are read in float16, so that a matrix
+that is kept in half precision gives the codes of the one that it was made from.
 """
 
 import hashlib
@@ -14,7 +15,7 @@ from utils.data import check_finite
 from utils.errors import InputError
 from utils.fsq import PUBLISHED, Codebook
 
-FORM = re.compile(r"random:([0-9]{1,9})")
+FORM = re.compile(r"random:([0-9]{1,10})")
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,14 @@ class RandomCodes:
         for start in range(0, len(embeddings), batch_size):
             batch = np.ascontiguousarray(embeddings[start : start + batch_size], dtype=np.float32)
             check_finite(batch, start, source)
+            with np.errstate(over="ignore"):
+                batch = batch.astype(np.float16) + np.float16(0)  # without a negative zero
             for number, row in enumerate(batch, start):
                 codes[number] = self._draw(row)
         return codes
 
     def _draw(self, row: np.ndarray) -> np.ndarray:
-        """The codes (K,) of one embedding (E,) float32."""
+        """The codes (K,) of one embedding (E,) float16."""
         drawn = hashlib.shake_128(self.seed.to_bytes(8, "little") + row.tobytes()).digest(8 * self.codebook.per_item)
         return np.frombuffer(drawn, dtype="<u8") % np.uint64(self.codebook.size)
 

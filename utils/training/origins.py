@@ -25,12 +25,12 @@ def check_refit(settings: Settings, data: Interactions, processes: int) -> None:
             f"--refit_of {path} was chosen on other targets than {settings.data_path} has. Give the folder whole of "
             "the data that it was trained on, or make that anew and train again."
         )
-    drawn_among = metadata.get("histories", len(data.sequences))
+    drawn_among = metadata.get("histories")
     if settings.data_share < 1 and drawn_among != len(data.sequences):
         raise InputError(
-            f"--refit_of {path} was trained on a share of {drawn_among} histories, and {settings.data_path} has "
-            f"{len(data.sequences)}: the share would be of other users. Draw them with make_pre_train.py --share, and "
-            "train without --data_share."
+            f"--refit_of {path} was trained on a share of {drawn_among or 'unknown'} histories, and "
+            f"{settings.data_path} has {len(data.sequences)}: the share would be of other users. Draw them with "
+            "make_pre_train.py --share, and train without --data_share."
         )
     passes = metadata.get("processes", processes) * metadata["training"].get("gradient_accumulation_steps", 1)
     if passes != processes * settings.gradient_accumulation_steps:
