@@ -36,6 +36,7 @@ from utils.files import read_jsonl
 from utils.util import print_table
 
 LAYERS = 3
+WEIGHTS = f"layer_{LAYERS}_last.pt"
 SETTINGS = f"--tf_layer {LAYERS} --width 64 --epoch 2 --batch_size 64 --lr 2e-3 --schedule cosine --warmup 0.05"
 SETTINGS += " --max_grad_norm 1 --save_last"
 TOKENIZER, RANDOM = "vae_len4_fsq88865_ep10.pt", "random:0"
@@ -95,10 +96,13 @@ def steps(args: argparse.Namespace) -> Iterator[Step]:
         for variant, flags in TRAINED.items():
             folder, codes = work / "runs" / variant / str(number), "random" if variant == "random codes" else "codes"
             command = pre_train(work / codes, folder, number, args.device, f"{SETTINGS} {flags}")
-            yield Step(folder / f"layer_{LAYERS}_last.pt", [command])
+            training = Step(
+                folder / "trained.done", [command], marks=True
+            )  # weights are written where it is stopped, too
+            yield training
             loss = ["eval.py", "--data_path", str(work / codes / "eval"), "--device", args.device, "--ckpt_path"]
             results = ["--results", str(folder / "loss.jsonl")]
-            yield Step(folder / "loss.jsonl", [[*loss, str(folder / f"layer_{LAYERS}_last.pt"), *results]])
+            yield Step(folder / "loss.jsonl", [[*loss, str(folder / WEIGHTS), *results]], [training])
         for variant in VARIANTS:
             for domain in [*args.pre_train, *args.zero_shot]:
                 yield rank(args, variant, domain, number, vae)
@@ -106,8 +110,8 @@ def steps(args: argparse.Namespace) -> Iterator[Step]:
 
 def rank(args: argparse.Namespace, variant: str, domain: str, number: int, vae: Path) -> Step:
     """Rank the last items of a domain's users by one model."""
-    trained = args.work / "runs" / (FULL if variant == FREE else variant) / str(number) / f"layer_{LAYERS}_last.pt"
-    command = ["predict.py", "--dataset", str(args.work / "ranked" / domain), "--ckpt_path", str(trained)]
+    trained = args.work / "runs" / (FULL if variant == FREE else variant) / str(number)
+    command = ["predict.py", "--dataset", str(args.work / "ranked" / domain), "--ckpt_path", str(trained / WEIGHTS)]
     command += [
         "--topk",
         "10",
@@ -118,7 +122,8 @@ def rank(args: argparse.Namespace, variant: str, domain: str, number: int, vae: 
     ]
     command += ["--search", "free"] if variant == FREE else []
     made = found(args, variant, domain, number)
-    return Step(made, [[*command, "--per_user", str(made), "--results", str(made.with_suffix(".jsonl"))]])
+    command += ["--per_user", str(made), "--results", str(made.with_suffix(".jsonl"))]
+    return Step(made, [command], [Step(trained / "trained.done", [])])
 
 
 def found(args: argparse.Namespace, variant: str, domain: str, number: int) -> Path:
