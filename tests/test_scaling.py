@@ -149,7 +149,7 @@ def test_a_few_runs_are_drawn_without_a_law(tmp_path, monkeypatch, capsys):
         ([{"loss": 3}], "results.jsonl, line 1: no width, share, seed"),
         ([*rows()[:1], *rows(epochs=2)[:1]], "line 2: epochs differs from that of the first line"),
         (rows(loss="low"), "line 1: loss is 'low', expected a number from 0.001 to 1000"),
-        (rows(tokens=0), "line 1: tokens is 0, expected a whole number from 1 to 1e+18"),
+        (rows(tokens=0), "line 1: tokens is 0, expected a whole number from 1 to 9.22337e+18"),
         (rows(parameters=True), "line 1: parameters is True, expected a whole number"),
         (rows(tokens=10**400), "line 1: tokens is a whole number of 1329 bits, expected a whole number"),
         (rows(parameters=1e308), "line 1: parameters is 1e+308, expected a whole number"),
@@ -159,7 +159,7 @@ def test_a_few_runs_are_drawn_without_a_law(tmp_path, monkeypatch, capsys):
         (rows(loss=1e-9), "line 1: loss is 1e-09, expected a number from 0.001"),
         (
             rows() + [rows()[2] | {"loss": 9.9, "seed": 0.0}],
-            "lines 3 and 16: both are the run of width 387, share 0.25",
+            "lines 3 and 16: both are the run of width 1536, share 0.05",
         ),
     ],
 )
