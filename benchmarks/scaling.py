@@ -51,9 +51,11 @@ from utils.datasets import (
     MAKE_PRE_TRAIN,
     SEEN,
     WHOLE,
+    is_time,
     load_pre_train,
 )
 from utils.errors import InputError
+from utils.errors import shown as quoted
 from utils.figures import figure_for, save_figure
 from utils.files import MANIFEST, atomic_write, check_writable, content, read_json, read_jsonl, require_file, staged_set
 from utils.packed import is_current, open_packed, pack
@@ -66,6 +68,9 @@ TABLES = ("gpt2model.wte.weight", "gpt2model.wpe.weight", "pred_head.weight")  #
 SETTINGS = "--batch_size 40 --lr 1e-3 --schedule cosine --warmup 0.05 --max_grad_norm 1 --dropout 0"
 COMMON = ("settings", "layers", "epochs", "trained_on", "held_out")  # in which all runs of a fit agree
 NUMBERS = ("width", "share", "seed", "parameters", "all_parameters", "tokens", "loss")
+ONE_RUN = ("width", "share", "seed")  # of which a grid has one run each
+LIMITS = {"share": (1e-9, 1), "loss": (1e-3, 1e3)}  # nats; of other numbers, which are whole, 1 (seeds 0) to MOST
+MOST = 2**63 - 1  # the largest seed
 COLUMNS = ("width", "share", "seed", "parameters", "with tables", "tokens seen", "loss")
 REMEDY = "Run the grid without --fit_only, or name the file of a grid with --results."
 COUNTED = {"parameters": "without tables", "all_parameters": "with tables"}
@@ -203,20 +208,32 @@ def link_catalog(data: Path, folder: Path, embeddings: str, codes: str) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the rows of finished runs; InputError for one without its numbers, or of other settings than the first."""
+    """Read the rows of finished runs.
+
+    InputError for one without its numbers, of other settings than the first, or of a run that another row has.
+    """
     rows: list[dict[str, Any]] = []
+    lines: dict[tuple[float, ...], int] = {}  # of the runs, by width, share and seed
     for line, row in read_jsonl(path, REMEDY):
         if missing := [name for name in (*NUMBERS, *COMMON) if name not in row]:
             raise InputError(f"{path}, line {line}: no {', '.join(missing)}. Remove the line, and run the grid again.")
         for name in NUMBERS:
-            value, least = row[name], 0 if name == "seed" else 1e-9
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value < math.inf:
-                raise InputError(f"{path}, line {line}: {name} is {value!r}, expected a number above 0. Mend the line.")
+            value, (least, most) = row[name], LIMITS.get(name, (int(name != "seed"), MOST))
+            whole = "" if name in LIMITS else "whole "
+            if not is_time(value) or not least <= value <= most or (whole and value != int(value)):
+                expected = f"a {whole}number from {least:g} to {most:g}"
+                raise InputError(
+                    f"{path}, line {line}: {name} is {quoted(value)}, expected {expected}. Mend or remove the line."
+                )
         if rows and (other := [name for name in COMMON if row[name] != rows[0][name]]):
             raise InputError(
                 f"{path}, line {line}: {other[0]} differs from that of the first line, so that the runs make no common "
                 "curve. Keep the runs of each in a file of their own."
             )
+        run_of_grid = tuple(row[name] for name in ONE_RUN)
+        if (first := lines.setdefault(run_of_grid, line)) != line:
+            told = ", ".join(f"{name} {row[name]}" for name in ONE_RUN)
+            raise InputError(f"{path}, lines {first} and {line}: both are the run of {told}. Remove one of them.")
         rows.append(row)
     return sorted(rows, key=lambda row: (row["width"], row["share"], row["seed"]))
 
@@ -278,7 +295,7 @@ def sentences(found: Found, runs: Runs, draws: int) -> Iterator[str]:
 def caption(found: Found) -> str:
     """What the dashed curves of the plot are."""
     if found.law is None:
-        return "too few runs for a fit"
+        return "no law is fitted"
     return "dashed: the fitted law" + (", whose exponents are not identified" if found.doubts else "")
 
 

@@ -14,6 +14,7 @@ HUBER = 1e-3  # in log loss: beyond it an error counts linearly
 LARGEST = 2.0  # exponents are sought from 0 to this
 BORDER = 0.01  # an exponent this near to 0 or LARGEST is at its border
 LEAST_RUNS, LEAST_SIZES = 8, 3  # runs for five numbers; different N, and D, for a curve with a floor
+SAME = 1e-6  # losses that differ by less, as a part, are one: there is no curve to fit
 ALIKE = 1.05  # D that differ by less are one size: shares of a few users more or less
 STARTS = tuple(itertools.product((0.1, 0.4, 0.9), (0.1, 0.4, 0.9), (0.3, 0.9)))  # alpha, beta, E / lowest loss
 DRAWS = 200  # of the bootstrap
@@ -48,7 +49,7 @@ class Law(NamedTuple):
 class Found(NamedTuple):
     """What a fit has found."""
 
-    law: Law | None  # None where there are too few runs
+    law: Law | None  # None where there are too few runs, or nothing to fit
     doubts: list[str]  # why the exponents are not identified; empty if they are
     r_squared: float = np.nan  # of log losses
     alpha: tuple[float, float] = (np.nan, np.nan)  # 95 % interval of the bootstrap over runs
@@ -73,6 +74,8 @@ def too_few(runs: Runs) -> list[str]:
         sizes = len(ordered[:1]) + np.count_nonzero(ordered[1:] > ordered[:-1] * ALIKE)
         if sizes < LEAST_SIZES:
             missing.append(f"{sizes} different {what}, at least {LEAST_SIZES} are needed")
+    if len(runs.losses) > 1 and np.ptp(runs.losses) <= SAME * runs.losses.max():
+        missing.append("all losses are the same, so that there is nothing to fit")
     return missing
 
 

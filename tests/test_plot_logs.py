@@ -8,6 +8,7 @@ import pytest
 
 from utils import plot_logs
 from utils.cli import run
+from utils.errors import InputError
 from utils.figures import save_figure
 
 SETTINGS = {"tf_layer": 2, "width": 64, "lr": 1e-3, "predict": "items"}
@@ -108,7 +109,18 @@ def test_a_log_without_settings_has_a_title_and_no_guess(tmp_path, drawn):
     ("lines", "said"),
     [
         ('{"step": 1, "loss": "3"}\n', "loss is '3', expected a number"),
-        ('{"step": [1], "loss": 3}\n', "a record without a step"),
+        ('{"step": [1], "loss": 3}\n', "step is [1], expected a whole number"),
+        ('{"loss": 3}\n', "a record without a step"),
+        ('{"step": NaN, "loss": 3}\n', "step is nan, expected a whole number"),
+        (f'{{"step": {"9" * 400}, "loss": 3}}\n', "step is a whole number of 1329 bits"),
+        (f'{{"step": 1, "loss": {"9" * 400}}}\n', "loss is a whole number of 1329 bits"),
+        (f'{{"step": 1, "eval_loss": {"9" * 400}}}\n', "eval_loss is a whole number of 1329 bits"),
+        (f'{{"step": 1, "loss": 3, "tokens": {"9" * 400}}}\n', "tokens is a whole number of 1329 bits"),
+        ('{"step": 1, "loss": 3, "tokens": -1}\n', "tokens is -1, expected a whole number"),
+        (f'{{"step": 0, "start": {{}}, "guessing_loss": {"9" * 400}}}\n', "guessing_loss is a whole number of 1329"),
+        ('{"step": 0, "start": {}, "guessing_loss": NaN}\n', "guessing_loss is nan, expected a finite number"),
+        ('{"step": 1, "loss": NaN}\n{"step": 2, "loss": Infinity}\n', "no finite training loss after step 0"),
+        ('{"step": 0, "loss": 3}\n', "no finite training loss after step 0"),
     ],
 )
 def test_odd_logs_are_refused(tmp_path, monkeypatch, capsys, lines, said):
@@ -117,6 +129,47 @@ def test_odd_logs_are_refused(tmp_path, monkeypatch, capsys, lines, said):
     with pytest.raises(SystemExit):
         run(plot_logs.main)
     assert said in capsys.readouterr().err and not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize("odd", [None, [1], {}, True, float("nan")])
+def test_odd_settings_are_not_in_the_title(tmp_path, drawn, odd):
+    log = write_log(tmp_path / "a.jsonl", [3.0, 2.0], lr=odd, width=odd)
+    assert drawn(log).get_title() == "a: 2 layers, predicts items"
+
+
+def test_names_that_matplotlib_would_obey(tmp_path, drawn):
+    """As mathematics the first would be an error, and the others begin with what leaves them out of legends."""
+    logs = [write_log(tmp_path / f"{name}.jsonl", [3.0, 2.0]) for name in ("$x_{$", "_a", "_b")]
+    labels = drawn(*logs, "--smooth", "1").get_legend_handles_labels()[1]
+    assert len(labels) == 7 and " _a: training" in labels
+
+
+def test_where_the_loss_is_no_number_the_others_are_drawn(tmp_path, drawn):
+    lines = [{"step": 10, "loss": 3.0}, {"step": 20, "loss": float("nan")}, {"step": 30, "loss": 2.0}]
+    lines += [{"step": step, "eval_loss": loss} for step, loss in ((10, 4.0), (20, float("nan")), (30, 5.0))]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    axes = drawn(str(tmp_path / "a.jsonl"))
+    assert axes.get_lines()[0].get_marker() == "o", "no line joins single values"
+    assert [text.get_text() for text in axes.texts] == ["4.000"], "the lowest evaluation"
+
+
+def test_a_band_says_whose_evaluations_it_has(tmp_path, drawn):
+    logs = [write_log(tmp_path / f"{seed}.jsonl", [3.0, 2.0], seed) for seed in (0, 1)]
+    text = (tmp_path / "0.jsonl").read_text().splitlines()
+    (tmp_path / "0.jsonl").write_text("\n".join(text[:-1]) + "\n")
+    training, evaluation, _ = drawn(*logs, "--band").get_lines()
+    assert "(2 seeds" in training.get_label() and "evaluation (1 of 2 seeds" in evaluation.get_label()
+    assert evaluation.get_ydata().tolist() == [3.0]
+
+
+def test_seeds_without_a_common_step_are_no_band(tmp_path, drawn):
+    logs = [write_log(tmp_path / f"{seed}.jsonl", [3.0, 2.0], seed) for seed in (0, 1)]
+    for name, kind in (("loss", "training"), ("eval_loss", "evaluation")):
+        lines = [json.loads(line) for line in (tmp_path / "1.jsonl").read_text().splitlines()]
+        moved = [line | {"step": line["step"] + 1000} if name in line else line for line in lines]
+        (tmp_path / "2.jsonl").write_text("".join(json.dumps(line) + "\n" for line in moved))
+        with pytest.raises(InputError, match=f"--band: 0, 2 share no step of {kind}. Draw them without --band"):
+            drawn(logs[0], str(tmp_path / "2.jsonl"), "--band")
 
 
 def test_two_logs_of_one_seed_are_no_band(tmp_path, monkeypatch, capsys):

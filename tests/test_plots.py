@@ -19,6 +19,7 @@ from tests.test_compare import ITEMS, USERS, Shop
 from utils.checkpoint import save_state
 from utils.cli import run
 from utils.data import make_batch
+from utils.errors import InputError
 from utils.figures import figure_for, marks, plain, save_figure
 from utils.packed import pack
 from utils.plots import code_positions, codebook, cross_domain, embedding_map, slices
@@ -248,6 +249,19 @@ def test_slices_without_a_log_or_of_other_users(shop):
     shop.refuse_plot("slices", "{0}/cold.npz --dataset {0}", f"about {USERS} users", "has 1")
 
 
+def test_the_users_of_a_file_are_those_of_the_data_set_in_order(shop):
+    shop.predict(f"--per_user {shop.folder}/users.npz")
+    flags = "{0}/users.npz --dataset {0} --methods RecGPT"
+    with np.load(shop.folder / "users.npz") as saved:
+        arrays = dict(saved)
+    for users in (arrays["users"][::-1], np.char.add("x", arrays["users"].astype(str)), arrays["users"][1:]):
+        np.savez(shop.folder / "users.npz", **arrays | {"users": users})
+        shop.refuse_plot("slices", flags, "is about other users than", "Name the data set that it was made from")
+    del arrays["users"]  # as older versions wrote it
+    np.savez(shop.folder / "users.npz", **arrays)
+    assert "RecGPT" in table(shop.plot("slices", flags))
+
+
 def test_files_that_are_no_results_of_users(shop):
     yes, gains = np.ones(USERS, dtype=bool), np.zeros(USERS)
     for arrays, said in (
@@ -256,6 +270,7 @@ def test_files_that_are_no_results_of_users(shop):
         ({"ndcg: A": gains[1:], "group: all users": yes}, "for each user"),
         ({"ndcg: A": gains, "group: all users": gains}, "for each user"),
         ({"ndcg: A": gains + np.nan, "group: all users": yes}, "NaN"),
+        ({"ndcg: A": gains + 1e308, "group: all users": yes}, "not from 0 to 1"),
         ({"ndcg: A": gains, "group: all users": ~yes}, "is empty"),
     ):
         np.savez(shop.folder / "users.npz", **arrays)
@@ -287,7 +302,7 @@ def test_the_matrix_of_domains(shop):
         shop,
         result(b, "toys", 0.9),
         result(b, "toys", 0.4),
-        result(b, "test/pets", 0.1),
+        result(b, "data/test/pets", 0.1),
         result(c, "pets", 0.2),
         result(a, "pets", 0.3),
         result(a, "pets", 0.8, method="popularity"),
@@ -304,6 +319,29 @@ def test_the_matrix_of_domains(shop):
     ]
     printed = shop.plot("cross_domain", "{}/results.jsonl --metric ndcg@1 --label", f"all of them={c}")
     assert table(printed)["all of them"] == ["-", "0.5000"]
+
+
+def test_data_sets_of_one_name_are_told_apart(shop):
+    """By their paths; a label may name one of them. A name that a spreadsheet would obey is text."""
+    paths = [str(shop.folder / name) for name in ("a.pt", "b.pt")]
+    for path in paths:
+        save_state(path, {"w": torch.zeros(1)}, {"training": {"data_path": "x/shop/whole"}})
+    both = [result(paths[0], name, value) for name, value in (("shop", 0.1), ("o/shop", 0.9), ("=cmd()", 0.2))]
+    write_results(shop, *both, result(paths[1], "o/shop", 0.3))
+    shop.plot("cross_domain", "{}/results.jsonl --label", f"o/shop={paths[1]}")
+    rows = list(csv.reader((shop.folder / "cross_domain.csv").open()))
+    assert rows == [
+        ["trained on", "data/test/shop", "o/shop", "'=cmd()"],
+        ["o/shop", "", "0.3", ""],
+        ["shop", "0.1", "0.9", "0.2"],
+    ]
+
+
+def test_the_largest_k_is_a_number_that_can_be_one():
+    odd = {"ndcg@" + "9" * 5000: 0.1, "ndcg@²": 0.2, "ndcg@١٠٠": 0.3}
+    assert cross_domain.last_ndcg(odd | {"ndcg@5": 0.1}) == "ndcg@5"
+    with pytest.raises(InputError, match="has no NDCG"):
+        cross_domain.last_ndcg(odd)
 
 
 def test_results_that_make_no_matrix(shop):

@@ -60,6 +60,7 @@ def test_one_run_gone_wrong_does_not_move_the_law():
     [
         (synthetic(tokens=TOKENS[:2]), "6 run(s), at least 8 are needed"),
         (synthetic(parameters=PARAMETERS[:2]), "2 different numbers of parameters, at least 3 are needed"),
+        (synthetic(law=Law(3.0, 0.0, 0.3, 0.0, 0.3)), "all losses are the same"),
         (synthetic(tokens=(1e6, 1.001e6, 1.002e6, 3e6)), "2 different numbers of tokens, at least 3 are needed"),
     ],
 )
@@ -147,9 +148,19 @@ def test_a_few_runs_are_drawn_without_a_law(tmp_path, monkeypatch, capsys):
         ([], "has no finished run. Run the grid without --fit_only"),
         ([{"loss": 3}], "results.jsonl, line 1: no width, share, seed"),
         ([*rows()[:1], *rows(epochs=2)[:1]], "line 2: epochs differs from that of the first line"),
-        (rows(loss="low"), "line 1: loss is 'low', expected a number above 0"),
-        (rows(tokens=0), "line 1: tokens is 0, expected a number above 0"),
-        (rows(parameters=True), "line 1: parameters is True, expected a number above 0"),
+        (rows(loss="low"), "line 1: loss is 'low', expected a number from 0.001 to 1000"),
+        (rows(tokens=0), "line 1: tokens is 0, expected a whole number from 1 to 9.22337e+18"),
+        (rows(parameters=True), "line 1: parameters is True, expected a whole number"),
+        (rows(tokens=10**400), "line 1: tokens is a whole number of 1329 bits, expected a whole number"),
+        (rows(parameters=1e308), "line 1: parameters is 1e+308, expected a whole number"),
+        (rows(share=5), "line 1: share is 5, expected a number from 1e-09 to 1"),
+        (rows(seed=1.5), "line 1: seed is 1.5, expected a whole number from 0"),
+        (rows(width=0.5), "line 1: width is 0.5, expected a whole number from 1"),
+        (rows(loss=1e-9), "line 1: loss is 1e-09, expected a number from 0.001"),
+        (
+            rows() + [rows()[2] | {"loss": 9.9, "seed": 0.0}],
+            "lines 3 and 16: both are the run of width 1536, share 0.05",
+        ),
     ],
 )
 def test_rows_that_cannot_be_fitted(tmp_path, monkeypatch, capsys, lines, said):

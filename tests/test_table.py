@@ -12,7 +12,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from predict import write_users
-from utils import paired, table, table_files
+from utils import alike, paired, table, table_files
 from utils.cli import run
 from utils.errors import InputError
 from utils.files import fingerprint
@@ -51,7 +51,7 @@ def rows_of(seeds: int = 3, **others) -> list[dict]:
 
 
 def test_worked_examples():
-    for module in (table, paired, table_files):
+    for module in (alike, table, paired, table_files):
         failed, tried = doctest.testmod(module, extraglobs={"np": np})
         assert not failed and tried
 
@@ -80,7 +80,7 @@ def test_latex_and_markdown(typed, tmp_path):
     assert r"shop & A\_1 \& B & \textbf{0.4000} $\pm$ 0.1000 (3) \\" in latex
     assert latex.count(r"\begin{tabular}") == latex.count(r"\bottomrule") == 2 and r"95 \% interval" in latex
     typed(rows_of(), "--output table.md")
-    assert r"| shop | A\_1 & B | **0.4000** ± 0.1000 (3) |" in (tmp_path / "table.md").read_text()
+    assert r"| shop | A\_1 \& B | **0.4000** ± 0.1000 (3) |" in (tmp_path / "table.md").read_text()
     assert "expected a name that ends in" in typed(rows_of(), "--output table.pdf", expect=2)
 
 
@@ -92,6 +92,84 @@ def test_rows_given_twice(typed):
     groups = [row | {"group": group} for row in rows_of() for group in ("all users", "target is new")]
     assert "They differ in group, 'all users' and 'target is new'" in typed(groups, expect=2)
     assert typed(groups, "--by group method").count("(3)") == 6
+
+
+def test_signs_that_a_file_of_tables_would_obey(typed, tmp_path):
+    odd = ("[2cm] a", "*b", "~~c~~ &lt; $d$", "=1+1", "-1", "@e")
+    rows = [{"method": name, "seed": 0, "ndcg@5": 0.1} for name in odd]
+    typed(rows, "--by method --output table.tex")
+    latex = (tmp_path / "table.tex").read_text()
+    assert "\n{[}2cm] a & " in latex and "\n{*}b & " in latex
+    typed(rows, "--by method --output table.md")
+    assert r"| \~\~c\~\~ \&lt; \$d\$ | " in (tmp_path / "table.md").read_text()
+    typed(rows, "--by method --output table.csv")
+    with (tmp_path / "table.csv").open() as file:
+        found = [line["method"] for line in csv.DictReader(file)]
+    assert found == ["[2cm] a", "*b", "~~c~~ &lt; $d$", "'=1+1", "-1", "'@e"]
+
+
+def of_run(seed: int, **changed) -> dict:
+    """A row as predict.py writes it, with keys of another value by their dotted names."""
+    row = rows_of()[3 * seed] | {"cold": False, "search": "exact", "config": {"width": 64}}
+    row |= {"settings": {"drop_short": False}, "fingerprints": {"eval.pkl": "a"}}
+    row["training"] = {"width": 64, "lr": 1e-3, "tied": False, "data": "a"}
+    row["training"] |= {"seed": seed, "log_file": f"{seed}.jsonl", "step": seed}
+    for key, value in changed.items():
+        part, _, name = key.rpartition(".")
+        row |= {part: {**row[part], name: value}} if part else {key: value}
+    return row
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("cold", True, "cold is False and True"),
+        ("search", "beam", "search is 'exact' and 'beam'"),
+        ("config.width", 128, "config.width is 64 and 128"),
+        ("training.lr", 0.1, "training.lr is 0.001 and 0.1"),
+        ("training.tied", True, "training.tied is False and True"),
+        ("training.data", "b", "training.data is 'a' and 'b'"),
+        ("settings.drop_short", True, "settings.drop_short is False and True"),
+        ("fingerprints.eval.pkl", "b", "fingerprints.eval.pkl is 'a' and 'b'"),
+    ],
+)
+def test_rows_of_other_settings_are_no_seeds(typed, key, value, said):
+    if key == "fingerprints.eval.pkl":
+        other = of_run(1) | {"fingerprints": {"eval.pkl": value}}
+    else:
+        other = of_run(1, **{key: value})
+    message = typed([of_run(0), other], expect=2)
+    assert said in message and f"Add {key} to --by, or choose one with --where" in message
+    assert typed([of_run(0), other], f"--by dataset method {key}").count("(1)*") >= 1
+    assert "0.4000 ± 0.1414 (2)" in typed([of_run(0), of_run(1)])
+    assert "(2)" in typed([of_run(0), other], f"--over {key}")
+
+
+def test_what_a_run_comes_to_is_no_setting(typed):
+    """A run of --refit_of takes as many steps as the run that it repeats took to its best."""
+    rows = [of_run(seed, **{"training.refit_of": f"{seed}.pt", "training.max_steps": 9 + seed}) for seed in (0, 1)]
+    assert "(2)" in typed(rows)
+    older = of_run(1)
+    del older["training"]["lr"]
+    assert "training.lr is 0.001 and None" in typed([of_run(0), older], expect=2)
+    capped = [of_run(seed, **{"training.max_steps": 9 + seed}) for seed in (0, 1)]
+    assert "training.max_steps is 9 and 10" in typed(capped, expect=2)
+
+
+def test_lines_that_are_compared_are_of_one_evaluation(typed):
+    rows = [of_run(0), of_run(0, method="rival", search="beam")]
+    assert "search is 'exact' and 'beam'" in typed(rows, expect=2)
+    assert "beam" in typed(rows, "--by search method")
+
+
+def test_rows_without_a_seed_and_the_same_seed_written_otherwise(typed):
+    for seed in ({"seed": None}, {}):
+        rows = [{"dataset": "shop", "method": "a", "ndcg@5": 0.1} | one for one in ({"seed": 0}, seed)]
+        assert "line 2: seed is not known, and other rows of shop a have one" in typed(rows, expect=2)
+    assert "0.1000 (1)" in typed(rows[1:], "--over method"), "alone in its line it is no other seed"
+    same = [{"dataset": "shop", "method": "a", "ndcg@5": 0.1, "seed": seed} for seed in (1, 1.0)]
+    assert "both have dataset shop, method a, seed 1." in typed(same, expect=2)
+    assert "0.1000 (1)" in typed(same[1:], "--where seed=1") and "0.1000 (1)" in typed(same[:1], "--where seed=1.0")
 
 
 def test_any_key_stands_in_by_over_and_where(typed):
@@ -170,6 +248,15 @@ def test_over_users_their_values_are_averaged_over_seeds(typed, tmp_path):
         assert found == pytest.approx([row[metric] for row in rows])
 
 
+def test_only_metrics_of_the_row_are_compared_over_users(typed, tmp_path):
+    """Beyond the largest k of a row, and for numbers that are no rank, nothing is known."""
+    rows, _ = with_users(tmp_path)
+    assert all(paired.user_values(row, tmp_path / "rows.jsonl", "hit@50") is None for row in rows)
+    for metric in (f"ndcg@{10**20}", "ndcg@" + "9" * 4999):
+        odd = [row | {metric: 0.1} for row in rows]
+        assert "0 over users" in typed(odd, f"--metrics {metric} --against b")
+
+
 def test_files_of_users_that_do_not_fit(typed, tmp_path):
     rows, _ = with_users(tmp_path)
     path, flags = tmp_path / "users_1.npz", "--metrics hit@1 --against b"
@@ -187,6 +274,8 @@ def test_files_of_users_that_do_not_fit(typed, tmp_path):
     assert "does not hold one rank for each user" in refused(users=arrays["users"][1:])
     assert "does not hold ranks" in refused(**{"above: a": arrays["above: a"] - 5})
     assert "does not hold ranks" in refused(**{"above: a": arrays["users"]})
+    beyond = np.where(np.arange(USERS) == 1, 2**63 - 1, arrays["above: a"])
+    assert "does not hold ranks" in refused(**{"above: a": beyond})
     assert "has no array 'above: a'" in refused(**{"above: a": None})
     path.write_bytes(b"no archive")
     for row in rows:

@@ -17,7 +17,7 @@ from utils.metrics import Ranks, user_metrics
 CONFIDENCE = 0.95
 LEVEL = 1e-12  # differences that vary by no more than this share of the largest do so by rounding only
 UNPACKED = 1 << 30  # bytes that the arrays of one file may take
-RANKED = re.compile(r"(hit|ndcg)@(\d+)|mrr")  # metrics that follow from a user's rank
+RANKED = re.compile(r"(hit|ndcg)@([0-9]{1,9})|mrr")  # metrics that follow from a user's rank
 AGAIN = "Rank again with --per_user (predict.py), or remove the row."
 
 
@@ -67,18 +67,18 @@ class Users(NamedTuple):
 
 
 def user_values(row: Mapping[str, Any], beside: Path, metric: str) -> Users | None:
-    """The metric of each user in the file that a row names as `per_user`; None for no file or another kind of metric.
+    """The metric of each user in the file that a row names as `per_user`; None for no file or no such metric.
 
     Args:
         row: of `--results`.
         beside: the file of the row, in whose folder the file of users is looked for, too.
-        metric: hit@K, ndcg@K or mrr, of which K must not be above the largest of the row.
+        metric: hit@K, ndcg@K or mrr, one that the row has, as K must not be above its largest.
 
     Raises:
         InputError: a file that is damaged, is not the one that the row was written with, or lacks method or group.
     """
     kind, name = RANKED.fullmatch(metric), row.get("per_user")
-    if not kind or not isinstance(name, str):
+    if not kind or not isinstance(name, str) or metric not in row:
         return None
     path = next((path for path in (Path(name), beside.parent / Path(name).name) if path.is_file()), None)
     if path is None:
@@ -90,12 +90,12 @@ def user_values(row: Mapping[str, Any], beside: Path, metric: str) -> Users | No
     above, tied, members, names = arrays_of(path, f"above: {method}", f"tied: {method}", f"group: {group}", "users")
     if not above.shape == tied.shape == members.shape == names.shape or members.dtype != bool:
         raise InputError(f"{path} does not hold one rank for each user. {AGAIN}")
-    ks = [int(key.partition("@")[2]) for key in row if re.fullmatch(r"hit@\d{1,9}", key)]
+    ks = [int(key.partition("@")[2]) for key in row if re.fullmatch(r"hit@[0-9]{1,9}", key)]
     k = int(kind[2]) if kind[2] else max(ks, default=1)
     try:
         ranks = Ranks(torch.from_numpy(above[members]), torch.from_numpy(tied[members]))
         columns = user_metrics(ranks, [k]) if members.any() else torch.empty(0, 3)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError, IndexError, RuntimeError) as error:
         raise InputError(f"{path} does not hold ranks ({reason(error)}). {AGAIN}") from error
     return Users(names[members], columns[:, ("hit", "ndcg", None).index(kind[1])].double().numpy())
 

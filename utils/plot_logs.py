@@ -20,19 +20,22 @@ if __name__ == "__main__":
 
     end_at_ctrl_c()
 
+import math
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.alike import PATHS, shared_settings
 from utils.cli import parser, positive_int, run
 from utils.errors import InputError, shown
-from utils.figures import figure_for, save_figure
+from utils.figures import figure_for, plain, save_figure
 from utils.files import read_jsonl
 
 REMEDY = "Give a file that pre_train.py wrote (--log_file)."
-PATHS = ("data_path", "eval_path", "log_file")  # settings that runs of one band may differ in, beside the seed
+MOST = 2**53  # steps and tokens: whole numbers that a float holds
 LABEL = 50  # letters of a label of which two stand side by side
 TITLED = {"tf_layer": "{} layers", "width": "width {}", "lr": "lr {:g}", "predict": "predicts {}"}  # of settings
 
@@ -68,7 +71,7 @@ def main() -> None:
 
     figure, axes = figure_for(args.output, figsize=(8, 4.5))
     for band in bands:
-        name = "" if len(bands) == 1 else f"{band_name(band, bands)}: "
+        name = "" if len(bands) == 1 else f"{legend(band_name(band, bands))}: "
         if len(band) > 1:
             draw_band(axes, band, name, args.smooth)
         else:
@@ -83,16 +86,18 @@ def main() -> None:
 
 
 def read_run(path: str | Path) -> Run:
-    """Read the last run in a log; InputError if there is no step or loss."""
+    """Read the last run in a log; InputError for a record without a step, or no loss that could be drawn."""
     records: list[dict[str, Any]] = []
     start: dict[str, Any] = {}
     guessing = None
     for line, record in read_jsonl(path, REMEDY):
-        if not is_number(record.get("step")):
+        if "step" not in record:
             raise InputError(f"{path}, line {line}: a record without a step. {REMEDY}")
-        for key in ("loss", "eval_loss", "tokens", "guessing_loss"):
-            if not is_number(record.get(key, 0)):
-                raise InputError(f"{path}, line {line}: {key} is {shown(record[key])}, expected a number. {REMEDY}")
+        for keys, fits, kind in FIELDS:
+            for key in keys:
+                if not fits(record.get(key, 0)):
+                    found = shown(record[key])
+                    raise InputError(f"{path}, line {line}: {key} is {found}, expected {kind}. {REMEDY}")
         if "start" in record:  # a run begins, or goes on from this step
             records = [earlier for earlier in records if 0 < record["step"] >= earlier["step"]]
             start = record["start"] if isinstance(record["start"], dict) else {}
@@ -102,12 +107,33 @@ def read_run(path: str | Path) -> Run:
             records.append(record)
     if not any("loss" in record for record in records):
         raise InputError(f"{path} has no training loss. {REMEDY}")
+    if not any(record["step"] and is_finite(record.get("loss")) for record in records):
+        raise InputError(f"{path} has no finite training loss after step 0: there is nothing to draw. Leave it out.")
     return Run(Path(path).stem, records, start, guessing)
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of JSON is a number, and no yes or no."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value of JSON is a number that a float holds, NaN and infinity included, and no yes or no."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return isinstance(value, float) or abs(value) <= sys.float_info.max
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is neither NaN nor infinity, too."""
+    return is_number(value) and math.isfinite(value)
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value of JSON is a whole number of 0 or more."""
+    return is_number(value) and 0 <= value <= MOST and value == int(value)
+
+
+FIELDS = (  # of a record: what they must be
+    (("step", "tokens"), is_count, "a whole number from 0 to 2^53"),
+    (("loss", "eval_loss"), is_number, "a number"),
+    (("guessing_loss",), is_finite, "a finite number"),
+)
 
 
 # Runs that belong together
@@ -121,13 +147,13 @@ def named_apart(runs: list[Run], paths: Sequence[str]) -> list[Run]:
 
 
 def by_settings(runs: Sequence[Run]) -> list[list[Run]]:
-    """Runs that share all settings but the seed and `PATHS` in one list; InputError where two have the same seed.
+    """Runs that share all settings but the seed and paths in one list; InputError where two have the same seed.
 
     A run whose log does not have its settings is in a list of its own.
     """
     bands: dict[str, list[Run]] = {}
     for number, one in enumerate(runs):
-        shared = sorted((name, value) for name, value in one.start.items() if name not in ("seed", *PATHS))
+        shared = sorted(shared_settings(one.start).items())
         band = bands.setdefault(repr(shared) if one.start else str(number), [])
         for other in band:
             if other.start.get("seed") == one.start.get("seed"):
@@ -146,20 +172,25 @@ def band_name(band: Sequence[Run], bands: Sequence[Sequence[Run]]) -> str:
     """What tells a band from the others: the settings in which they differ, or the name of its first log."""
     if len(band) == 1:
         return band[0].name
-    names = (name for name in band[0].start if name not in ("seed", *PATHS))
+    names = shared_settings(band[0].start)
     differing = [name for name in names if any(other[0].start.get(name) != band[0].start[name] for other in bands)]
     return ", ".join(f"{name} {band[0].start[name]}" for name in differing[:3]) or band[0].name
+
+
+def legend(name: str) -> str:
+    """A name as a legend shows it, which would leave out what begins with an underscore."""
+    return plain(f" {name}" if name.startswith("_") else name)
 
 
 def title_of(runs: Sequence[Run]) -> str:
     """The settings that all runs share, behind the name of the only one."""
     name = runs[0].name if len(runs) == 1 else "Pre-training"
-    said = [
-        text.format(runs[0].start[key])
-        for key, text in TITLED.items()
-        if key in runs[0].start and all(one.start.get(key) == runs[0].start[key] for one in runs)
-        if isinstance(runs[0].start[key], str) == (key == "predict")
-    ]
+    said = []
+    for key, text in TITLED.items():
+        value = runs[0].start.get(key)
+        known = isinstance(value, str) if key == "predict" else is_finite(value)
+        if known and all(one.start.get(key) == value for one in runs):
+            said.append(text.format(value))
     return f"{name}: {', '.join(said)}" if said else f"{name}: training and evaluation loss"
 
 
@@ -169,7 +200,7 @@ def title_of(runs: Sequence[Run]) -> str:
 def draw(axes: Any, records: list[dict[str, Any]], name: str, smooth: int) -> None:
     """Draw the training loss, as reported and averaged, and the evaluation loss, its lowest value marked."""
     reported, weights = reports(records)
-    (line,) = axes.plot(*reported, alpha=0.25, linewidth=0.8)
+    (line,) = axes.plot(*reported, alpha=0.25, linewidth=0.8, marker=dot(reported), markersize=3)
     if len(weights) >= smooth > 1:
         mean = averaged(reported, weights, smooth)
         axes.plot(*mean, color=line.get_color(), label=f"{name}training, mean of {smooth} reports")
@@ -178,13 +209,17 @@ def draw(axes: Any, records: list[dict[str, Any]], name: str, smooth: int) -> No
     steps, losses = series(records, "eval_loss")
     if len(losses):
         (line,) = axes.plot(steps, losses, marker="o", markersize=3, label=f"{name}evaluation")
-        best = int(np.argmin(losses))
-        axes.plot(steps[best], losses[best], marker="*", markersize=12, color=line.get_color())
-        axes.annotate(f"{losses[best]:.3f}", (steps[best], losses[best]), xytext=(0, 8), textcoords="offset points")
+        best = int(np.argmin(np.where(np.isfinite(losses), losses, np.inf)))
+        if np.isfinite(losses[best]):
+            axes.plot(steps[best], losses[best], marker="*", markersize=12, color=line.get_color())
+            axes.annotate(f"{losses[best]:.3f}", (steps[best], losses[best]), xytext=(0, 8), textcoords="offset points")
 
 
 def draw_band(axes: Any, band: Sequence[Run], name: str, smooth: int) -> None:
-    """Draw the averaged training loss of several seeds, and their evaluation loss, each as a mean in a band."""
+    """Draw the averaged training loss of several seeds, and their evaluation loss, each as a mean in a band.
+
+    Evaluations are of those seeds that have some; InputError where seeds share no step.
+    """
     lines = [reports(one.records) for one in band]
     if min(len(weights) for _, weights in lines) >= smooth > 1:
         lines, kind = (
@@ -193,14 +228,26 @@ def draw_band(axes: Any, band: Sequence[Run], name: str, smooth: int) -> None:
         )
     else:
         lines, kind = [line for line, _ in lines], "training"
-    evaluations = [series(one.records, "eval_loss") for one in band]
+    evaluations = [line for one in band if len((line := series(one.records, "eval_loss")).steps)]
     for found, kind_of_loss in ((lines, kind), (evaluations, "evaluation")):
-        if all(len(line.steps) for line in found):
-            steps, values = together(found)
-            label = f"{name}{kind_of_loss} ({len(band)} seeds: mean, lowest to highest)"
-            marker = "o" if found is evaluations else None
-            (line,) = axes.plot(steps, values.mean(axis=0), marker=marker, markersize=3, label=label)
-            axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
+        if not found:
+            continue
+        steps, values = together(found)
+        if not len(steps):
+            names, what = ", ".join(one.name for one in band), kind_of_loss.partition(",")[0]
+            raise InputError(f"--band: {names} share no step of {what}. Draw them without --band.")
+        counted = f"{len(found)} of {len(band)}" if len(found) < len(band) else f"{len(band)}"
+        label = f"{name}{kind_of_loss} ({counted} seeds: mean, lowest to highest)"
+        mean = Line(steps, values.mean(axis=0))
+        marker = "o" if found is evaluations else dot(mean)
+        (line,) = axes.plot(*mean, marker=marker, markersize=3, label=label)
+        axes.fill_between(steps, values.min(axis=0), values.max(axis=0), color=line.get_color(), alpha=0.2)
+
+
+def dot(line: Line) -> str | None:
+    """The marker of a training loss: a dot where no two finite values stand side by side, so that no line is seen."""
+    finite = np.isfinite(line.values)
+    return None if (finite[1:] & finite[:-1]).any() else "o"
 
 
 def draw_guessing(axes: Any, runs: Sequence[Run]) -> None:
@@ -210,7 +257,7 @@ def draw_guessing(axes: Any, runs: Sequence[Run]) -> None:
         if one.guessing:
             drawn.setdefault((one.guessing[0], f"{one.guessing[1]:.2f}"), one.guessing[1])
     for (by, rounded), loss in drawn.items():
-        axes.axhline(loss, color="gray", linestyle="--", linewidth=1, label=f"guessing by {by}: {rounded}")
+        axes.axhline(loss, color="gray", linestyle="--", linewidth=1, label=f"guessing by {plain(by)}: {rounded}")
 
 
 # Figures

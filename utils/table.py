@@ -4,9 +4,10 @@
     python -m utils.table runs/*/results.jsonl --by dataset method group --metrics ndcg@10 --against RecGPT
     python -m utils.table results.jsonl --by training.width --where method=RecGPT group="all users" --output table.tex
 
-Rows that have the same values of --by share a line, in which they differ by --over. A key may be any of the rows; a
-dotted one, such as training.width, reaches into a nested object. The best of a column is marked: among the lines that
-differ by the method only, or, where --by has no method, by the last key of --by.
+Rows that have the same values of --by share a line, in which they differ by --over, and by no other setting of training
+or evaluation. A key may be any of the rows; a dotted one, such as training.width, reaches into a nested object. The
+best of a column is marked: among the lines that differ by the method only, or, where --by has no method, by the last
+key of --by.
 
 --against NAME tests every other line against the one of that method: by Student's paired t over seeds, where both have
 three or more seeds in common, and over users, where rows name files of predict.py --per_user. Each of the two kinds is
@@ -28,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.alike import EVALUATION, OF_USERS, shared_settings
 from utils.cli import parser, run
 from utils.errors import InputError, shown
 from utils.files import check_writable, read_jsonl
@@ -38,6 +40,8 @@ REMEDY = "Give files that predict.py or eval.py wrote (--results)."
 METHOD = "method"
 LOWER_IS_BETTER = ("loss", "published")
 NO_VALUE = object()
+LARGEST = 2**500  # of a metric: its square is a float
+WHOLE = 2**53  # floats below it that are whole are written as whole numbers
 FEWEST_SEEDS = 3  # of which differences are tested over seeds
 
 
@@ -90,8 +94,9 @@ def main() -> None:
     rows = having(rows, args.metrics)
     check_keys(rows, [*args.by, args.over])
     groups = grouped(rows, args.by, args.over, args.last)
-    cells = {group.key: [cell(group.numbers(metric).values()) for metric in args.metrics] for group in groups}
     compared = args.by.index(METHOD) if METHOD in args.by else len(args.by) - 1
+    check_alike(groups, {*args.by, args.over}, compared)
+    cells = {group.key: [cell(group.numbers(metric).values()) for metric in args.metrics] for group in groups}
     comparisons = compare_all(groups, args.metrics, compared, args.against) if args.against else []
     corrected = correct(comparisons)
 
@@ -134,7 +139,10 @@ def condition(text: str) -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not (key and equals):
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
-    return key, value
+    try:
+        return key, text_of(json.loads(value))
+    except (ValueError, RecursionError):  # no JSON: it is text as it is
+        return key, value
 
 
 # Rows
@@ -162,8 +170,18 @@ def value_of(values: Mapping[str, Any], key: str, otherwise: Any = None) -> Any:
 
 
 def written(values: Mapping[str, Any], key: str) -> str:
-    """A value as it is typed for --where and stands in the table: text as it is, all else as JSON."""
-    value = value_of(values, key)
+    """The value of a key as it is typed for --where and stands in the table."""
+    return text_of(value_of(values, key))
+
+
+def text_of(value: Any) -> str:
+    """Text as it is, all else as JSON; numbers that are equal have the same text.
+
+    >>> text_of(1.0), text_of(1), text_of("1.0"), text_of(None)
+    ('1', '1', '1.0', 'null')
+    """
+    if isinstance(value, float) and abs(value) < WHOLE and value.is_integer():
+        value = int(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -172,7 +190,7 @@ def number(values: Mapping[str, Any], metric: str) -> float | None:
     value = value_of(values, metric)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    return float(value) if abs(value) < 2**1000 and math.isfinite(value) else None
+    return float(value) if abs(value) < LARGEST else None
 
 
 def having(rows: list[Row], metrics: Sequence[str]) -> list[Row]:
@@ -222,6 +240,12 @@ def grouped(rows: Sequence[Row], by: Sequence[str], over: str, last: bool) -> li
         if value in group.rows and not last:
             raise twice(group.rows[value], row, [*by, over])
         group.rows[value] = row
+    for group in groups.values():
+        if len(group.rows) > 1 and (unknown := group.rows.get("null")):
+            raise InputError(
+                f"{unknown}: {over} is not known, and other rows of {' '.join(group.key)} have one. Remove the row, or "
+                "name another key with --over, for example date."
+            )
     blocks = {key[:-1]: number for number, key in reversed(list(enumerate(groups)))}
     return sorted(groups.values(), key=lambda group: blocks[group.key[:-1]])
 
@@ -242,6 +266,37 @@ def twice(first: Row, second: Row, keys: Sequence[str]) -> InputError:
             "--by, choose one with --where, or give --last to take the last one."
         )
     return InputError(f"{first}, and {second}, both have {same}. {remedy}")
+
+
+def check_alike(groups: Sequence[Group], named: set[str], compared: int) -> None:
+    """InputError where rows of a line differ in a setting, or rows of a block in one of evaluation.
+
+    Settings that are `named` by --by or --over may differ.
+    """
+    named = named | {key.removeprefix("settings.") for key in named}
+    first_of: dict[tuple[str, ...], Row] = {}
+    for group in groups:
+        rows = [*group.rows.values()]
+        first = first_of.setdefault(block(group.key, compared), rows[0])
+        pairs = [(rows[0], row, settings_of(rows[0]) | settings_of(row)) for row in rows[1:]]
+        pairs.append((first, rows[0], dict.fromkeys((*EVALUATION, *OF_USERS))))
+        for one, other, keys in pairs:
+            for key in keys:
+                if key not in named and written(one.values, key) != written(other.values, key):
+                    raise InputError(
+                        f"{one}, and {other}, are of different settings, which cannot be compared: {key} is "
+                        f"{shown(value_of(one.values, key))} and {shown(value_of(other.values, key))}. Add {key} to "
+                        "--by, or choose one with --where."
+                    )
+
+
+def settings_of(row: Row) -> dict[str, None]:
+    """The keys of the settings that the rows of a line share."""
+    config, training = (
+        value if isinstance(value := row.values.get(name), dict) else {} for name in ("config", "training")
+    )
+    keys = ["dataset", METHOD, "group", *EVALUATION, *OF_USERS, *(f"config.{name}" for name in config)]
+    return dict.fromkeys((*keys, *(f"training.{name}" for name in shared_settings(training))))
 
 
 # Figures

@@ -18,10 +18,15 @@ LATEX = {  # what stands for a character that LaTeX would obey, or that its font
     "<": "$<$",
     ">": "$>$",
     "|": r"\textbar{}",
+    "[": "{[}",  # at the start of a line the command before it would take it for its own, and so a star
+    "*": "{*}",
     '"': r"\textquotedbl{}",
     "±": r"$\pm$",
     "–": "--",
 }
+
+
+FORMULA, NUMBER = re.compile(r"[=+\-@\t\r\n]"), re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?")
 
 
 class Styled(NamedTuple):
@@ -85,7 +90,16 @@ def latex(text: str) -> str:
 
 def markdown(text: str) -> str:
     """A text for a cell in Markdown, which prints it as it stands."""
-    return re.sub(r"([\\|*_`<>\[\]])", r"\\\1", printable(text))
+    return re.sub(r"([\\|*_`<>\[\]~$&])", r"\\\1", printable(text))
+
+
+def for_csv(cell: Any) -> Any:
+    """A cell for CSV: text that a spreadsheet would take for a formula stands behind an apostrophe, as OWASP advises.
+
+    >>> for_csv("=1+1"), for_csv("-0.5"), for_csv(-0.5), for_csv("RecGPT")
+    ("'=1+1", '-0.5', -0.5, 'RecGPT')
+    """
+    return f"'{cell}" if isinstance(cell, str) and FORMULA.match(cell) and not NUMBER.fullmatch(cell) else cell
 
 
 def write_tables(path: str, tables: Sequence[Table], flat: Sequence[dict[str, Any]]) -> None:
@@ -94,9 +108,9 @@ def write_tables(path: str, tables: Sequence[Table], flat: Sequence[dict[str, An
     with atomic_write(path, "w") as file:
         if kind == CSV:
             names = dict.fromkeys(name for line in flat for name in line)
-            writer = csv.DictWriter(file, list(names), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(flat)
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(map(for_csv, names))
+            writer.writerows([for_csv(line.get(name, "")) for name in names] for line in flat)
         else:
             lines_of = markdown_lines if kind == MARKDOWN else latex_lines
             file.write("\n".join("".join(f"{line}\n" for line in lines_of(*table)) for table in tables))

@@ -5,9 +5,9 @@
     python -m utils.plots.cross_domain results.jsonl --label baby=ckpt/a.pt yelp=ckpt/b.pt
 
 Rows are checkpoints. One is called as --label says, or like the data set that its data_path names (in the JSON beside
-it), or else like the folder of that path. Columns are data sets; a cell in which a row meets its own data set has a
-frame. The same numbers are printed, and written beside the figure as .csv. Where a result is there twice the last
-counts, as predict.py appends.
+it), or else like the folder of that path. Columns are data sets, under their paths where two have the same name; a cell
+in which a row meets its own data set has a frame. The same numbers are printed, and written beside the figure as .csv.
+Where a result is there twice the last counts, as predict.py appends.
 """
 
 if __name__ == "__main__":
@@ -18,11 +18,13 @@ if __name__ == "__main__":
 import argparse
 import csv
 import math
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from utils.alike import EVALUATION
 from utils.checkpoint import read_metadata
 from utils.cli import named_file, parser, run
 from utils.compare import MODEL
@@ -30,10 +32,10 @@ from utils.datasets import is_time
 from utils.errors import InputError, shown
 from utils.figures import figure_for, plain, save_figure
 from utils.files import atomic_write, check_writable, read_jsonl
+from utils.table_files import for_csv
 from utils.util import print_table
 
 REMEDY = "Give a file that predict.py wrote (--results)."
-SETTING = ("cold", "protocol", "search", "exclude_history")  # in which the results of a matrix must agree
 DARKEST = 0.45  # grey, from 0 to 1, of a column's best: black text can be read on it
 LONG = 12  # letters of a data set's name beyond which the names are turned
 
@@ -63,7 +65,8 @@ def main() -> None:
     figure.suptitle(plain(title), fontsize=11)
     with atomic_write(table, "w") as file:
         lines = [["" if cell != cell else cell for cell in row] for row in rows]
-        csv.writer(file, lineterminator="\n").writerows([["trained on", *matrix.tested], *lines])
+        table_lines = [["trained on", *matrix.tested], *lines]
+        csv.writer(file, lineterminator="\n").writerows(map(for_csv, line) for line in table_lines)
     print(f"wrote {table}")
     save_figure(figure, args.output)
 
@@ -95,7 +98,7 @@ def read_results(paths: list[str], method: str, group: str) -> list[dict[str, An
             others.add(f"{names[2]}, {names[3]}")
             if names[2:] == [method, group]:
                 found.append(result)
-                settings.setdefault(str({name: result.get(name) for name in SETTING}), f"{path}, line {line}")
+                settings.setdefault(str({name: result.get(name) for name in EVALUATION}), f"{path}, line {line}")
     if not found:
         there = "; ".join(sorted(others)[:6]) or "none"
         raise InputError(
@@ -115,7 +118,7 @@ def last_ndcg(result: dict[str, Any]) -> str:
     >>> last_ndcg({"ndcg@1": 0.1, "ndcg@10": 0.2, "ndcg@5": 0.2, "hit@20": 0.3})
     'ndcg@10'
     """
-    ks = [int(name[5:]) for name in result if name.startswith("ndcg@") and name[5:].isdecimal()]
+    ks = [int(name[5:]) for name in result if re.fullmatch("ndcg@[0-9]{1,9}", name)]
     if not ks:
         raise InputError(f"a result has no NDCG: {shown(result)}. {REMEDY}")
     return f"ndcg@{max(ks)}"
@@ -127,7 +130,8 @@ def arrange(results: list[dict[str, Any]], metric: str, labels: dict[str, str]) 
     Data sets stand in the order of the results, and checkpoints that are called like one in the same order, first.
     InputError if results lack the metric, a label is of no checkpoint, or two checkpoints have one label.
     """
-    tested = list(dict.fromkeys(Path(result["dataset"]).name for result in results))
+    names = data_sets([result["dataset"] for result in results])
+    tested = list(dict.fromkeys(names.values()))
     paths = list(dict.fromkeys(result["ckpt_path"] for result in results))
     for path, name in labels.items():
         if path not in map(plain_path, paths):
@@ -146,9 +150,26 @@ def arrange(results: list[dict[str, Any]], metric: str, labels: dict[str, str]) 
         if value is not None and not is_time(value) or metric not in result:
             numbers = [name for name, other in result.items() if is_time(other)]
             raise InputError(f"--metric {metric}: a result has {shown(value)} there. There are: {', '.join(numbers)}.")
-        place = trained.index(called[result["ckpt_path"]]), tested.index(Path(result["dataset"]).name)
+        place = trained.index(called[result["ckpt_path"]]), tested.index(names[result["dataset"]])
         values[place] = math.nan if value is None else value
     return Matrix(trained, tested, values)
+
+
+def data_sets(paths: list[str]) -> dict[str, str]:
+    """What the data sets of --dataset are called: like their folders, or by their paths where two are called the same.
+
+    >>> data_sets(["pets", "data/test/pets", "test/toys", "mine/toys"])
+    {'pets': 'pets', 'data/test/pets': 'pets', 'test/toys': 'data/test/toys', 'mine/toys': 'mine/toys'}
+    """
+    whole = {path: path_of(path) for path in paths}
+    names = [path.name for path in set(whole.values())]
+    return {name: path.name if names.count(path.name) == 1 else str(path) for name, path in whole.items()}
+
+
+def path_of(dataset: str) -> Path:
+    """The folder that --dataset names: NAME and test/NAME are under data/test."""
+    path = Path(dataset)
+    return Path("data/test", path.name) if len(path.parts) == 1 or path.parts[:-1] == ("test",) else path
 
 
 def plain_path(path: str) -> str:

@@ -50,12 +50,12 @@ def main() -> None:
     """Read, cut into bins, print, draw."""
     args = parse()
     figure, axes = figure_for(args.output, rows=2, figsize=(11, 8))
-    gains, groups = load_gains(args.per_user)
+    gains, groups, users = load_gains(args.per_user)
     gains = chosen(gains, args.methods, "--methods")
     group = args.group or (EVERYONE if EVERYONE in groups else next(iter(groups)))
     members = chosen(groups, [group], "--group")[group]
     test = load_test(dataset_folder(args.dataset), args.cold, args.drop_short)
-    check_same_users(groups, test, args)
+    check_same_users(groups, users, test, args)
     if not members.any():
         raise InputError(f"{args.per_user}: the group {group!r} is empty. Name another --group.")
     selected = {name: values[members] for name, values in gains.items()}
@@ -86,14 +86,18 @@ def parse() -> argparse.Namespace:
     return flags.parse_args()
 
 
-def load_gains(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Read NDCG (U,) float64 by method, and users (U,) bool by group; InputError for a damaged or another file."""
+def load_gains(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], np.ndarray | None]:
+    """Read NDCG (U,) float64 by method, members (U,) bool by group, and users (U,), None in an older file.
+
+    InputError for a damaged or another file.
+    """
     try:
         with np.load(require_file(path, REMEDY), allow_pickle=False) as saved:
             gains, groups = (
                 {name.removeprefix(kind): saved[name] for name in saved.files if name.startswith(kind)}
                 for kind in (GAINS, GROUP)
             )
+            users = saved["users"] if "users" in saved.files else None
     except (OSError, KeyError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{path} cannot be read ({reason(error)}). {REMEDY}") from error
     if not gains or not groups:
@@ -102,17 +106,24 @@ def load_gains(path: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]
     kinds = {array.dtype.kind for array in gains.values()}, {array.dtype.kind for array in groups.values()}
     if len(shapes) > 1 or len(shapes.pop()) != 1 or kinds != ({"f"}, {"b"}):
         raise InputError(f"{path}: its arrays are not one number, and one yes or no, for each user. {REMEDY}")
-    if not all(np.isfinite(array).all() for array in gains.values()):
-        raise InputError(f"{path} holds NaN or infinity. {REMEDY}")
-    return gains, groups
+    if not all(((array >= 0) & (array <= 1)).all() for array in gains.values()):
+        raise InputError(f"{path} holds NDCG that is NaN, or not from 0 to 1. {REMEDY}")
+    return gains, groups, users
 
 
-def check_same_users(groups: dict[str, np.ndarray], test: TestSet, args: argparse.Namespace) -> None:
-    """InputError if there are not as many users in the groups, masks (U,) bool, as in the data set, or others."""
+def check_same_users(
+    groups: dict[str, np.ndarray], users: np.ndarray | None, test: TestSet, args: argparse.Namespace
+) -> None:
+    """InputError unless the users (U,) of a file, and the groups, masks (U,) bool, are those of the data set in order.
+
+    An older file does not name its users (None): then their number and what they have repeated must be the same.
+    """
     remedy = "Name the data set that it was made from, with --cold and --drop_short as predict.py had them."
-    users, found = len(next(iter(groups.values()))), len(test.sequences)
-    if users != found:
-        raise InputError(f"{args.per_user} is about {users} users, {args.dataset} has {found}. {remedy}")
+    count, found = len(next(iter(groups.values()))), len(test.sequences)
+    if count != found:
+        raise InputError(f"{args.per_user} is about {count} users, {args.dataset} has {found}. {remedy}")
+    if users is not None and users.astype(str).tolist() != test.sequences.users.astype(str).tolist():
+        raise InputError(f"{args.per_user} is about other users than {args.dataset}, or in another order. {remedy}")
     again, new = REPEATED
     repeated = repeats(*test.sequences.split_targets())
     for name, members in ((again, repeated), (new, ~repeated)):
