@@ -68,10 +68,29 @@ def test_means_deviations_and_the_best(typed, tmp_path):
     assert lines["other", "rival"]["ndcg@5 deviation"] == ""
 
 
-def test_of_a_loss_the_lowest_is_best(typed):
-    rows = [{"method": name, "seed": 0, "loss": loss, "ndcg@5": 0.1} for name, loss in (("a", 2.0), ("b", 1.0))]
-    said = typed(rows, "--by method --metrics loss")
+@pytest.mark.parametrize("metric", ["loss", "published", "invalid@5"])
+def test_of_a_loss_the_lowest_is_best(typed, metric):
+    rows = [{"method": name, "seed": 0, metric: loss, "ndcg@5": 0.1} for name, loss in (("a", 2.0), ("b", 1.0))]
+    said = typed(rows, f"--by method --metrics {metric}")
     assert "1.0000 (1)*" in said and "2.0000 (1)*" not in said
+
+
+def test_two_settings_of_training_are_compared(typed):
+    rows = [
+        {
+            "dataset": "shop",
+            "method": "RecGPT",
+            "seed": seed,
+            "ndcg@5": value + seed / 10,
+            "training": {"attention": name},
+        }
+        for name, value in (("causal", 0.1), ("item_block", 0.3))
+        for seed in range(3)
+    ]
+    said = typed(rows, "--by training.attention --metrics ndcg@5 --where method=RecGPT --against item_block")
+    assert "causal 0.2000 ± 0.1000 (3)" in said and "item_block 0.4000 ± 0.1000 (3)*" in said
+    assert "-0.2000" in said and "3 seeds" in said
+    assert "attention" in typed(rows, "--by dataset --metrics ndcg@5", expect=2)
 
 
 def test_latex_and_markdown(typed, tmp_path):

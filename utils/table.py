@@ -380,7 +380,8 @@ def value_table(
         for metric, one in zip(metrics, values, strict=True):
             if one.mean is not None:
                 place = (metric, *block(key, compared))
-                better: Callable[..., float] = min if metric in LOWER_IS_BETTER else max
+                lower = metric in LOWER_IS_BETTER or metric.startswith("invalid@")
+                better: Callable[..., float] = min if lower else max
                 best[place] = better(best.get(place, one.mean), one.mean)
     lines = [
         [
