@@ -253,16 +253,14 @@ def grouped(rows: Sequence[Row], by: Sequence[str], over: str, last: bool) -> li
 def twice(first: Row, second: Row, keys: Sequence[str]) -> InputError:
     """What to say of two rows that have the same values of all keys: the one in which they differ, or --last."""
     same = ", ".join(f"{key} {written(second.values, key)}" for key in keys)
-    differing = [
-        key
-        for key, value in second.values.items()
-        if isinstance(value, (str, bool)) and key != "date" and value != first.values.get(key)
-    ]
+    plain = [key for key, value in second.values.items() if isinstance(value, (str, bool)) and key != "date"]
+    known = [*settings_of(first), *settings_of(second), *plain]  # a setting says more than the name of a checkpoint
+    differing = [key for key in known if written(first.values, key) != written(second.values, key)]
     remedy = "They are one result written twice: give --last to take the last one."
     if differing:
         key = differing[0]
         remedy = (
-            f"They differ in {key}, {shown(value_of(first.values, key))} and {shown(second.values[key])}: add it to "
+            f"They differ in {key}, {shown(value_of(first.values, key))} and {shown(value_of(second.values, key))}: add it to "
             "--by, choose one with --where, or give --last to take the last one."
         )
     return InputError(f"{first}, and {second}, both have {same}. {remedy}")
