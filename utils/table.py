@@ -260,8 +260,8 @@ def twice(first: Row, second: Row, keys: Sequence[str]) -> InputError:
     if differing:
         key = differing[0]
         remedy = (
-            f"They differ in {key}, {shown(value_of(first.values, key))} and {shown(value_of(second.values, key))}: add it to "
-            "--by, choose one with --where, or give --last to take the last one."
+            f"They differ in {key}, {shown(value_of(first.values, key))} and {shown(value_of(second.values, key))}: add "
+            "it to --by, choose one with --where, or give --last to take the last one."
         )
     return InputError(f"{first}, and {second}, both have {same}. {remedy}")
 
