@@ -259,9 +259,10 @@ def twice(first: Row, second: Row, keys: Sequence[str]) -> InputError:
     remedy = "They are one result written twice: give --last to take the last one."
     if differing:
         key = differing[0]
+        values = f"{shown(value_of(first.values, key))} and {shown(value_of(second.values, key))}"
         remedy = (
-            f"They differ in {key}, {shown(value_of(first.values, key))} and {shown(value_of(second.values, key))}: add "
-            "it to --by, choose one with --where, or give --last to take the last one."
+            f"They differ in {key}, {values}: add it to --by, choose one with --where, or give --last to take the last "
+            "one."
         )
     return InputError(f"{first}, and {second}, both have {same}. {remedy}")
 
