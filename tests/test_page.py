@@ -116,6 +116,16 @@ def test_an_item_that_the_catalog_lacks(page):
     playwright.expect(page.locator("#rule-lists > :nth-child(3) > ol")).to_contain_text("Nothing")  # it waits
 
 
+def test_a_list_that_comes_late_leaves_the_focus_where_it_is(page):
+    page.fill("#words", name_of(9))
+    titles(page, "#found", 1)
+    page.get_by_label("Add: Thing 9", exact=True).focus()
+    with page.expect_response(lambda response: "/search" in response.url):
+        page.evaluate("document.querySelector('#words').dispatchEvent(new Event('input', { bubbles: true }))")
+    page.wait_for_load_state("networkidle")
+    playwright.expect(page.get_by_label("Add: Thing 9", exact=True)).to_be_focused()
+
+
 def test_by_keyboard_alone(page):
     """From the top: search, add the first that is found, remove it again; focus is seen, and is never lost."""
     for _ in range(2):  # past the link to /docs

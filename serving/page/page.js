@@ -61,7 +61,9 @@ function itemRow(item, ...extra) {
 const score = (words) => make("span", { className: "score", textContent: words });
 
 function fill(list, rows, ifNone) {
+  const place = [...list.querySelectorAll("button")].indexOf(document.activeElement);
   list.replaceChildren(...(rows.length ? rows : [make("li", { className: "hint", textContent: ifNone })]));
+  if (place >= 0) list.querySelectorAll("button")[place]?.focus(); // a list that comes late does not take it away
 }
 
 // Catalog
