@@ -61,7 +61,7 @@ from utils.data import check_finite
 from utils.datasets import is_whitened
 from utils.errors import InputError, reason, shown
 from utils.files import check_writable, load_matrix, lock_folder
-from utils.fsq import FSQ, PUBLISHED, VERSION, Codebook
+from utils.fsq import FSQ, PUBLISHED, VERSION, Codebook, sharing
 from utils.pretrained import TOKENIZER, TOKENIZER_FOLDER, fetched, kind_of, pretrained_directory, save_folder
 from utils.random_codes import RandomCodes
 from utils.training.batches import epoch_batches
@@ -70,14 +70,7 @@ from utils.whitening import WHITENED, WhitenedMatrix, Whitening
 
 NAME = "vae_{}"  # of a codebook's name
 STATE = "vae_{}.resume"  # beside the weights of the last checkpoint
-FIXED = (
-    "levels",
-    "codes",
-    "init",
-    "init_deviation",
-    "whiten",
-    "seed",
-)  # settings that a resumed training cannot change
+FIXED = ("levels", "codes", "init", "init_deviation", "whiten", "seed")  # what a resumed training cannot change
 DEFAULT_TOKENIZER = f"./vae_ckpt/{NAME.format(PUBLISHED.name)}_ep90.pt"
 WHITENS = "whitening"  # among the weights of a tokenizer that whitens embeddings
 CHECKPOINT_EVERY = 10  # epochs
@@ -295,19 +288,17 @@ def codebook_report(
     """
     counts = np.bincount(numbers_below(codes.ravel(), codebook.size, "codes"), minlength=codebook.size)
     frequencies = counts[counts > 0] / max(1, counts.sum())
-    _, sharing = np.unique(codes, axis=0, return_counts=True)
     report = {
         "items": len(codes),
         "codes": codebook.size,
         "codes_used": int((counts > 0).sum()),
         "perplexity": round(float(np.exp(-(frequencies * np.log(frequencies)).sum())), 1),
-        "collisions": int(sharing[sharing > 1].sum()),
+        "collisions": sharing(codes),
     }
     if embeddings is not None and len(embeddings):
         rows = np.ascontiguousarray(embeddings).view(np.dtype((np.void, embeddings.shape[1] * embeddings.itemsize)))
         _, first = np.unique(rows.ravel(), return_index=True)
-        _, sharing = np.unique(codes[first], axis=0, return_counts=True)
-        report["distinct_share"] = round(float((sharing == 1).sum() / len(first)), 4)
+        report["distinct_share"] = round(1 - sharing(codes[first]) / len(first), 4)
     return report
 
 

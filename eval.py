@@ -78,8 +78,6 @@ def main() -> None:
 
     losses: dict[Path, EvalLoss] = {}
     about: dict[Path, dict[str, Any]] = {}  # of each checkpoint, for --results
-    shared = {"users": len(data.sequences), "items": len(data.catalog)} | about_program("eval.py", args, device)
-    files = about_files(Path(args.data_path), HELD_OUT)
     for path in checkpoints:
         model, metadata = load_model(path, device, args.tf_layer)
         if model.config.predicts == ITEMS:
@@ -89,9 +87,10 @@ def main() -> None:
         check_fit(Origin(path, model.config.embedding_width, *known, model.config.codebook), data.origin)
         windowed = data._replace(sequences=data.sequences.last(model.config.window))
         losses[path] = evaluate(model, windowed, args.test_batch_size, path.name)
-        about[path] = about_model(model.config.noted(), metadata)
-        hashes = {"weights": model.fingerprint(), "tokenizer": data.tokenizer or metadata.get("tokenizer")}
-        about[path]["fingerprints"] = hashes | files
+        if args.results:  # all weights are hashed for it
+            about[path] = about_model(model.config.noted(), metadata)
+            hashes = {"weights": model.fingerprint(), "tokenizer": data.tokenizer or metadata.get("tokenizer")}
+            about[path]["fingerprints"] = hashes | about_files(Path(args.data_path), HELD_OUT)
 
     if not losses:
         raise InputError(
@@ -101,9 +100,11 @@ def main() -> None:
 
     by = "published" if args.protocol == "released" else "loss"
     ranked = rank({path: getattr(loss, by) for path, loss in losses.items()})
-    found = ({"ckpt_path": str(path), **losses[path]._asdict()} for path in ranked)
-    found = ({name: value for name, value in one.items() if value is not None} for one in found)
-    append_results(args.results, ({**one, **shared, **about[Path(one["ckpt_path"])]} for one in found))
+    if args.results:
+        shared = {"users": len(data.sequences), "items": len(data.catalog)} | about_program("eval.py", args, device)
+        found = {path: {"loss": losses[path].loss, "published": losses[path].published} for path in ranked}
+        rows = ({"ckpt_path": str(path), **found[path], **shared, **about[path]} for path in ranked)
+        append_results(args.results, rows)
     targets = ", of each only the last item is a target" if data.last_only else ""
     print(f"\n{len(data.sequences)} histories of {args.data_path}{targets}; loss in nats, best first")
     shown = {path: [value if math.isfinite(value) else "not a number" for value in losses[path][:2]] for path in ranked}

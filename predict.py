@@ -184,8 +184,8 @@ def evaluate(args: argparse.Namespace, place: Place) -> None:
         compare.write_lists(args.output, test.sequences.users, shortened(lists), (targets, ranks[by]), called)
     if args.per_user:
         write_users(args.per_user, test.sequences.users, ranks, args.topk, groups)
-        about["per_user"] = args.per_user
-        about["fingerprints"]["per_user"] = fingerprint(args.per_user)
+        hashes = {**about.get("fingerprints", {}), "per_user": fingerprint(args.per_user)}
+        about |= {"per_user": args.per_user, "fingerprints": hashes}
     told = ("dataset", "cold", "protocol", "search", "exclude_history", "ckpt_path", "vae_ckpt")
     setting = {name: getattr(args, name) for name in told}
     compare.report(results, args.topk)
@@ -211,7 +211,7 @@ class Loaded(NamedTuple):
     candidates: np.ndarray  # (M,) int64, ascending, items that may be recommended
     made_with: dict[str, str]  # with --blend: hashes of the weights and the tokenizer
     fitted_with: RecGPT  # the model with which a blend is fitted
-    about: dict[str, Any]  # of all this and the program, for --results
+    about: dict[str, Any]  # of all this and the program, for --results; empty without it
 
 
 def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
@@ -232,11 +232,13 @@ def load(args: argparse.Namespace, protocol: "Protocol") -> Loaded:
         log = test.embeddings_path.parent / HISTORIES
         fitted_with = load_fitted_with(metadata, args.ckpt_path, model.config.predicts, device, log) or model
         made_with = blend_origin(model, fitted_with, tokenizer)
-    about = {"users_of_data": len(test.sequences), "items": len(catalog)} | about_program("predict.py", args, device)
-    about |= about_model(model.config.noted(), metadata)
-    hashes = {"weights": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
-    files = ("cold_test.pkl" if args.cold else "test.pkl", HISTORIES, test.embeddings_path.name)
-    about["fingerprints"] = hashes | about_files(test.embeddings_path.parent, files)
+    about = {}
+    if args.results:  # all weights are hashed for it, and git is asked
+        about = {"users_of_data": len(test.sequences), "items": len(catalog)}
+        about |= about_program("predict.py", args, device) | about_model(model.config.noted(), metadata)
+        hashes = {"weights": model.fingerprint(), "tokenizer": tokenizer.fingerprint()}
+        files = ("cold_test.pkl" if args.cold else "test.pkl", HISTORIES, test.embeddings_path.name)
+        about["fingerprints"] = hashes | about_files(test.embeddings_path.parent, files)
     return Loaded(test, model, catalog, candidates, made_with, fitted_with, about)
 
 

@@ -21,6 +21,7 @@ from utils.cli import run
 from utils.data import make_batch
 from utils.errors import InputError
 from utils.figures import figure_for, marks, plain, save_figure
+from utils.fsq import sharing
 from utils.packed import pack
 from utils.plots import code_positions, codebook, cross_domain, embedding_map, slices
 
@@ -180,7 +181,7 @@ def test_usage_and_collisions():
         "2": [0, 0, 1, 3],
         "all": [2, 2, 1, 3],
     }
-    assert codebook.Usage.of(counts["1"]) == (2, 2.0, 0.5) and codebook.shared(codes) == 2
+    assert codebook.Usage.of(counts["1"]) == (2, 2.0, 0.5) and sharing(codes) == 2
 
 
 def test_codes_that_are_none(shop):

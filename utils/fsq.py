@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from utils.errors import InputError, reason
 
 VERSION = 1  # of the rule by which numbers become codes; whoever changes it raises this, and fingerprints differ
-MOST_CODES = 2**15 - 1  # of a codebook, since codes are kept as int16 and the padding token is one more
+LARGEST = 2**15 - 1  # codebook, in codes, since codes are kept as int16 and the padding token is one more
 MOST_PER_ITEM = 64  # codes of an item
 
 
@@ -37,8 +37,8 @@ class Codebook:
         """ValueError for levels or numbers of codes that no tokenizer has."""
         if not isinstance(self.levels, tuple) or not all(type(level) is int and level > 1 for level in self.levels):
             raise ValueError(f"levels {self.levels!r} are not whole numbers of 2 or more")
-        if not self.levels or self.size > MOST_CODES:
-            raise ValueError(f"levels {self.levels} make {self.size} codes, and there may be 2 to {MOST_CODES}")
+        if not self.levels or self.size > LARGEST:
+            raise ValueError(f"levels {self.levels} make {self.size} codes, and there may be 2 to {LARGEST}")
         if type(self.per_item) is not int or not 0 < self.per_item <= MOST_PER_ITEM:
             raise ValueError(f"an item cannot have {self.per_item!r} codes, but 1 to {MOST_PER_ITEM}")
 
@@ -145,3 +145,13 @@ class FSQ(nn.Module):
 def code_keys(codes: np.ndarray) -> np.ndarray:
     """One key (N,) of bytes for the codes (N, K) of each item: equal where all are, and in the order of the codes."""
     return np.ascontiguousarray(codes, dtype=">i2").view(f"S{2 * codes.shape[1]}").ravel()
+
+
+def sharing(codes: np.ndarray) -> int:
+    """How many items of codes (n, K) share all of them with another.
+
+    >>> sharing(np.array([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4]]))
+    2
+    """
+    _, counts = np.unique(code_keys(codes), return_counts=True)
+    return int(counts[counts > 1].sum())

@@ -21,7 +21,7 @@ from utils.data import Sequences
 from utils.datasets import TestSet
 from utils.errors import shown
 from utils.files import atomic_write
-from utils.fsq import Codebook, code_keys
+from utils.fsq import Codebook, sharing
 from utils.metrics import Ranks
 from utils.names import Names
 from utils.page import Bar, Html, chart, element, join, name, page, shortened, table
@@ -387,16 +387,6 @@ def codes(found: Evaluation) -> Html:
         said += " The checkpoint predicts items, and tells these apart by their texts."
     header = ["", f"values in use, of {found.codebook.size}", "share"]
     return join([element("h2", "Codes"), paragraph(said), table(header, [(None, rows)])], "\n")
-
-
-def sharing(codes: np.ndarray) -> int:
-    """How many items of codes (n, K) share all of them with another.
-
-    >>> sharing(np.array([[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 4]]))
-    2
-    """
-    _, counts = np.unique(code_keys(codes), return_counts=True)
-    return int(counts[counts > 1].sum())
 
 
 # Examples

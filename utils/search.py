@@ -518,16 +518,27 @@ def free_search(logits: Tensor, trie: Trie, k: int) -> TopK:
         ValueError: as `exact_search`.
     """
     check_arguments(logits, trie, k)
-    log_probs = logits.log_softmax(-1)  # (B, K, V)
-    scores, codes = log_probs[:, 0].topk(min(k, log_probs.shape[2]))  # (B, W), of rows with one code so far
-    codes = codes[..., None]  # (B, W, 1)
+    found = empty_topk(len(logits), k, logits.device)
+    for start in range(0, len(logits), SCAN_USERS):  # which bounds memory
+        users = slice(start, start + SCAN_USERS)
+        codes, scores = likeliest_codes(logits[users].log_softmax(-1), k)
+        found.items[users], found.scores[users] = _leaf_items(trie, trie.find(codes), scores, k)
+    return found
+
+
+def likeliest_codes(log_probs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k most likely rows of codes by log-probabilities (B, K, V), best first: (B, W, K) int64, and scores (B, W).
+
+    W is k, or less where there are fewer rows.
+    """
+    best, codes = log_probs.topk(min(k, log_probs.shape[2]))  # (B, K, V'), of which no better row has others
+    scores, rows = best[:, 0], codes[:, 0, :, None]  # (B, W) and (B, W, 1), of rows with one code so far
     for slot in range(1, log_probs.shape[1]):
-        best, code = log_probs[:, slot].topk(min(k, log_probs.shape[2]))  # (B, V')
-        sums = (scores[..., None] + best[:, None]).flatten(1)  # (B, W * V')
+        sums = (scores[..., None] + best[:, slot, None]).flatten(1)  # (B, W * V')
         scores, chosen = sums.topk(min(k, sums.shape[1]))
-        earlier = codes.gather(1, (chosen // best.shape[1])[..., None].expand(-1, -1, slot))
-        codes = torch.cat([earlier, code.gather(1, chosen % best.shape[1])[..., None]], -1)
-    return _leaf_items(trie, trie.find(codes), scores, k)
+        earlier = rows.gather(1, (chosen // best.shape[2])[..., None].expand(-1, -1, slot))
+        rows = torch.cat([earlier, codes[:, slot].gather(1, chosen % best.shape[2])[..., None]], -1)
+    return rows, scores
 
 
 def _extend(

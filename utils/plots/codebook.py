@@ -24,6 +24,7 @@ from utils.cli import parser, run
 from utils.datasets import codes_array, dataset_folder, noted_codebook
 from utils.figures import figure_for, marks, plain, save_figure
 from utils.files import check_whole
+from utils.fsq import sharing
 from utils.packed import HEADER, entropy, open_packed
 from utils.pickles import load_pickle
 from utils.plots.catalogs import items_with_text, load_catalog
@@ -58,7 +59,7 @@ def main() -> None:
     figure, axes = figure_for(args.output, columns=2)
     codes, name = load_codes(args)
     counts = count(codes)
-    title = f"{name}: {len(codes):,} items, {shared(codes) / len(codes):.1%} share all their codes with another"
+    title = f"{name}: {len(codes):,} items, {sharing(codes) / len(codes):.1%} share all their codes with another"
     print(title)
     header = ["position", "codes in use", "perplexity", "share of the most frequent"]
     print_table(header, ([position, *Usage.of(found)] for position, found in counts.items()))
@@ -106,16 +107,6 @@ def count(codes: np.ndarray) -> dict[str, np.ndarray]:
     length = int(codes.max()) + 1
     columns = {str(position): column for position, column in enumerate(codes.T, start=1)}
     return {name: np.bincount(column, minlength=length) for name, column in {**columns, ALL: codes.ravel()}.items()}
-
-
-def shared(codes: np.ndarray) -> int:
-    """How many items of (n, K) have the same K codes as another.
-
-    >>> shared(np.array([[1, 2], [2, 1], [1, 2]]))
-    2
-    """
-    _, items = np.unique(codes, axis=0, return_counts=True)
-    return int(items[items > 1].sum())
 
 
 def draw_histograms(axis: Any, counts: dict[str, np.ndarray]) -> None:
